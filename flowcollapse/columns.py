@@ -1,0 +1,266 @@
+"""The columns of the features: what a column of `X` stands for, and the risk's data `u` and `T` in those columns.
+
+The features enter the squared-error risk only through `1/2 ||W X + b u^T - T||_F^2`, with
+
+- one column a sample:     `X = H` (p x n_tot),  `u = 1`,             `T = I_C (x) 1^T`;
+- class-mean columns:      `X = [B, L]`,         `u = [sqrt n; 0]`,   `T = [diag(sqrt n), 0]`.
+
+Here `B = Hbar diag(sqrt n)` holds the class means and `L` the part within the classes, `H - Hbar (x) 1^T = L Q^T`
+with orthonormal columns in `Q`, which never moves. The map is an isometry, so gradients, descent steps and
+Runge-Kutta steps commute with it (derived here).
+"""
+
+import abc
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from ._errors import UsageError
+
+MAX_LIFT_BYTES = 8 * 2**30
+
+
+class Columns(eqx.Module):
+    """What the columns of `X` stand for. `counts` are the numbers of samples of the classes."""
+
+    counts: eqx.AbstractVar[tuple[int, ...]]
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.counts)
+
+    @property
+    def num_samples(self) -> int:
+        return sum(self.counts)
+
+    @property
+    @abc.abstractmethod
+    def name(self) -> str:
+        """The name that `coordinates=` and a trajectory use."""
+
+    @abc.abstractmethod
+    def targets(self, n: int, dtype) -> Float[Array, "C n"]:
+        """`T` for `n` columns."""
+
+    @abc.abstractmethod
+    def ones(self, n: int, dtype) -> Float[Array, " n"]:
+        """`u`: what the bias multiplies; `||u||^2` is the number of samples."""
+
+    @abc.abstractmethod
+    def times_ones(self, X: Float[Array, "m n"]) -> Float[Array, " m"]:
+        """`X u`, reading no more of X than it must."""
+
+    @abc.abstractmethod
+    def split(self, X: Float[Array, "p n"]) -> tuple[Float[Array, "p C"], Float[Array, "p r"]]:
+        """`(B, L)`: the class means times sqrt n, and a part within the classes with `L L^T = H_dev H_dev^T`."""
+
+    @abc.abstractmethod
+    def lift(self, X: Float[Array, "*batch p n"]) -> Float[Array, "*batch p samples"]:
+        """`H`, one column a sample, classes one after the other."""
+
+    def without_arrays(self) -> "Columns":
+        """The same columns without what leads back to the samples: all that the risk and its field need."""
+        return self
+
+    @property
+    def batch_ndim(self) -> int:
+        """How many leading axes (lanes) the columns' own arrays have."""
+        return 0
+
+    @property
+    @abc.abstractmethod
+    def knows_samples(self) -> bool:
+        """Whether single samples can be told apart, as NC4 and CDNV need."""
+
+    def within_class_energies(self, L: Float[Array, "p r"]) -> Float[Array, " C"]:
+        """`||h_i - mu_c||^2` summed over the samples of each class."""
+        deviations = self.deviations(L)
+        starts = np.cumsum((0, *self.counts[:-1]))
+        return jnp.add.reduceat(jnp.sum(deviations**2, axis=0), starts)
+
+    @abc.abstractmethod
+    def deviations(self, L: Float[Array, "p r"]) -> Float[Array, "p samples"]:
+        """`H - Hbar (x) 1^T`, one column a sample."""
+
+
+class SampleColumns(Columns):
+    """One column a sample: `X = H`."""
+
+    counts: tuple[int, ...] = eqx.field(static=True)
+
+    @property
+    def name(self) -> str:
+        return "sample"
+
+    @property
+    def knows_samples(self) -> bool:
+        return True
+
+    def targets(self, n: int, dtype) -> Float[Array, "C n"]:
+        labels = np.repeat(np.arange(self.num_classes), self.counts)
+        return (jnp.asarray(labels)[None, :] == jnp.arange(self.num_classes)[:, None]).astype(dtype)
+
+    def ones(self, n: int, dtype) -> Float[Array, " n"]:
+        return jnp.ones(n, dtype)
+
+    def times_ones(self, X: Float[Array, "m n"]) -> Float[Array, " m"]:
+        return jnp.sum(X, axis=-1)
+
+    def split(self, X: Float[Array, "p n"]) -> tuple[Float[Array, "p C"], Float[Array, "p n"]]:
+        means = class_means(X, self.counts)
+        return means * root_counts(self.counts, X.dtype), X - repeat_columns(means, self.counts)
+
+    def lift(self, X: Float[Array, "*batch p n"]) -> Float[Array, "*batch p n"]:
+        return X
+
+    def deviations(self, L: Float[Array, "p n"]) -> Float[Array, "p n"]:
+        return L
+
+
+class ClassMeanColumns(Columns):
+    """Class-mean columns: `X = [B, L]`, no size depends on the number of samples.
+
+    The rotation `Q` that leads back to the samples is one of three:
+
+    - `basis=None, key=None`: the fixed Helmert basis of the within-class space (`r = n_tot - C`, for few samples);
+    - `basis=Q` (n_tot x r): made from the features the state came from;
+    - `key`: the state was drawn already reduced; `Q` is drawn from this key, uniformly among the orthonormal frames of
+      the within-class space, when `H` is asked for, and single samples are unknown before that.
+    """
+
+    counts: tuple[int, ...] = eqx.field(static=True)
+    basis: Float[Array, "*lanes samples r"] | None = None
+    key: PRNGKeyArray | None = None
+
+    @property
+    def name(self) -> str:
+        return "class-mean"
+
+    def without_arrays(self) -> Columns:
+        return ClassMeanColumns(self.counts)
+
+    @property
+    def batch_ndim(self) -> int:
+        if self.key is not None:
+            return self.key.ndim
+        return 0 if self.basis is None else self.basis.ndim - 2
+
+    @property
+    def knows_samples(self) -> bool:
+        return self.key is None
+
+    def targets(self, n: int, dtype) -> Float[Array, "C n"]:
+        return jnp.eye(self.num_classes, n, dtype=dtype) * root_counts(self.counts, dtype)[:, None]
+
+    def ones(self, n: int, dtype) -> Float[Array, " n"]:
+        return jnp.zeros(n, dtype).at[: self.num_classes].set(root_counts(self.counts, dtype))
+
+    def times_ones(self, X: Float[Array, "m n"]) -> Float[Array, " m"]:
+        return X[:, : self.num_classes] @ root_counts(self.counts, X.dtype)
+
+    def split(self, X: Float[Array, "p n"]) -> tuple[Float[Array, "p C"], Float[Array, "p r"]]:
+        return X[:, : self.num_classes], X[:, self.num_classes :]
+
+    def lift(self, X: Float[Array, "*batch p n"]) -> Float[Array, "*batch p samples"]:
+        self._check_size(X)
+        B, L = X[..., : self.num_classes], X[..., self.num_classes :]
+        return repeat_columns(B / root_counts(self.counts, X.dtype), self.counts) + self.deviations(L)
+
+    def deviations(self, L: Float[Array, "*batch p r"]) -> Float[Array, "*batch p samples"]:
+        if self.key is not None:
+            Q = _random_within_basis(self.counts, L.shape[-1], self.key, L.dtype)
+        elif self.basis is not None:
+            Q = self.basis
+        else:
+            Q = within_class_basis(self.counts, L.dtype)
+        Q = Q.reshape(Q.shape[:-2] + (1,) * (L.ndim - Q.ndim) + Q.shape[-2:])
+        return L @ jnp.swapaxes(Q, -1, -2)
+
+    def _check_size(self, X) -> None:
+        size = int(np.prod(X.shape[:-1])) * self.num_samples * X.dtype.itemsize
+        if size > MAX_LIFT_BYTES:
+            raise UsageError(
+                f"H has shape {(*X.shape[:-1], self.num_samples)}, {size / 2**30:.1f} GiB, more than the "
+                f"{MAX_LIFT_BYTES / 2**30:.0f} GiB that H may take. Use the class-mean columns instead: state.B "
+                "(class means times sqrt n) and state.L (the part within the classes) hold the same information."
+            )
+
+
+def to_class_means(H: Float[Array, "p samples"], counts: tuple[int, ...]):
+    """Class-mean columns of the features.
+
+    Args:
+        H: features, shape (p, n_tot), one column a sample, classes one after the other.
+        counts: samples of each class.
+
+    Returns:
+        `(X, columns)` with `X = [B, L]` of shape (p, C + r), `r = min(p, n_tot - C)`, so that
+        `columns.lift(X)` is `H`. For `n_tot - C <= p` the within-class basis is fixed and nothing is factorised;
+        otherwise `L` and `Q` come from a QR factorisation of the deviations (derived here).
+    """
+    p, num_samples = H.shape
+    sample = SampleColumns(counts)
+    B, deviations = sample.split(H)
+    if num_samples - len(counts) <= p:
+        L = deviations @ within_class_basis(counts, H.dtype)
+        return jnp.concatenate([B, L], axis=1), ClassMeanColumns(counts)
+    Q, R = jnp.linalg.qr(deviations.T)
+    return jnp.concatenate([B, R.T], axis=1), ClassMeanColumns(counts, basis=Q)
+
+
+def root_counts(counts: tuple[int, ...], dtype) -> Float[Array, " C"]:
+    """`sqrt n_c`."""
+    return jnp.asarray(np.sqrt(np.array(counts, dtype=np.float64)), dtype)
+
+
+def class_means(H: Float[Array, "*batch p samples"], counts: tuple[int, ...]) -> Float[Array, "*batch p C"]:
+    """`Hbar`: the mean column of each class."""
+    if len(set(counts)) == 1:
+        return jnp.mean(H.reshape(*H.shape[:-1], len(counts), counts[0]), axis=-1)
+    starts = np.cumsum((0, *counts[:-1]))
+    return jnp.add.reduceat(H, starts, axis=-1) / jnp.asarray(counts, H.dtype)
+
+
+def repeat_columns(M: Float[Array, "*batch p C"], counts: tuple[int, ...]) -> Float[Array, "*batch p samples"]:
+    """`M (x) 1^T`: every class's column once a sample."""
+    return jnp.repeat(M, np.array(counts), axis=-1, total_repeat_length=sum(counts))
+
+
+def within_class_basis(counts: tuple[int, ...], dtype) -> Float[Array, "samples r"]:
+    """Helmert's orthonormal basis of the vectors that sum to zero over each class, shape (n_tot, n_tot - C)."""
+    basis = np.zeros((sum(counts), sum(counts) - len(counts)))
+    row = column = 0
+    for n in counts:
+        for k in range(1, n):
+            basis[row : row + k, column] = 1.0
+            basis[row + k, column] = -k
+            basis[:, column] /= np.sqrt(k * (k + 1.0))
+            column += 1
+        row += n
+    return jnp.asarray(basis, dtype)
+
+
+def _random_within_basis(counts: tuple[int, ...], r: int, key: PRNGKeyArray, dtype) -> Float[Array, "samples r"]:
+    """A uniformly random orthonormal frame of `r` vectors in the within-class space."""
+    normal = jax.random.normal(key, (r, sum(counts)), dtype)
+    Q, R = jnp.linalg.qr((normal - repeat_columns(class_means(normal, counts), counts)).T)
+    return Q * jnp.sign(jnp.diagonal(R))
+
+
+def check_counts(counts: object, num_classes: int) -> tuple[int, ...]:
+    """The counts as a tuple of `num_classes` positive integers, from one integer or a sequence of them."""
+    given = (counts,) * num_classes if isinstance(counts, int | np.integer) else counts
+    if not isinstance(given, tuple | list | np.ndarray):
+        raise UsageError(
+            f"samples_per_class must be a positive integer or a tuple of {num_classes} of them, got {counts!r}."
+        )
+    if len(given) != num_classes:
+        raise UsageError(
+            f"samples_per_class has {len(given)} counts but num_classes is {num_classes}: give one count a class."
+        )
+    if any(isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 1 for n in given):
+        raise UsageError(f"samples_per_class must hold positive integers, got {counts!r}.")
+    return tuple(int(n) for n in given)

@@ -1,0 +1,146 @@
+"""Exact changes of coordinates: samples to class means, features to the rows that move, bias to mean residual.
+
+Three maps, each with its way back, that compose:
+
+- columns: `H` to `[B, L]` (see `columns.py`), exact for the squared error; no size depends on the samples per class;
+- rows: the columns of `W^T` and `X` never leave the span of those they start with, so p features become
+  `q = min(p, 2C + r)`; exact for any loss of the logits with L2 decay;
+- mean residual: `b` to `e = (W X u + a b - T u) / a`, `a = ||u||^2 = n_tot`, the only stiff variable of the flow, which
+  obeys a linear diagonal equation plus a mild forcing.
+
+The first two are isometries: gradient steps, momentum and Runge-Kutta steps commute with them (all derived here).
+"""
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ._errors import UsageError
+from .columns import Columns, to_class_means
+from .losses import LOSSES
+from .model import UFM, Point, Problem, State, check_state, problem_of
+
+COORDINATES = ("auto", "sample", "class-mean")
+
+
+class Frame(eqx.Module):
+    """Where a run takes place: the columns of the features and, if compressed, an orthonormal basis of their rows."""
+
+    columns: Columns | None
+    rows: Float[Array, "*lanes p q"] | None = None
+
+    def leave(self, point: Point) -> State:
+        """The state, with the user's p rows, that a point of this frame stands for. Leading axes are allowed."""
+        W, X, b = point
+        if self.rows is not None:
+            rows = self.rows.reshape(self.rows.shape[:-2] + (1,) * (W.ndim - self.rows.ndim) + self.rows.shape[-2:])
+            W, X = W @ jnp.swapaxes(rows, -1, -2), rows @ X
+        return State(X=X, W=W, b=b, columns=self.columns)
+
+    @property
+    def name(self) -> str:
+        """What a trajectory says of its coordinates."""
+        columns = "sample" if self.columns is None else self.columns.name
+        return columns if self.rows is None else f"{columns}, {self.rows.shape[-2]} rows as {self.rows.shape[-1]}"
+
+
+def enter(model: UFM, state: State, coordinates: str) -> tuple[Frame, Problem, Point]:
+    """The frame that `coordinates` asks for, the problem in it and the state as a point of it.
+
+    `"sample"` takes the features as they are, `"class-mean"` reduces the columns, and `"auto"` does that where it is
+    exact and compresses the rows too where this at least halves them.
+
+    Raises:
+        UsageError: if `coordinates` is unknown, if class means are asked for with a loss that does not allow them, or
+            samples with a state that was drawn already reduced.
+    """
+    check_state(model, state)
+    exact = LOSSES[model.loss].separates_columns
+    reduced = state.columns is not None
+    if coordinates not in COORDINATES:
+        raise UsageError(
+            f"coordinates {coordinates!r} is not known: choose one of {', '.join(map(repr, COORDINATES))}."
+        )
+    if coordinates == "class-mean" and not exact:
+        raise UsageError(
+            f'coordinates="class-mean" is exact for the squared error only, and the loss is {model.loss!r}: '
+            'use coordinates="sample".'
+        )
+    if coordinates == "sample":
+        state = State(H=state.H, W=state.W, b=state.b)
+    elif exact and not reduced:
+        state = class_mean_state(model, state)
+    problem, point = problem_of(model, state)
+    rows = None
+    if coordinates == "auto" and 2 * (model.num_classes + point.X.shape[1]) <= model.num_features:
+        rows = jnp.linalg.qr(jnp.concatenate([point.W.T, point.X], axis=1))[0]
+        point = Point(point.W @ rows, rows.T @ point.X, point.b)
+    return Frame(state.columns, rows), problem, point
+
+
+def class_mean_state(model: UFM, state: State) -> State:
+    """The same state in class-mean columns: `state.B` and `state.L`; `state.H` leads back (to rounding).
+
+    Args:
+        model: the model.
+        state: one state, without leading axes.
+
+    Source: derived here; see `columns.py`.
+
+    Example:
+        >>> import jax, flowcollapse as fc
+        >>> model = fc.UFM(num_classes=3, samples_per_class=50, num_features=4)
+        >>> start = fc.initial.sphere(model, eps=0.1, key=jax.random.key(0))
+        >>> fc.to_class_means(model, start).L.shape
+        (4, 4)
+    """
+    check_state(model, state)
+    if state.columns is not None:
+        return state
+    X, columns = to_class_means(state.X, model.counts)
+    return State(X=X, W=state.W, b=state.b, columns=columns)
+
+
+def to_mean_residual(problem: Problem, point: Point) -> Float[Array, " C"]:
+    """`e = (W X u + a b - T u) / a`: the residual averaged over the samples, one number a class."""
+    return bias_free_residual(problem, point.W, point.X) + point.b
+
+
+def from_mean_residual(
+    problem: Problem, W: Float[Array, "C p"], X: Float[Array, "p n"], e: Float[Array, " C"]
+) -> Point:
+    """The point whose mean residual is e: `b = e - (W X u - T u) / a`."""
+    if not problem.model.use_bias:
+        return Point(W, X, jnp.zeros_like(e))
+    return Point(W, X, e - bias_free_residual(problem, W, X))
+
+
+def bias_free_residual(problem: Problem, W: Float[Array, "C p"], X: Float[Array, "p n"]) -> Float[Array, " C"]:
+    """`(W X u - T u) / a`, through vectors only."""
+    counts = jnp.asarray(problem.model.counts, X.dtype)
+    return (W @ problem.columns.times_ones(X) - counts) / problem.model.num_samples
+
+
+def mean_residual_field(
+    problem: Problem, W: Float[Array, "C p"], X: Float[Array, "p n"], e: Float[Array, " C"]
+) -> tuple[Float[Array, "C p"], Float[Array, "p n"], Float[Array, " C"]]:
+    """The flow in `(W, X, e)`: `(W', X', g)` with `e' = -(a + lam_b) e + g`.
+
+    With `M = W X - T` and `m = M u / a` the residual is `G = M + (e - m) u^T`, `W' = -G X^T - lam_W W`,
+    `X' = -W^T G - lam_H X`, and `g = lam_b m + (W' X u + W X' u) / a` needs vectors only, since
+    `X' u = -a W^T e - lam_H X u`. Without a bias, `G = M` and e rests at zero. Three matrix products, `6 C p n`
+    operations (derived here).
+    """
+    lam_W, lam_H, lam_b = problem.decays(X.dtype)
+    columns, a = problem.columns, problem.model.num_samples
+    n, dtype = X.shape[-1], X.dtype
+    M = W @ X - columns.targets(n, dtype)
+    if not problem.model.use_bias:
+        return -M @ X.T - lam_W * W, -W.T @ M - lam_H * X, jnp.zeros_like(e)
+    Xu = columns.times_ones(X)
+    m = (W @ Xu - jnp.asarray(problem.model.counts, dtype)) / a
+    G = M + (e - m)[:, None] * columns.ones(n, dtype)
+    W_velocity = -G @ X.T - lam_W * W
+    X_velocity = -W.T @ G - lam_H * X
+    g = lam_b * m + (W_velocity @ Xu - W @ (a * (e @ W) + lam_H * Xu)) / a
+    return W_velocity, X_velocity, g

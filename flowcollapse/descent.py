@@ -1,0 +1,173 @@
+"""Discrete descent by any optax optimizer, on the same problem, the same metrics and the same kind of trajectory."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import equinox.internal as eqxi
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float
+
+from ._errors import UsageError
+from .coordinates import COORDINATES
+from .flow import Run
+from .model import Point, Problem
+from .stopping import Verdict
+
+
+class Descent(eqx.Module):
+    """Gradient descent, or any optax optimizer, with a fixed number of steps.
+
+    Args:
+        optimizer: an optax `GradientTransformation` (`optax.sgd(0.05)`), or the name of an optax optimizer (`"sgd"`),
+            or a function that makes one (`optax.adam`); the last two take their numbers from `hyperparameters`, so that
+            one compilation serves all values.
+        num_steps: how many steps.
+        coordinates: `"auto"` (class means if the optimizer commutes with rotations, samples otherwise),
+            `"class-mean"`, `"sample"`.
+        **hyperparameters: `learning_rate=0.05`, `momentum=0.9`, ... for a name or function.
+
+    The time of a step is the distance that the optimizer goes under a constant unit force, starting at rest: the sum of
+    the learning rates for SGD and its schedules, `eta / (1 - beta)` a step for momentum once it has picked up, the
+    learning rate for Adam and sign methods. In this time the gradient flow goes the same distance (derived here).
+
+    Raises:
+        UsageError: for an unknown optimizer, numbers that do not fit it, a num_steps that is not a positive integer, or
+            class-mean coordinates for an optimizer that breaks them.
+
+    Source: the paper descends with a fixed step size.
+    """
+
+    hyperparameters: dict[str, Any]
+    optimizer: str | Callable | optax.GradientTransformation = eqx.field(static=True)
+    options: tuple[tuple[str, Any], ...] = eqx.field(static=True)
+    num_steps: int = eqx.field(static=True)
+    coordinates: str = eqx.field(static=True)
+
+    name = "descent"
+    limit = Verdict.step_limit
+
+    def __init__(self, optimizer, num_steps: int, *, coordinates: str = "auto", **hyperparameters):
+        if isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 1:
+            raise UsageError(f"num_steps must be a positive integer, got {num_steps!r}.")
+        if isinstance(optimizer, str) and not callable(getattr(optax, optimizer, None)):
+            raise UsageError(f"optimizer {optimizer!r} is not one of optax's: use a name such as 'sgd', 'adam', 'lion'.")
+        if isinstance(optimizer, optax.GradientTransformation) and hyperparameters:
+            raise UsageError(f"{sorted(hyperparameters)} cannot be set on a ready optimizer: pass its name instead.")
+        rate = hyperparameters.get("learning_rate")
+        if isinstance(rate, int | float) and not rate > 0:
+            raise UsageError(f"learning_rate must be positive, got {rate!r}.")
+        numbers = {k: v for k, v in hyperparameters.items() if eqx.is_array_like(v) and not isinstance(v, bool)}
+        self.hyperparameters = numbers
+        self.options = tuple((k, v) for k, v in sorted(hyperparameters.items()) if k not in numbers)
+        self.optimizer, self.num_steps = optimizer, num_steps
+        self.coordinates = self._checked_coordinates(coordinates)
+
+    def transformation(self) -> optax.GradientTransformation:
+        """The optax optimizer itself."""
+        if isinstance(self.optimizer, optax.GradientTransformation):
+            return self.optimizer
+        factory = getattr(optax, self.optimizer) if isinstance(self.optimizer, str) else self.optimizer
+        try:
+            return factory(**self.hyperparameters, **dict(self.options))
+        except TypeError as error:
+            raise UsageError(f"optimizer {self.label}: {error}.") from None
+
+    @property
+    def label(self) -> str:
+        """What tables call this method."""
+        name = self.optimizer if isinstance(self.optimizer, str) else getattr(self.optimizer, "__name__", "optax")
+        return f"descent ({name}, {self.num_steps} steps)"
+
+    def _checked_coordinates(self, coordinates: str) -> str:
+        if coordinates not in COORDINATES:
+            raise UsageError(f"coordinates {coordinates!r} is not known: choose one of {COORDINATES}.")
+        if coordinates == "sample":
+            return coordinates
+        exact = commutes_with_rotations(self.transformation())
+        if coordinates == "class-mean" and not exact:
+            raise UsageError(
+                f'{self.label} does not commute with rotations of the features, so coordinates="class-mean" would '
+                'change its path: use coordinates="sample" or "auto".'
+            )
+        return coordinates if exact else "sample"
+
+    def run(self, problem: Problem, start: Point, ts, num_points: int, observe: Callable[[Point], Any]) -> Run:
+        """Descend from `start` and observe at the steps whose times are nearest to `ts`, or at equally many."""
+        optimizer, dtype = self.transformation(), start.X.dtype
+        times = self._clock(optimizer, dtype)
+        if ts is None:
+            steps = jnp.round(jnp.linspace(0, self.num_steps, min(num_points, self.num_steps + 1))).astype(int)
+        else:
+            steps = _nearest(times, ts)
+
+        def advance(carry):
+            step, point, state = carry
+            gradient = jax.tree.map(jnp.negative, problem.field(point))
+            updates, state = optimizer.update(gradient, state, point)
+            return step + 1, optax.apply_updates(point, updates), state
+
+        def go_to(carry, step):
+            carry = eqxi.while_loop(
+                lambda c: c[0] < step, advance, carry, max_steps=self.num_steps, kind="checkpointed"
+            )
+            return carry, observe(carry[1])
+
+        carry = (jnp.zeros((), int), start, optimizer.init(start))
+        carry, observed = jax.lax.scan(go_to, carry, steps)
+        (_, end, _), _ = go_to(carry, jnp.asarray(self.num_steps))
+        stats = {"taken": jnp.asarray(self.num_steps)}
+        return Run(times[steps], observed, end, times[-1], jnp.asarray(False), stats)
+
+    def _clock(self, optimizer: optax.GradientTransformation, dtype) -> Float[Array, " steps_and_start"]:
+        """The time after each step: how far the optimizer takes one number under a constant force of size one."""
+
+        def tick(carry, _):
+            position, state = carry
+            updates, state = optimizer.update(-jnp.ones((), dtype), state, jnp.zeros((), dtype))
+            return (position + updates, state), position + updates
+
+        zero = jnp.zeros((), dtype)
+        _, times = jax.lax.scan(tick, (zero, optimizer.init(zero)), None, self.num_steps)
+        return jnp.concatenate([jnp.zeros(1, dtype), times])
+
+
+def _nearest(times: Float[Array, " steps"], ts: Float[Array, " time"]):
+    """For each of `ts`, the index of the nearest of the increasing `times`."""
+    middles = (times[1:] + times[:-1]) / 2
+    return jnp.searchsorted(middles, ts)
+
+
+def commutes_with_rotations(optimizer: optax.GradientTransformation) -> bool:
+    """Whether the optimizer's steps commute with orthogonal maps of the features, tried out on a rotated matrix.
+
+    True for SGD with schedules, momentum and decay; false for Adam and whatever else looks at single entries. False
+    too where it cannot be tried, because the optimizer's own numbers are traced.
+    """
+    with jax.ensure_compile_time_eval():
+        parameters = jnp.array([[0.3, -0.2], [0.1, 0.4], [-0.5, 0.6]], jnp.float32)
+        gradients = [jnp.array(g, jnp.float32) for g in _TRIAL_GRADIENTS]
+        rotation = jnp.array([[0.6, -0.8], [0.8, 0.6]], jnp.float32)
+        plain = _updates(optimizer, parameters, gradients)
+        rotated = _updates(optimizer, parameters @ rotation, [g @ rotation for g in gradients])
+    differences = [jnp.max(jnp.abs(u @ rotation - v)) / jnp.max(jnp.abs(u)) for u, v in zip(plain, rotated, strict=True)]
+    if any(isinstance(d, jax.core.Tracer) for d in differences):
+        return False
+    return max(float(d) for d in differences) < 1e-4
+
+
+_TRIAL_GRADIENTS = (
+    [[1.0, 0.2], [-0.3, 0.7], [0.1, -0.9]],
+    [[0.4, -1.2], [0.8, 0.3], [-0.6, 0.2]],
+    [[-0.7, 0.5], [0.2, 1.1], [0.9, -0.4]],
+)
+
+
+def _updates(optimizer: optax.GradientTransformation, parameters: Array, gradients: list[Array]) -> list[Array]:
+    state, updates = optimizer.init(parameters), []
+    for gradient in gradients:
+        update, state = optimizer.update(gradient, state, parameters)
+        updates.append(update)
+    return updates

@@ -1,0 +1,152 @@
+"""Initial states: the paper's random sphere, points of the invariant subspace, balanced points and collapsed points."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from ._errors import UsageError
+from .columns import ClassMeanColumns
+from .model import UFM, State
+
+REDUCED_FROM = 2**22
+"""From this many entries of H on, `sphere` draws the start already reduced unless told otherwise."""
+
+
+def sphere(model: UFM, eps, *, key: PRNGKeyArray, reduced: bool | None = None, dtype=None) -> State:
+    """A random start as in the paper: `||H0||_F = ||W0||_F = eps`, uniform directions, `b0 = 0`.
+
+    Args:
+        model: the model.
+        eps: the common norm, above 0.
+        key: `jax.random.key(seed)`.
+        reduced: draw the class-mean columns `[B, L]` themselves, equal in law to the columns of a full draw, without
+            any array of the number of samples. Default: from 2^22 entries of H on.
+        dtype: default the widest float that JAX has been allowed.
+
+    Returns:
+        The state, in class-mean columns if `reduced`.
+
+    Raises:
+        UsageError: if eps is not above 0.
+
+    Source: the paper's initialisation. The reduced draw is derived here: `B` is p x C normal; `L` is the triangular
+    factor of a p x (n_tot - C) normal matrix (Bartlett: normal below the diagonal, chi on it); `[B, L]` is scaled
+    jointly, because the norm of H is the joint norm.
+
+    Example:
+        >>> import jax, flowcollapse as fc
+        >>> model = fc.UFM(num_classes=3, samples_per_class=3, num_features=15)
+        >>> fc.initial.sphere(model, eps=0.1, key=jax.random.key(0)).H.shape
+        (15, 9)
+    """
+    eps = _checked_eps(eps)
+    dtype = _dtype(dtype)
+    C, p, num_samples = model.num_classes, model.num_features, model.num_samples
+    if reduced is None:
+        reduced = p * num_samples >= REDUCED_FROM
+    key_H, key_W = jax.random.split(key)
+    W = jax.random.normal(key_W, (C, p), dtype)
+    if reduced:
+        X, columns = _reduced_normal(model, key_H, dtype)
+    else:
+        X, columns = jax.random.normal(key_H, (p, num_samples), dtype), None
+    return State(X=_scaled(X, eps), W=_scaled(W, eps), b=jnp.zeros(C, dtype), columns=columns)
+
+
+def _reduced_normal(model: UFM, key: PRNGKeyArray, dtype):
+    """`[B, L]` in law of a p x n_tot normal matrix, with the key of the rotation that leads to the samples."""
+    C, p, within = model.num_classes, model.num_features, model.num_samples - model.num_classes
+    r = min(p, within)
+    key_B, key_L, key_diagonal, key_rotation = jax.random.split(key, 4)
+    B = jax.random.normal(key_B, (p, C), dtype)
+    below = jnp.tril(jax.random.normal(key_L, (p, r), dtype), -1)
+    degrees = within - jnp.arange(r)
+    diagonal = jnp.sqrt(2 * jax.random.gamma(key_diagonal, degrees.astype(dtype) / 2, dtype=dtype))
+    L = below + jnp.eye(p, r, dtype=dtype) * diagonal
+    return jnp.concatenate([B, L], axis=1), ClassMeanColumns(model.counts, key=key_rotation)
+
+
+def on_subspace(model: UFM, eps, *, key: PRNGKeyArray, dtype=None) -> State:
+    """A random point of the invariant subspace S: `H = (W (x) 1_N)^T / sqrt N`, `1^T W = 0`, `b = 0`, `||W||_F = eps`.
+
+    Raises:
+        UsageError: if the classes are not balanced (S is defined for equal counts) or eps is not above 0.
+
+    Source: the paper's invariant subspace.
+    """
+    W = jax.random.normal(key, (model.num_classes, model.num_features), _dtype(dtype))
+    return _collapsed_along(model, _scaled(_centred(W, model), _checked_eps(eps)), jnp.zeros(()))
+
+
+def balanced(model: UFM, eps, *, key: PRNGKeyArray, dtype=None) -> State:
+    """A random balanced start: `W^T W = H H^T`, `||H0||_F = ||W0||_F = eps`, `b0 = 0`.
+
+    `W = eps U S V^T` and `H = eps V S R^T` with random orthonormal `U`, `V`, `R`: the two share the singular values
+    and the side of the features (standard in the theory of deep linear networks; derived here for this model).
+
+    Raises:
+        UsageError: if eps is not above 0.
+    """
+    eps, dtype = _checked_eps(eps), _dtype(dtype)
+    C, p, num_samples = model.num_classes, model.num_features, model.num_samples
+    k = min(C, p)
+    keys = jax.random.split(key, 4)
+    U, V, R = (
+        jnp.linalg.qr(jax.random.normal(k_, (rows, k), dtype))[0]
+        for k_, rows in zip(keys, (C, p, num_samples), strict=False)
+    )
+    values = jnp.abs(jax.random.normal(keys[3], (k,), dtype))
+    values = eps * values / jnp.linalg.norm(values)
+    return State(H=(V * values) @ R.T, W=(U * values) @ V.T, b=jnp.zeros(C, dtype))
+
+
+def collapsed(model: UFM, *, key: PRNGKeyArray, dtype=None) -> State:
+    """A random point of strong neural collapse: `W W^T = sqrt N P`, `H = (W (x) 1_N)^T / sqrt N`, `b = 1/C`.
+
+    Without a bias, P is the identity and b is zero.
+
+    Raises:
+        UsageError: if the classes are not balanced or there are too few features for the frame
+            (`num_features >= num_classes - 1`, or `num_classes` without a bias).
+
+    Source: the paper's SNC1-SNC3.
+    """
+    rank = model.num_classes - 1 if model.use_bias else model.num_classes
+    if model.num_features < rank:
+        raise UsageError(f"num_features is {model.num_features} but strong collapse needs at least {rank}: raise it.")
+    normal = jax.random.normal(key, (model.num_classes, model.num_features), _dtype(dtype))
+    U, _, Vt = jnp.linalg.svd(_centred(normal, model), full_matrices=False)
+    root_n = model.counts[0] ** 0.5
+    W = root_n**0.5 * U[:, :rank] @ Vt[:rank]
+    return _collapsed_along(model, W, jnp.asarray(1 / model.num_classes if model.use_bias else 0.0))
+
+
+def _collapsed_along(model: UFM, W: Float[Array, "C p"], bias: Float[Array, ""]) -> State:
+    """The point of S whose classifier is W."""
+    if not model.balanced:
+        raise UsageError(
+            f"samples_per_class={model.samples_per_class} is imbalanced, but the subspace S and strong collapse are "
+            "defined for equal counts: use fc.initial.sphere or equal counts."
+        )
+    n = model.counts[0]
+    H = jnp.repeat(W, n, axis=0).T / n**0.5
+    return State(H=H, W=W, b=jnp.full(model.num_classes, bias, W.dtype))
+
+
+def _centred(W: Float[Array, "C p"], model: UFM) -> Float[Array, "C p"]:
+    return W - jnp.mean(W, axis=0) if model.use_bias else W
+
+
+def _scaled(M: Float[Array, "m n"], norm) -> Float[Array, "m n"]:
+    """M scaled to a Frobenius norm, without underflow for small ones."""
+    return M / jnp.linalg.norm(M) * norm.astype(M.dtype)
+
+
+def _checked_eps(eps) -> Array:
+    if not isinstance(eps, jax.core.Tracer) and not (jnp.ndim(eps) == 0 and 0 < float(eps) < float("inf")):
+        raise UsageError(f"eps must be a positive number, got {eps!r}: it is the norm of H0 and of W0.")
+    return jnp.asarray(eps)
+
+
+def _dtype(dtype):
+    return jnp.result_type(float) if dtype is None else jnp.dtype(dtype)

@@ -1,0 +1,35 @@
+"""Losses of the logits: a value and its gradient, both pure functions of `(logits, targets)`."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+Logits = Float[Array, "C n"]
+
+
+class Loss(NamedTuple):
+    """A loss of the logits.
+
+    `gradient` is the derivative of `value` in the logits. `separates_columns` says that the loss is a squared norm of
+    the residual, which is what makes the class-mean coordinates exact: an orthogonal map of the columns then leaves
+    the loss as it is.
+    """
+
+    value: Callable[[Logits, Logits], Float[Array, ""]]
+    gradient: Callable[[Logits, Logits], Logits]
+    separates_columns: bool
+
+
+def _half_squared_norm(logits: Logits, targets: Logits) -> Float[Array, ""]:
+    return 0.5 * jnp.sum((logits - targets) ** 2)
+
+
+def _residual(logits: Logits, targets: Logits) -> Logits:
+    return logits - targets
+
+
+LOSSES: dict[str, Loss] = {
+    "squared": Loss(_half_squared_norm, _residual, separates_columns=True),
+}

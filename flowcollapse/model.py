@@ -1,0 +1,292 @@
+"""The unconstrained-features model: its sizes, its state, its risk and the gradient of the risk.
+
+Source: Mixon, Parshall and Pi, "Neural collapse with unconstrained features" (arXiv 2011.11619). The features H are
+free variables beside the classifier W and the bias b, and the risk of the squared error is
+
+    R(H, W, b) = 1/2 ||W H + b 1^T - I_C (x) 1_N^T||_F^2.
+
+Everything here is written once for `(W, X, b)`, where `X` is `H` or its class-mean columns (see `columns.py`).
+"""
+
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from ._errors import UsageError
+from .columns import Columns, SampleColumns, check_counts
+from .losses import LOSSES, Loss
+
+
+class UFM(eqx.Module):
+    """The unconstrained-features model: sizes, loss and weight decay.
+
+    Args:
+        num_classes: C, at least 2.
+        samples_per_class: N, or a tuple with one count a class.
+        num_features: p.
+        weight_decay: one number for all, or three in the order (W, H, b); adds `1/2 lam ||.||^2` of each to the risk.
+        use_bias: without it `b` is zero and stays there.
+        loss: the name of a loss of the logits; `"squared"` is the paper's.
+
+    Raises:
+        UsageError: for sizes that are not positive integers, counts that do not match `num_classes`, a negative decay
+            or an unknown loss.
+
+    Example:
+        >>> import flowcollapse as fc
+        >>> fc.UFM(num_classes=3, samples_per_class=3, num_features=15).num_samples
+        9
+    """
+
+    num_classes: int = eqx.field(static=True)
+    samples_per_class: int | tuple[int, ...] = eqx.field(static=True)
+    num_features: int = eqx.field(static=True)
+    weight_decay: float | Array | tuple = 0.0
+    use_bias: bool = eqx.field(static=True, default=True)
+    loss: str = eqx.field(static=True, default="squared")
+
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        samples_per_class: int | tuple[int, ...],
+        num_features: int,
+        weight_decay=0.0,
+        use_bias: bool = True,
+        loss: str = "squared",
+    ):
+        for name, value, least in (("num_classes", num_classes, 2), ("num_features", num_features, 1)):
+            if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+                raise UsageError(f"{name} must be an integer of at least {least}, got {value!r}.")
+        counts = check_counts(samples_per_class, num_classes)
+        if loss not in LOSSES:
+            raise UsageError(f"loss {loss!r} is not known: choose one of {', '.join(map(repr, sorted(LOSSES)))}.")
+        self.num_classes = int(num_classes)
+        self.samples_per_class = counts[0] if len(set(counts)) == 1 else counts
+        self.num_features = int(num_features)
+        self.weight_decay = _checked_decay(weight_decay)
+        self.use_bias = bool(use_bias)
+        self.loss = loss
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Samples of each class."""
+        n = self.samples_per_class
+        return (n,) * self.num_classes if isinstance(n, int) else n
+
+    @property
+    def balanced(self) -> bool:
+        """Whether every class has as many samples."""
+        return isinstance(self.samples_per_class, int)
+
+    @property
+    def num_samples(self) -> int:
+        """`n_tot`, which is C N when the classes are balanced."""
+        return sum(self.counts)
+
+    @property
+    def decays(self) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]:
+        """The weight decays `(lam_W, lam_H, lam_b)`."""
+        decay = self.weight_decay
+        w, h, b = decay if isinstance(decay, tuple) else jnp.broadcast_to(jnp.asarray(decay), (3,))
+        return jnp.asarray(w), jnp.asarray(h), jnp.asarray(b)
+
+
+def _checked_decay(decay):
+    """The decay as given, after its length and, where they are known, its signs have been checked."""
+    values = tuple(decay) if isinstance(decay, list | tuple) else decay
+    if (isinstance(values, tuple) and len(values) != 3) or np.ndim(values) > 1 or np.shape(values) not in ((), (3,)):
+        raise UsageError(
+            f"weight_decay must be one number or three in the order (W, H, b), got {decay!r} of shape {np.shape(decay)}."
+        )
+    leaves = [x for x in jax.tree.leaves(values) if not isinstance(x, jax.core.Tracer)]
+    if any(
+        not np.all(np.asarray(x) >= 0)
+        for x in leaves
+        if isinstance(x, int | float | np.ndarray | np.number | jax.Array)
+    ):
+        raise UsageError(f"weight_decay must not be negative, got {decay!r}.")
+    return values
+
+
+class State(eqx.Module):
+    """A point of the model: features H, classifier W and bias b.
+
+    Args:
+        H: features, shape (p, n_tot), one column a sample, classes one after the other.
+        W: classifier, shape (C, p).
+        b: bias, shape (C,).
+
+    Leading axes (time, lanes) are allowed on all three alike. Inside, the features are kept as columns `X` that may be
+    the class-mean columns `[B, L]`; `H` is then made when it is asked for, and never before.
+    """
+
+    X: Float[Array, "*batch p n"]
+    W: Float[Array, "*batch C p"]
+    b: Float[Array, "*batch C"]
+    columns: Columns | None = None
+
+    def __init__(self, H=None, W=None, b=None, *, X=None, columns: Columns | None = None):
+        self.X = H if X is None else X
+        self.W = W
+        self.b = b
+        self.columns = columns
+
+    @property
+    def H(self) -> Float[Array, "*batch p samples"]:
+        """The features, one column a sample."""
+        return self.X if self.columns is None else self.columns.lift(self.X)
+
+    @property
+    def B(self) -> Float[Array, "*batch p C"]:
+        """The class means times `sqrt n`, of a state in class-mean columns."""
+        return self._class_means()[..., : self.W.shape[-2]]
+
+    @property
+    def L(self) -> Float[Array, "*batch p r"]:
+        """The part within the classes of a state in class-mean columns: `L L^T = sum (h - mu_c)(h - mu_c)^T`."""
+        return self._class_means()[..., self.W.shape[-2] :]
+
+    def _class_means(self) -> Float[Array, "*batch p n"]:
+        if self.columns is None:
+            raise UsageError("state.B and state.L need class-mean columns: call fc.to_class_means(model, state) first.")
+        return self.X
+
+    @property
+    def coordinates(self) -> str:
+        """`"sample"` or `"class-mean"`: what a column of `X` stands for."""
+        return "sample" if self.columns is None else self.columns.name
+
+
+class Point(NamedTuple):
+    """`(W, X, b)` in whatever columns, and rows, the problem at hand uses."""
+
+    W: Float[Array, "C p"]
+    X: Float[Array, "p n"]
+    b: Float[Array, " C"]
+
+
+class Problem(NamedTuple):
+    """`minimise loss(W X + b u^T, T) + decay`: the model seen in one kind of columns."""
+
+    model: UFM
+    columns: Columns
+
+    @property
+    def loss(self) -> Loss:
+        return LOSSES[self.model.loss]
+
+    def logits(self, point: Point) -> Float[Array, "C n"]:
+        """`W X + b u^T`."""
+        W, X, b = point
+        products = W @ X
+        return products + b[:, None] * self.columns.ones(X.shape[-1], X.dtype) if self.model.use_bias else products
+
+    def residual(self, point: Point) -> Float[Array, "C n"]:
+        """`G`: the derivative of the loss in the logits; for the squared error `W X + b u^T - T`."""
+        X = point.X
+        return self.loss.gradient(self.logits(point), self.columns.targets(X.shape[-1], X.dtype))
+
+    def risk(self, point: Point) -> Float[Array, ""]:
+        """The loss plus `1/2 lam_W ||W||^2 + 1/2 lam_H ||X||^2 + 1/2 lam_b ||b||^2`."""
+        X = point.X
+        value = self.loss.value(self.logits(point), self.columns.targets(X.shape[-1], X.dtype))
+        decays = zip(self.decays(X.dtype), point, strict=True)
+        return value + sum(0.5 * decay * jnp.sum(part**2) for decay, part in decays)
+
+    def field(self, point: Point) -> Point:
+        """The gradient flow's velocity, minus the gradient of the risk, written by hand."""
+        W, X, b = point
+        G = self.residual(point)
+        lam_W, lam_H, lam_b = self.decays(X.dtype)
+        b_velocity = -self.columns.times_ones(G) - lam_b * b if self.model.use_bias else jnp.zeros_like(b)
+        return Point(-G @ X.T - lam_W * W, -W.T @ G - lam_H * X, b_velocity)
+
+    def decays(self, dtype) -> tuple[Float[Array, ""], ...]:
+        """`(lam_W, lam_H, lam_b)` in the state's own precision."""
+        return tuple(decay.astype(dtype) for decay in self.model.decays)
+
+    def split(self, X: Float[Array, "p n"]) -> tuple[Float[Array, "p C"], Float[Array, "p r"]]:
+        """`(B, L)`, see `Columns.split`."""
+        return self.columns.split(X)
+
+
+def problem_of(model: UFM, state: State) -> tuple[Problem, Point]:
+    """The model in the state's own columns, and the state as a point of it."""
+    columns = SampleColumns(model.counts) if state.columns is None else state.columns
+    return Problem(model, columns), Point(state.W, state.X, state.b)
+
+
+def risk(model: UFM, state: State) -> Float[Array, "*batch"]:
+    """The risk `1/2 ||W H + b 1^T - I_C (x) 1_N^T||_F^2`, plus decay if the model has any.
+
+    Args:
+        model: the model.
+        state: a state of it, with any leading axes (time, lanes).
+
+    Returns:
+        The risk, one number for each leading axis.
+
+    Raises:
+        UsageError: if the state's shapes do not fit the model.
+
+    Source: Mixon, Parshall and Pi, the paper's equation for the risk.
+
+    Example:
+        >>> import jax, flowcollapse as fc
+        >>> model = fc.UFM(num_classes=3, samples_per_class=2, num_features=4)
+        >>> fc.risk(model, fc.initial.collapsed(model, key=jax.random.key(0))) < 1e-10
+        Array(True, dtype=bool)
+    """
+    check_state(model, state)
+    with jax.default_matmul_precision("highest"):
+        return over_batch(lambda one: Problem.risk(*problem_of(model, one)), state)
+
+
+def velocity(model: UFM, state: State) -> State:
+    """Minus the gradient of the risk, `(H', W', b')` of the gradient flow, written by hand.
+
+    Source: the paper's flow; `W' = -G H^T`, `H' = -W^T G`, `b' = -G 1` with the residual `G = W H + b 1^T - Y`.
+    """
+    check_state(model, state)
+    problem, point = problem_of(model, state)
+    with jax.default_matmul_precision("highest"):
+        W, X, b = problem.field(point)
+    return State(X=X, W=W, b=b, columns=state.columns)
+
+
+def over_batch(function, state: State):
+    """`function(state)` over the leading axes of `state`. The columns' own arrays may have fewer of them: lanes first."""
+    if state.W.ndim == 2:
+        return function(state)
+
+    def one(X, W, b, columns):
+        return over_batch(function, State(X=X, W=W, b=b, columns=columns))
+
+    mapped_columns = 0 if state.columns is not None and state.columns.batch_ndim > 0 else None
+    return jax.vmap(one, (0, 0, 0, mapped_columns))(state.X, state.W, state.b, state.columns)
+
+
+def check_state(model: UFM, state: State) -> None:
+    """Raise `UsageError` unless the shapes of `state` are those of `model`."""
+    C, p = model.num_classes, model.num_features
+    batch = state.W.shape[:-2]
+    if state.columns is None:
+        wanted_X = (*batch, p, model.num_samples)
+    else:
+        if state.columns.counts != model.counts:
+            raise UsageError(
+                f"state was made for samples_per_class={state.columns.counts}, the model has {model.counts}: "
+                "use the model that the state was made for."
+            )
+        wanted_X = (*batch, p, state.X.shape[-1])
+    for name, array, wanted in (("W", state.W, (*batch, C, p)), ("H", state.X, wanted_X), ("b", state.b, (*batch, C))):
+        if array.shape != wanted:
+            raise UsageError(
+                f"state.{name} has shape {array.shape} but the model needs {wanted} "
+                f"(num_classes={C}, num_features={p}, {model.num_samples} samples): reshape it or change the model."
+            )

@@ -1,0 +1,153 @@
+"""The one verb: run a method on a model from a start."""
+
+from collections.abc import Callable, Sequence
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from . import metrics as metrics_module
+from ._errors import UsageError
+from .coordinates import enter
+from .descent import Descent
+from .flow import Flow
+from .model import UFM, Point, Problem, State, check_state
+from .stopping import verdict
+from .trajectory import Trajectory
+
+NUM_SAVES = 101
+
+
+def simulate(
+    model: UFM,
+    start: State,
+    method: Flow | Descent,
+    ts: Float[Array, " time"] | Sequence[float] | None = None,
+    *,
+    save_states: bool = False,
+    metrics: Sequence[str] | None = None,
+) -> Trajectory:
+    """Run the gradient flow or a discrete descent from a start.
+
+    Args:
+        model: the model.
+        start: one state of it (use `jax.vmap` for more).
+        method: `fc.Flow(...)` or `fc.Descent(...)`.
+        ts: increasing times, from 0 on, at which metrics are saved. Default: 101 equal times up to the end.
+        save_states: keep `path.states`, the state at every time of `ts`.
+        metrics: names of the metrics to save; default all that the model and the start have.
+
+    Returns:
+        The `Trajectory`. A run that cannot finish says so in `path.result`; it never raises for that.
+
+    Raises:
+        UsageError: for shapes that do not fit, times that do not increase, precision that JAX has not been allowed,
+            unknown metrics, or options that contradict each other. Values are checked where they are known, that is
+            outside jit.
+
+    Works inside `jax.jit`, `jax.vmap` and `jax.grad`. One compilation serves all values of eps, rtol, t1, learning rates
+    and decays.
+
+    Example:
+        >>> import jax, flowcollapse as fc
+        >>> model = fc.UFM(num_classes=3, samples_per_class=3, num_features=15)
+        >>> start = fc.initial.sphere(model, eps=0.1, key=jax.random.key(0))
+        >>> path = fc.simulate(model, start, fc.Flow(rtol=1e-4))
+        >>> path.result.name, path.final.H.shape
+        ('plateau', (15, 9))
+    """
+    start = _checked_start(model, start)
+    names = metrics_module.checked_names(model, start.columns, metrics)
+    if metrics is None and model.num_features * model.num_samples > metrics_module.SAMPLES_UP_TO:
+        names = tuple(name for name in names if not metrics_module.METRICS[name].samples)
+    dtype = start.X.dtype
+    ts = None if ts is None else _checked_times(ts, method, dtype)
+    model, method = as_arrays((model, method), dtype)
+    return _simulate(model, start, method, ts, save_states, names)
+
+
+@eqx.filter_jit
+def _simulate(model: UFM, start: State, method, ts, save_states: bool, names: tuple[str, ...]) -> Trajectory:
+    with jax.default_matmul_precision("highest"):
+        frame, problem, point = enter(model, start, method.coordinates)
+        full = Problem(model, problem.columns)
+        run = method.run(
+            Problem(model, problem.columns.without_arrays()), point, ts, NUM_SAVES, Observer(full, point, names, save_states)
+        )
+        observed, points = run.observed
+        code = verdict(problem, point, run.end, run.steps_ran_out, method.limit)
+    return Trajectory(
+        ts=run.ts,
+        metrics=observed,
+        t_end=run.t_end,
+        code=code,
+        stats=run.stats,
+        model=model,
+        method=method,
+        frame=frame,
+        end=run.end,
+        points=points,
+    )
+
+
+class Observer(eqx.Module):
+    """What is kept of a point: its metrics, and the point itself if states are saved."""
+
+    problem: Problem
+    start: Point
+    names: tuple[str, ...] = eqx.field(static=True)
+    save_states: bool = eqx.field(static=True)
+
+    def __call__(self, point: Point) -> tuple[dict[str, Array], Point | None]:
+        values = metrics_module.observe(self.problem, point, self.names, self.start)
+        return values, point if self.save_states else None
+
+
+def as_arrays(tree, dtype):
+    """Python numbers as arrays, so that a new value is not a new program."""
+    return jax.tree.map(
+        lambda x: jnp.asarray(x, dtype) if isinstance(x, int | float) and not isinstance(x, bool) else x, tree
+    )
+
+
+def _checked_start(model: UFM, start: State) -> State:
+    if not isinstance(start, State):
+        raise UsageError(f"start must be an fc.State, got {type(start).__name__}: make one with fc.initial or fc.State.")
+    for name in ("X", "W", "b"):
+        array = getattr(start, name)
+        if np.dtype(getattr(array, "dtype", np.float64)) == np.float64 and not jax.config.read("jax_enable_x64"):
+            raise UsageError(
+                f"start.{'H' if name == 'X' else name} is float64 but JAX runs in 32 bits: call fc.enable_x64() first, "
+                "or pass float32."
+            )
+    X, W, b = (jnp.asarray(x) for x in (start.X, start.W, start.b))
+    dtype = jnp.result_type(X, W, b, jnp.float32)
+    start = State(X=X.astype(dtype), W=W.astype(dtype), b=b.astype(dtype), columns=start.columns)
+    if start.W.ndim != 2:
+        raise UsageError(f"start has leading axes {start.W.shape[:-2]}: map over them with jax.vmap.")
+    check_state(model, start)
+    if not model.use_bias and not isinstance(b, jax.core.Tracer) and bool(jnp.any(b != 0)):
+        raise UsageError("start.b is not zero but the model has no bias: pass zeros, or use_bias=True.")
+    return start
+
+
+def _checked_times(ts, method, dtype) -> Array:
+    times = jnp.asarray(ts, dtype)
+    if times.ndim != 1 or times.size == 0:
+        raise UsageError(f"ts must be a list of increasing times, got shape {times.shape}.")
+    if isinstance(times, jax.core.Tracer):
+        return times
+    if not bool(jnp.all(jnp.isfinite(times)) & jnp.all(times[1:] > times[:-1])):
+        raise UsageError(f"ts must be finite and increase, got {times}.")
+    if bool(times[0] < 0):
+        raise UsageError(f"ts starts at {times[0]}, before 0: the run starts at time 0.")
+    t1 = getattr(method, "t1", None)
+    if t1 is not None and not isinstance(t1, jax.core.Tracer) and bool(times[-1] > jnp.asarray(t1, dtype)):
+        raise UsageError(f"ts ends at {times[-1]}, after t1={t1}: raise t1 or leave it out.")
+    return times
+
+
+Method = Flow | Descent
+Observe = Callable[[Point], tuple[dict[str, Array], Point | None]]

@@ -1,0 +1,131 @@
+"""Solvers by name, explicit diffrax solvers with their stages written out, and step control by blocks."""
+
+from collections.abc import Callable
+from typing import ClassVar
+
+import diffrax as dfx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from ._errors import UsageError
+from .exponential import ExponentialDOP853
+
+
+class _WrittenOut(dfx.AbstractERK):
+    """An explicit diffrax solver whose stages are written out instead of looped over.
+
+    The same tableau, the same numbers to rounding, the same dense output; a loop over the stages inside the step costs
+    about four times as many kernels, which is what small states spend their time on.
+    """
+
+    def init(self, terms, t0, t1, y0, args):
+        return terms.vf(t0, y0, args) if self.tableau.fsal else None
+
+    def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
+        tableau, control = self.tableau, terms.contr(t0, t1)
+        reuse = tableau.fsal and made_jump is False
+        f = solver_state if reuse else terms.vf(t0, y0, args)
+        k, y = [terms.prod(f, control)], y0
+        for weights, c in zip(tableau.a_lower, tableau.c, strict=True):
+            y = _plus(y0, weights, k)
+            f = terms.vf(t0 + float(c) * (t1 - t0), y, args)
+            k.append(terms.prod(f, control))
+        y1 = y if tableau.ssal else _plus(y0, tableau.b_sol, k)
+        error = _plus(None, tableau.b_error, k)
+        dense_info = dict(y0=y0, y1=y1, k=jax.tree.map(lambda *ks: jnp.stack(ks), *k))
+        return y1, error, dense_info, f if tableau.fsal else None, dfx.RESULTS.successful
+
+
+def _plus(y0: PyTree | None, weights, k: list[PyTree]) -> PyTree:
+    """`y0 + sum_j w_j k_j`, without the zero weights."""
+    terms = [(float(w), ki) for w, ki in zip(weights, k, strict=True) if w != 0]
+    total = jax.tree.map(lambda *ks: sum(w * leaf for (w, _), leaf in zip(terms, ks, strict=True)), *(t for _, t in terms))
+    return total if y0 is None else jax.tree.map(jnp.add, y0, total)
+
+
+class Tsit5(_WrittenOut, dfx.Tsit5):
+    """Tsitouras' 5(4) pair (Computers and Mathematics with Applications 62, 2011), stages written out."""
+
+    evaluations_per_step: ClassVar[int] = 6
+
+
+class Dopri5(_WrittenOut, dfx.Dopri5):
+    """Dormand and Prince's 5(4) pair (Journal of Computational and Applied Mathematics 6, 1980), stages written out."""
+
+    evaluations_per_step: ClassVar[int] = 6
+
+
+class Dopri8(_WrittenOut, dfx.Dopri8):
+    """Prince and Dormand's 8(7) pair (Journal of Computational and Applied Mathematics 7, 1981), stages written out."""
+
+    evaluations_per_step: ClassVar[int] = 13
+
+
+SOLVERS: dict[str, Callable[[], dfx.AbstractSolver]] = {
+    "exponential": ExponentialDOP853,
+    "tsit5": Tsit5,
+    "dopri5": Dopri5,
+    "dopri8": Dopri8,
+    "kvaerno5": dfx.Kvaerno5,
+    "kencarp5": dfx.KenCarp5,
+}
+
+
+def solver_of(solver: str | dfx.AbstractSolver) -> dfx.AbstractSolver:
+    """The solver of a name, or the diffrax solver given.
+
+    Raises:
+        UsageError: for an unknown name, or an object that is not a diffrax solver with an error estimate.
+    """
+    if isinstance(solver, str):
+        if solver.lower() not in SOLVERS:
+            known = ", ".join(map(repr, sorted(SOLVERS)))
+            raise UsageError(f"solver {solver!r} is not known: choose one of {known}, or pass a diffrax solver.")
+        return SOLVERS[solver.lower()]()
+    if not isinstance(solver, dfx.AbstractAdaptiveSolver):
+        raise UsageError(f"solver must be a name or a diffrax solver with an error estimate, got {solver!r}.")
+    return solver
+
+
+def splits_stiff_part(solver: dfx.AbstractSolver) -> bool:
+    """Whether the solver takes two terms, the stiff linear one apart."""
+    return getattr(solver.term_structure, "__origin__", solver.term_structure) is dfx.MultiTerm
+
+
+class BlockControl(dfx.AbstractAdaptiveStepSizeController):
+    """Step control with one number a block: `||error|| / (atol + rtol ||now||)`, and the largest of them counts.
+
+    The blocks are W, B, L and the bias or mean residual. A norm over a block does not change under rotations of the
+    features or of the samples, so full, reduced and compressed runs take the same steps; and each block is measured
+    against its own size, so small starts keep their relative accuracy. Plain integral control. Derived here.
+    `block_norms(y)` gives the blocks' norms and `block_scales(norms)` what each block's error is measured against.
+    """
+
+    rtol: Float[Array, ""]
+    atol: Float[Array, " blocks"]
+    block_norms: Callable[[PyTree], Float[Array, " blocks"]]
+    block_scales: Callable[[Float[Array, " blocks"]], Float[Array, " blocks"]]
+
+    @property
+    def norm(self) -> Callable[[PyTree], Float[Array, ""]]:
+        """The norm that implicit solvers use for their root finder."""
+        return lambda y: jnp.max(jnp.stack([jnp.max(jnp.abs(leaf)) for leaf in jax.tree.leaves(y)]))
+
+    def _integral(self) -> dfx.PIDController:
+        return dfx.PIDController(rtol=0.0, atol=1.0, norm=jnp.abs)
+
+    def wrap(self, direction):
+        return self
+
+    def init(self, terms, t0, t1, y0, dt0, args, func, error_order):
+        return self._integral().init(terms, t0, t1, jnp.zeros_like(self.rtol), dt0, args, func, error_order)
+
+    def adapt_step_size(self, t0, t1, y0, y1_candidate, args, y_error, error_order, controller_state):
+        norms, error = jax.lax.stop_gradient((self.block_norms(y1_candidate), self.block_norms(y_error)))
+        before = jax.lax.stop_gradient(self.block_norms(y0))
+        scales = self.atol + self.rtol * self.block_scales(jnp.maximum(before, norms))
+        scaled = jnp.max(error / jnp.where(scales > 0, scales, self.rtol))
+        scaled = jnp.where(jnp.isfinite(scaled), scaled, jnp.inf)
+        zero = jnp.zeros_like(scaled)
+        return self._integral().adapt_step_size(t0, t1, zero, zero, args, scaled, error_order, controller_state)
