@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from ._errors import UsageError
 
-MAX_LIFT_BYTES = 8 * 2**30
+MAX_LIFT_BYTES = 2 * 2**30
 
 
 class Columns(eqx.Module):

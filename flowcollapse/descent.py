@@ -53,7 +53,9 @@ class Descent(eqx.Module):
         if isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 1:
             raise UsageError(f"num_steps must be a positive integer, got {num_steps!r}.")
         if isinstance(optimizer, str) and not callable(getattr(optax, optimizer, None)):
-            raise UsageError(f"optimizer {optimizer!r} is not one of optax's: use a name such as 'sgd', 'adam', 'lion'.")
+            raise UsageError(
+                f"optimizer {optimizer!r} is not one of optax's: use a name such as 'sgd', 'adam', 'lion'."
+            )
         if isinstance(optimizer, optax.GradientTransformation) and hyperparameters:
             raise UsageError(f"{sorted(hyperparameters)} cannot be set on a ready optimizer: pass its name instead.")
         rate = hyperparameters.get("learning_rate")
@@ -152,7 +154,9 @@ def commutes_with_rotations(optimizer: optax.GradientTransformation) -> bool:
         rotation = jnp.array([[0.6, -0.8], [0.8, 0.6]], jnp.float32)
         plain = _updates(optimizer, parameters, gradients)
         rotated = _updates(optimizer, parameters @ rotation, [g @ rotation for g in gradients])
-    differences = [jnp.max(jnp.abs(u @ rotation - v)) / jnp.max(jnp.abs(u)) for u, v in zip(plain, rotated, strict=True)]
+    differences = [
+        jnp.max(jnp.abs(u @ rotation - v)) / jnp.max(jnp.abs(u)) for u, v in zip(plain, rotated, strict=True)
+    ]
     if any(isinstance(d, jax.core.Tracer) for d in differences):
         return False
     return max(float(d) for d in differences) < 1e-4

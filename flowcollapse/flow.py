@@ -85,8 +85,6 @@ class Flow(eqx.Module):
         """Integrate from `start` and observe at `ts`, or at `num_points` equal times up to the end."""
         solver, dtype = solver_of(self.solver), start.X.dtype
         t1 = self._end(problem, start, ts).astype(dtype)
-        finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in start])) & jnp.isfinite(t1)
-        t1 = jnp.where(finite, t1, 1.0)
         ts = t1 * jnp.linspace(0, 1, num_points, dtype=dtype) if ts is None else ts.astype(dtype)
 
         layout = Layout(*start.W.shape, start.X.shape[1], splits_stiff_part(solver))
@@ -101,7 +99,7 @@ class Flow(eqx.Module):
             layout.terms(),
             solver,
             t0=jnp.zeros((), dtype),
-            t1=jnp.where(finite, t1, 0.0),
+            t1=t1,
             dt0=first_step(problem, a, self._rtol(dtype), solver),
             y0=y0,
             args=(problem, observe),

@@ -14,7 +14,7 @@ from .coordinates import enter
 from .descent import Descent
 from .flow import Flow
 from .model import UFM, Point, Problem, State, check_state
-from .stopping import verdict
+from .stopping import Verdict, verdict
 from .trajectory import Trajectory
 
 NUM_SAVES = 101
@@ -71,23 +71,24 @@ def simulate(
 @eqx.filter_jit
 def _simulate(model: UFM, start: State, method, ts, save_states: bool, names: tuple[str, ...]) -> Trajectory:
     with jax.default_matmul_precision("highest"):
+        finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in (start.X, start.W, start.b)]))
+        # A start that is not finite runs from the origin, at little cost, and its results are struck out afterwards.
+        start = jax.tree.map(lambda x: jnp.where(finite, x, 0.0) if eqx.is_inexact_array(x) else x, start)
         frame, problem, point = enter(model, start, method.coordinates)
-        full = Problem(model, problem.columns)
-        run = method.run(
-            Problem(model, problem.columns.without_arrays()), point, ts, NUM_SAVES, Observer(full, point, names, save_states)
-        )
-        observed, points = run.observed
-        code = verdict(problem, point, run.end, run.steps_ran_out, method.limit)
+        observer = Observer(problem, point, names, save_states)
+        run = method.run(Problem(model, problem.columns.without_arrays()), point, ts, NUM_SAVES, observer)
+        code = verdict(problem, point, run.end, run.t_end, run.steps_ran_out, method.limit)
+        observed, points, end = jax.tree.map(lambda x: jnp.where(finite, x, jnp.nan), (*run.observed, run.end))
     return Trajectory(
         ts=run.ts,
         metrics=observed,
         t_end=run.t_end,
-        code=code,
+        code=jnp.where(finite, code, jnp.int8(Verdict.non_finite)),
         stats=run.stats,
         model=model,
         method=method,
         frame=frame,
-        end=run.end,
+        end=end,
         points=points,
     )
 
@@ -114,7 +115,9 @@ def as_arrays(tree, dtype):
 
 def _checked_start(model: UFM, start: State) -> State:
     if not isinstance(start, State):
-        raise UsageError(f"start must be an fc.State, got {type(start).__name__}: make one with fc.initial or fc.State.")
+        raise UsageError(
+            f"start must be an fc.State, got {type(start).__name__}: make one with fc.initial or fc.State."
+        )
     for name in ("X", "W", "b"):
         array = getattr(start, name)
         if np.dtype(getattr(array, "dtype", np.float64)) == np.float64 and not jax.config.read("jax_enable_x64"):

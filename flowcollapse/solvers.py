@@ -40,7 +40,9 @@ class _WrittenOut(dfx.AbstractERK):
 def _plus(y0: PyTree | None, weights, k: list[PyTree]) -> PyTree:
     """`y0 + sum_j w_j k_j`, without the zero weights."""
     terms = [(float(w), ki) for w, ki in zip(weights, k, strict=True) if w != 0]
-    total = jax.tree.map(lambda *ks: sum(w * leaf for (w, _), leaf in zip(terms, ks, strict=True)), *(t for _, t in terms))
+    total = jax.tree.map(
+        lambda *ks: sum(w * leaf for (w, _), leaf in zip(terms, ks, strict=True)), *(t for _, t in terms)
+    )
     return total if y0 is None else jax.tree.map(jnp.add, y0, total)
 
 

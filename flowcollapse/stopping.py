@@ -18,6 +18,9 @@ from .model import UFM, Point, Problem
 DECAY = 20.0
 """What decays has fallen to e^-20 = 2e-9 at the plateau time."""
 
+ENOUGH_DECAY = 10.0
+"""A run that ended with what decays at e^-10 = 5e-5 or less has reached the plateau."""
+
 
 class Verdict(enum.IntEnum):
     """How a run ended."""
@@ -72,12 +75,12 @@ def growth_values(problem: Problem, point: Point) -> Float[Array, " modes"]:
     return jnp.where(values > tolerance * values[0], values, 0.0)
 
 
-def plateau_time(problem: Problem, point: Point) -> Float[Array, ""]:
+def plateau_time(problem: Problem, point: Point, decay: float = DECAY) -> Float[Array, ""]:
     """The time at which every mode that the start has is at the plateau.
 
     `T = (ln(sqrt s / sigma_min) + 20) / s` with the slowest growth rate s (`sqrt N`, less the decay) and the smallest
-    growing singular value of the start that is not zero; with weight decay, 20 over the smallest decay is added.
-    Derived here.
+    growing singular value of the start that is not zero; with weight decay, 20 over the smallest decay is added;
+    `decay` replaces the 20. Derived here.
     """
     _, s, _ = target_modes(problem.model)
     lam_W, lam_H, lam_b = jax.lax.stop_gradient(problem.decays(point.X.dtype))
@@ -87,11 +90,16 @@ def plateau_time(problem: Problem, point: Point) -> Float[Array, ""]:
     slowest = jnp.min(jnp.stack([jnp.where(lam > 0, lam, jnp.inf) for lam in (lam_W, lam_H, lam_b)]))
     growth = jnp.where(jnp.isfinite(smallest), jnp.log(math.sqrt(s[0]) / smallest), 0.0)
     rate = jnp.where(jnp.abs(rate) > 1e-3 * s[-1], jnp.abs(rate), 1e-3 * s[-1])
-    return jnp.where(rate > 0, jnp.maximum(growth, 0.0) + DECAY, DECAY) / rate + DECAY / slowest
+    return (jnp.maximum(growth, 0.0) + decay) / rate + decay / slowest
 
 
 def verdict(
-    problem: Problem, start: Point, end: Point, steps_ran_out: Bool[Array, ""], limit: Verdict
+    problem: Problem,
+    start: Point,
+    end: Point,
+    t_end: Float[Array, ""],
+    steps_ran_out: Bool[Array, ""],
+    limit: Verdict,
 ) -> Int[Array, ""]:
     """The verdict's code, int8.
 
@@ -104,18 +112,16 @@ def verdict(
     _, s, _ = target_modes(problem.model)
     lam_W, lam_H, _ = jax.lax.stop_gradient(problem.decays(end.X.dtype))
     floor = jnp.sqrt(lam_W * lam_H)
-    finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in (*start, *end)]))
-
-    safe_start = jax.tree.map(lambda x: jnp.where(finite, x, 0.0), start)
-    safe_end = jax.tree.map(lambda x: jnp.where(finite, x, 0.0), end)
-    G = problem.residual(safe_end)
+    finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in end]))
+    G = problem.residual(jax.tree.map(lambda x: jnp.where(finite, x, 0.0), end))
     spectrum = jnp.sqrt(jnp.maximum(jnp.linalg.eigvalsh(G @ G.T)[::-1], 0.0))
-    without_room = max(0, len(s) - safe_end.X.shape[0])
+    without_room = max(0, len(s) - problem.model.num_features)
     excess = spectrum[without_room:] - floor
     gap = jnp.maximum(s[-1] - floor, 1e-2 * s[-1])
     waiting = jnp.sum(excess > 0.5 * gap)
     settled = jnp.all((excess < 0.05 * gap) | (excess > 0.95 * gap))
-    lacking = jnp.sum(growth_values(problem, safe_start) == 0)
+    settled &= ~steps_ran_out & (t_end >= plateau_time(problem, start, ENOUGH_DECAY))
+    lacking = jnp.sum(growth_values(problem, start) == 0)
 
     early = jnp.where(steps_ran_out, jnp.int8(Verdict.step_limit), jnp.int8(limit))
     code = jnp.where(

@@ -76,7 +76,9 @@ class Trajectory(eqx.Module):
             ("ended at", f"t = {_span(self.t_end)}"),
         ]
         if lanes:
-            shares = ", ".join(f"{n} {Verdict(c).name}" for c, n in zip(*np.unique(self.code, return_counts=True), strict=True))
+            shares = ", ".join(
+                f"{n} {Verdict(c).name}" for c, n in zip(*np.unique(self.code, return_counts=True), strict=True)
+            )
             rows.insert(0, ("lanes", " x ".join(map(str, lanes))))
             rows.append(("verdicts", shares))
         else:
@@ -85,7 +87,9 @@ class Trajectory(eqx.Module):
         if shown:
             rows.append(("at the end", ", ".join(f"{name} {_span(self.metrics[name][..., -1])}" for name in shown)))
         if self.ts.dtype == jnp.float32:
-            rows.append(("precision", "float32 resolves b - 1/C, B - W^T and SNC1 to about 1e-6: use float64 for eps <= 1e-2"))
+            rows.append(
+                ("precision", "float32 resolves b - 1/C, B - W^T and SNC1 to about 1e-6: use float64 for eps <= 1e-2")
+            )
         width = max(len(name) for name, _ in rows)
         return ["Trajectory"] + [f"  {name:<{width}}  {text}" for name, text in rows]
 
@@ -114,9 +118,13 @@ class Trajectory(eqx.Module):
                 data[name] = ((*lanes, "time", *axes), np.asarray(getattr(states, name)))
         times = {"long_name": "time", "units": "1"}
         coords = (
-            {"time": ("time", np.asarray(self.ts), times)} if not lanes else {"t": ((*lanes, "time"), np.asarray(self.ts), times)}
+            {"time": ("time", np.asarray(self.ts), times)}
+            if not lanes
+            else {"t": ((*lanes, "time"), np.asarray(self.ts), times)}
         )
-        return xr.Dataset(data, coords=coords, attrs=provenance(self.model, self.method) | {"coordinates_used": self.coordinates})
+        return xr.Dataset(
+            data, coords=coords, attrs=provenance(self.model, self.method) | {"coordinates_used": self.coordinates}
+        )
 
 
 def verdict_attributes() -> dict[str, Any]:
