@@ -11,6 +11,7 @@ Runge-Kutta steps commute with it (derived here).
 """
 
 import abc
+import functools
 
 import equinox as eqx
 import jax
@@ -171,7 +172,10 @@ class ClassMeanColumns(Columns):
 
     def deviations(self, L: Float[Array, "*batch p r"]) -> Float[Array, "*batch p samples"]:
         if self.key is not None:
-            Q = _random_within_basis(self.counts, L.shape[-1], self.key, L.dtype)
+            draw = functools.partial(_random_within_basis, self.counts, L.shape[-1], dtype=L.dtype)
+            for _ in self.key.shape:
+                draw = jax.vmap(draw)
+            Q = draw(self.key)
         elif self.basis is not None:
             Q = self.basis
         else:
@@ -243,7 +247,7 @@ def within_class_basis(counts: tuple[int, ...], dtype) -> Float[Array, "samples 
     return jnp.asarray(basis, dtype)
 
 
-def _random_within_basis(counts: tuple[int, ...], r: int, key: PRNGKeyArray, dtype) -> Float[Array, "samples r"]:
+def _random_within_basis(counts: tuple[int, ...], r: int, key: PRNGKeyArray, *, dtype) -> Float[Array, "samples r"]:
     """A uniformly random orthonormal frame of `r` vectors in the within-class space."""
     normal = jax.random.normal(key, (r, sum(counts)), dtype)
     Q, R = jnp.linalg.qr((normal - repeat_columns(class_means(normal, counts), counts)).T)

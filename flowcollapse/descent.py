@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
+from ._checks import check_integer, is_traced
 from ._errors import UsageError
 from .coordinates import COORDINATES
 from .flow import Run
@@ -50,8 +51,7 @@ class Descent(eqx.Module):
     limit = Verdict.step_limit
 
     def __init__(self, optimizer, num_steps: int, *, coordinates: str = "auto", **hyperparameters):
-        if isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 1:
-            raise UsageError(f"num_steps must be a positive integer, got {num_steps!r}.")
+        check_integer("num_steps", num_steps)
         if isinstance(optimizer, str) and not callable(getattr(optax, optimizer, None)):
             raise UsageError(
                 f"optimizer {optimizer!r} is not one of optax's: use a name such as 'sgd', 'adam', 'lion'."
@@ -69,11 +69,14 @@ class Descent(eqx.Module):
 
     def transformation(self) -> optax.GradientTransformation:
         """The optax optimizer itself."""
+        return self._with(self.hyperparameters)
+
+    def _with(self, hyperparameters: dict[str, Any]) -> optax.GradientTransformation:
         if isinstance(self.optimizer, optax.GradientTransformation):
             return self.optimizer
         factory = getattr(optax, self.optimizer) if isinstance(self.optimizer, str) else self.optimizer
         try:
-            return factory(**self.hyperparameters, **dict(self.options))
+            return factory(**hyperparameters, **dict(self.options))
         except TypeError as error:
             raise UsageError(f"optimizer {self.label}: {error}.") from None
 
@@ -88,7 +91,9 @@ class Descent(eqx.Module):
             raise UsageError(f"coordinates {coordinates!r} is not known: choose one of {COORDINATES}.")
         if coordinates == "sample":
             return coordinates
-        exact = commutes_with_rotations(self.transformation())
+        # Whether it commutes is a matter of the kind of optimizer: where a number is traced, another one will do.
+        numbers = {k: 0.1 if is_traced(v) else v for k, v in self.hyperparameters.items()}
+        exact = commutes_with_rotations(self._with(numbers))
         if coordinates == "class-mean" and not exact:
             raise UsageError(
                 f'{self.label} does not commute with rotations of the features, so coordinates="class-mean" would '
@@ -96,12 +101,12 @@ class Descent(eqx.Module):
             )
         return coordinates if exact else "sample"
 
-    def run(self, problem: Problem, start: Point, ts, num_points: int, observe: Callable[[Point], Any]) -> Run:
-        """Descend from `start` and observe at the steps whose times are nearest to `ts`, or at equally many."""
+    def run(self, problem: Problem, start: Point, ts: Array | int, observe: Callable[[Point], Any]) -> Run:
+        """Descend from `start` and observe at the steps whose times are nearest to `ts`, or at that many of them."""
         optimizer, dtype = self.transformation(), start.X.dtype
         times = self._clock(optimizer, dtype)
-        if ts is None:
-            steps = jnp.round(jnp.linspace(0, self.num_steps, min(num_points, self.num_steps + 1))).astype(int)
+        if isinstance(ts, int):
+            steps = jnp.round(jnp.linspace(self.num_steps, 0, min(ts, self.num_steps + 1))[::-1]).astype(int)
         else:
             steps = _nearest(times, ts)
 
@@ -109,17 +114,18 @@ class Descent(eqx.Module):
             step, point, state = carry
             gradient = jax.tree.map(jnp.negative, problem.field(point))
             updates, state = optimizer.update(gradient, state, point)
-            return step + 1, optax.apply_updates(point, updates), state
+            return step + 1, jax.tree.map(jnp.add, point, updates), state
 
-        def go_to(carry, step):
-            carry = eqxi.while_loop(
-                lambda c: c[0] < step, advance, carry, max_steps=self.num_steps, kind="checkpointed"
-            )
+        def descend(carry, step):
+            return eqxi.while_loop(lambda c: c[0] < step, advance, carry, max_steps=self.num_steps, kind="checkpointed")
+
+        def to_save(carry, step):
+            carry = descend(carry, step)
             return carry, observe(carry[1])
 
         carry = (jnp.zeros((), int), start, optimizer.init(start))
-        carry, observed = jax.lax.scan(go_to, carry, steps)
-        (_, end, _), _ = go_to(carry, jnp.asarray(self.num_steps))
+        carry, observed = jax.lax.scan(to_save, carry, steps)
+        end = descend(carry, jnp.asarray(self.num_steps))[1]
         stats = {"taken": jnp.asarray(self.num_steps)}
         return Run(times[steps], observed, end, times[-1], jnp.asarray(False), stats)
 
@@ -154,10 +160,10 @@ def commutes_with_rotations(optimizer: optax.GradientTransformation) -> bool:
         rotation = jnp.array([[0.6, -0.8], [0.8, 0.6]], jnp.float32)
         plain = _updates(optimizer, parameters, gradients)
         rotated = _updates(optimizer, parameters @ rotation, [g @ rotation for g in gradients])
-    differences = [
-        jnp.max(jnp.abs(u @ rotation - v)) / jnp.max(jnp.abs(u)) for u, v in zip(plain, rotated, strict=True)
-    ]
-    if any(isinstance(d, jax.core.Tracer) for d in differences):
+        differences = [
+            jnp.max(jnp.abs(u @ rotation - v)) / jnp.max(jnp.abs(u)) for u, v in zip(plain, rotated, strict=True)
+        ]
+    if any(is_traced(d) for d in differences):
         return False
     return max(float(d) for d in differences) < 1e-4
 

@@ -1,7 +1,7 @@
 """The exponential DOP853: eighth order for the slow part, the stiff linear part by its exact exponential.
 
-For `slow' = f(slow, fast)`, `fast' = -a fast + g(slow, fast)` with one rate `a >= 0` for each entry of `fast`, the slow
-part takes DOP853's twelve stages, and the fast part is
+For `slow' = f(slow, fast)`, `fast' = -a fast + g(slow, fast)` with one rate `a >= 0` for all of `fast`, the slow part
+takes DOP853's twelve stages, and the fast part is
 
     fast(x) = exp(-a h x) fast0 + sum_j w_j(x) g_j,    w_j(x) = h int_0^x exp(-a h (x - t)) l_j(t) dt,
 
@@ -83,12 +83,15 @@ def phi(z: Float[Array, "*shape"], count: int) -> list[Float[Array, "*shape"]]:
     return [jnp.where(z < 1.0, low, high) for low, high in zip(below, above, strict=True)]
 
 
-def _weights(rate: Float[Array, "*fast"], h, nodes: np.ndarray | Array, table: np.ndarray):
+def _weights(rate: Float[Array, "*fast"], h, nodes, table: np.ndarray):
     """`exp(-a h x)` at the nodes and `h int_0^x exp(-a h (x - t)) l_j(t) dt` for the polynomials in `table`."""
-    z = rate * h * nodes.reshape(-1, *(1,) * rate.ndim)
-    decay, *phis = phi(z, NUM_PHI)
-    moments = [nodes.reshape(z.shape[0], *(1,) * rate.ndim) ** (m + 1) * phis[m] for m in range(NUM_PHI)]
-    return decay, h * jnp.einsum("ijm,mi...->ij...", jnp.asarray(table, z.dtype), jnp.stack(moments))
+    nodes = jnp.asarray(nodes, rate.dtype).reshape(-1, *(1,) * rate.ndim)
+    decay, *phis = phi(rate * h * nodes, NUM_PHI)
+    weights = jnp.zeros((), rate.dtype)
+    for m, phi_m in enumerate(phis[:NUM_PHI]):
+        column = jnp.asarray(table[:, :, m], rate.dtype).reshape(*table.shape[:2], *(1,) * rate.ndim)
+        weights += column * (nodes ** (m + 1) * phi_m)[:, None]
+    return jax.lax.optimization_barrier((decay, h * weights))
 
 
 def _combine(coefficients, arrays):
@@ -107,12 +110,13 @@ class ExponentialDOP853(dfx.AbstractAdaptiveSolver):
     """DOP853 with the stiff linear part treated exactly; see this module's docstring.
 
     A diffrax solver for a state `(slow, fast)` and a `MultiTerm` of two terms: the first gives `(slow', g)`; the second
-    gives `(0, -a fast)` and must be linear and diagonal in `fast`, an array. Twelve evaluations of the first term a
+    gives `(0, -a fast)` with one number `a`, for an array `fast`. Twelve evaluations of the first term a
     step; output of order 7 for three more, which the compiler drops where nothing is saved.
     """
 
     term_structure: ClassVar = dfx.MultiTerm[tuple[dfx.AbstractTerm, dfx.AbstractTerm]]
     evaluations_per_step: ClassVar[int] = NUM_STAGES
+    evaluations_for_output: ClassVar[int] = len(C) - NUM_STAGES - 1
 
     @property
     def interpolation_cls(self):
@@ -131,7 +135,8 @@ class ExponentialDOP853(dfx.AbstractAdaptiveSolver):
         forcing, relaxation = terms.terms
         h = t1 - t0
         slow0, fast0 = y0
-        rate = -relaxation.vf(t0, (slow0, jnp.ones_like(fast0)), args)[1]
+        # At the number one the relaxation shows its rate.
+        rate = -relaxation.vf(t0, (slow0, jnp.ones((), fast0.dtype)), args)[1]
         decay, weights = _weights(rate, h, _NODES, _TABLE)
 
         def fast_at(row: int, stages: tuple[int, ...]):
@@ -153,9 +158,8 @@ class ExponentialDOP853(dfx.AbstractAdaptiveSolver):
         for i in range(NUM_STAGES + 1, len(C)):
             fast = _fast_output(C[i], h, rate, fast0, forcing_at_nodes)
             k.append(forcing.vf(t0 + C[i] * h, (_advance(slow0, h, A[i, :i], k), fast), args)[0])
-        dense_info = dict(
-            y0=y0, y1=y1, coefficients=_output_coefficients(h, slow0, y1[0], k), rate=rate, forcing=forcing_at_nodes
-        )
+        coefficients = _output_coefficients(h, slow0, y1[0], k)
+        dense_info = {"y0": y0, "y1": y1, "coefficients": coefficients, "rate": rate, "forcing": forcing_at_nodes}
         return y1, jax.tree.map(jax.lax.stop_gradient, error), dense_info, last, dfx.RESULTS.successful
 
 
@@ -182,8 +186,9 @@ def _output_coefficients(h, slow0: PyTree, slow1: PyTree, k: list[PyTree]) -> Py
 
 def _fast_output(x, h, rate: Array, fast0: Array, forcing: Array) -> Array:
     """The fast part at the fraction x of a step, by the exponential formula through the stages of `END_SET`."""
-    decay, weights = _weights(rate, h, jnp.asarray(x, fast0.dtype).reshape(1), _END_TABLE[None])
-    return decay[0] * fast0 + jnp.sum(weights[0] * forcing, axis=0)
+    decay, weights = _weights(rate, h, jnp.asarray(x, fast0.dtype)[None], _END_TABLE[None])
+    weights = weights[0].reshape(-1, *(1,) * (fast0.ndim - rate.ndim), *rate.shape)
+    return decay[0] * fast0 + jnp.sum(weights * forcing, axis=0)
 
 
 class DenseOutput(dfx.AbstractLocalInterpolation):

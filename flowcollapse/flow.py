@@ -1,15 +1,18 @@
 """The gradient flow, integrated by diffrax in the coordinates where it is cheap and not stiff."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import diffrax as dfx
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from ._checks import check_integer, check_positive
 from ._errors import UsageError
 from .coordinates import COORDINATES, from_mean_residual, mean_residual_field, to_mean_residual
 from .model import Point, Problem
@@ -48,9 +51,11 @@ class Flow(eqx.Module):
         t1: where to end. Default: the plateau time of the start, or the last of `ts`.
         max_steps: accepted and rejected steps together.
         coordinates: `"auto"` (class means where exact, compressed rows where it pays), `"class-mean"`, `"sample"`.
+        mesh: a `jax.sharding.Mesh` over whose devices the columns of the features are spread, for one large problem.
 
     Raises:
-        UsageError: for an unknown solver or coordinates, tolerances or a t1 that are not positive.
+        UsageError: for an unknown solver or coordinates, tolerances or a t1 that are not positive, or a mesh whose size
+            does not divide the columns.
 
     Source: the paper's gradient flow; the coordinates and the default solver are derived here.
     """
@@ -61,19 +66,29 @@ class Flow(eqx.Module):
     solver: str | dfx.AbstractSolver = eqx.field(static=True, default="exponential")
     max_steps: int = eqx.field(static=True, default=65_536)
     coordinates: str = eqx.field(static=True, default="auto")
+    mesh: Mesh | None = eqx.field(static=True, default=None)
 
     name = "flow"
 
-    def __init__(self, solver="exponential", *, rtol=1e-8, atol=None, t1=None, max_steps=65_536, coordinates="auto"):
+    def __init__(
+        self,
+        solver="exponential",
+        *,
+        rtol=1e-8,
+        atol=None,
+        t1=None,
+        max_steps=65_536,
+        coordinates="auto",
+        mesh: Mesh | None = None,
+    ):
         solver_of(solver)
         for name, value in (("rtol", rtol), ("atol", atol), ("t1", t1)):
             check_positive(name, value)
         if coordinates not in COORDINATES:
             raise UsageError(f"coordinates {coordinates!r} is not known: choose one of {COORDINATES}.")
-        if isinstance(max_steps, bool) or not isinstance(max_steps, int) or max_steps < 1:
-            raise UsageError(f"max_steps must be a positive integer, got {max_steps!r}.")
+        check_integer("max_steps", max_steps)
         self.rtol, self.atol, self.t1 = rtol, atol, t1
-        self.solver, self.max_steps, self.coordinates = solver, max_steps, coordinates
+        self.solver, self.max_steps, self.coordinates, self.mesh = solver, max_steps, coordinates, mesh
 
     @property
     def label(self) -> str:
@@ -81,69 +96,100 @@ class Flow(eqx.Module):
         name = self.solver if isinstance(self.solver, str) else type(self.solver).__name__
         return f"flow ({name})"
 
-    def run(self, problem: Problem, start: Point, ts, num_points: int, observe: Callable[[Point], Any]) -> Run:
-        """Integrate from `start` and observe at `ts`, or at `num_points` equal times up to the end."""
+    def run(self, problem: Problem, start: Point, ts: Array | int, observe: Callable[[Point], Any]) -> Run:
+        """Integrate from `start` and observe at `ts`, or at that many equal times up to the end."""
         solver, dtype = solver_of(self.solver), start.X.dtype
-        t1 = self._end(problem, start, ts).astype(dtype)
-        ts = t1 * jnp.linspace(0, 1, num_points, dtype=dtype) if ts is None else ts.astype(dtype)
+        t1 = self.t1 if self.t1 is not None else plateau_time(problem, start) if isinstance(ts, int) else ts[-1]
+        t1 = jnp.asarray(t1, dtype)
+        ts = t1 * jnp.linspace(1, 0, ts, dtype=dtype)[::-1] if isinstance(ts, int) else ts.astype(dtype)
 
-        layout = Layout(*start.W.shape, start.X.shape[1], splits_stiff_part(solver))
+        packed = self.mesh is None and start.W.size + start.X.size <= PACK_UP_TO
+        (C, p), n = start.W.shape, start.X.shape[1]
+        layout = Layout(C, p, n, splits_stiff_part(solver), packed)
+        start = start if self.mesh is None else start._replace(X=spread_columns(start.X, self.mesh))
         y0 = layout.state(problem, start)
-        a = problem.model.num_samples if problem.model.use_bias else 0
         at_once = len(ts) * sum(x.size for x in start) <= SAVED_AT_ONCE
 
         def save(t, y, args):
             return y if at_once else args[1](layout.point(args[0], y))
 
+        # Where nothing is observed, nothing is saved, and the solver's output costs nothing.
+        observing = bool(jax.tree.leaves(jax.eval_shape(observe, start)))
+        output = [dfx.SubSaveAt(ts=ts, fn=save)] if observing else []
         solution = dfx.diffeqsolve(
             layout.terms(),
             solver,
             t0=jnp.zeros((), dtype),
             t1=t1,
-            dt0=first_step(problem, a, self._rtol(dtype), solver),
+            dt0=first_step(problem, self._rtol(dtype), solver),
             y0=y0,
             args=(problem, observe),
-            saveat=dfx.SaveAt(subs=[dfx.SubSaveAt(ts=ts, fn=save), dfx.SubSaveAt(t1=True)]),
+            saveat=dfx.SaveAt(subs=[*output, dfx.SubSaveAt(t1=True)]),
             stepsize_controller=self._control(layout, problem, y0, dtype),
             max_steps=self.max_steps,
             throw=False,
         )
-        saved, last = solution.ys
-        observed = jax.vmap(lambda y: observe(layout.point(problem, y)))(saved) if at_once else saved
-        end = layout.point(problem, jax.tree.map(lambda leaf: leaf[-1], last))
-        steps = {"accepted": solution.stats["num_accepted_steps"], "rejected": solution.stats["num_rejected_steps"]}
-        per_step = getattr(solver, "evaluations_per_step", None)
-        if per_step is not None:
-            steps["evaluations"] = per_step * (steps["accepted"] + steps["rejected"]) + 1
+        saves = cast(list, solution.ys)
+        end = layout.point(problem, jax.tree.map(lambda leaf: leaf[-1], saves[-1]))
+        if not observing:
+            observed = observe(end)
+        elif at_once:
+            observed = jax.vmap(lambda y: observe(layout.point(problem, y)))(saves[0])
+        else:
+            observed = saves[0]
         ran_out = solution.result == dfx.RESULTS.max_steps_reached
-        return Run(ts, observed, end, t1, ran_out, steps)
+        return Run(ts, observed, end, t1, ran_out, _stats(solution, solver, observing))
 
     limit = Verdict.time_limit
-
-    def _end(self, problem: Problem, start: Point, ts) -> Float[Array, ""]:
-        if self.t1 is not None:
-            return jnp.asarray(self.t1)
-        return plateau_time(problem, start) if ts is None else ts[-1]
 
     def _rtol(self, dtype) -> Float[Array, ""]:
         return jnp.maximum(jnp.asarray(self.rtol, dtype), 32 * jnp.finfo(dtype).eps)
 
     def _control(self, layout: "Layout", problem: Problem, y0: PyTree, dtype) -> BlockControl:
-        initial = jax.lax.stop_gradient(layout.block_norms(problem, y0))
+        scales = jax.lax.stop_gradient(layout.block_scales(layout.block_norms(problem, y0)))
         rtol = self._rtol(dtype)
-        if self.atol is None:
-            atol = rtol * layout.block_scales(initial)
-        else:
-            atol = jnp.broadcast_to(jnp.asarray(self.atol, dtype), initial.shape)
-        split_only = Problem(problem.model, problem.columns.without_arrays())
-        return BlockControl(rtol, atol, lambda y: layout.block_norms(split_only, y), layout.block_scales)
+        atol = rtol * scales if self.atol is None else jnp.broadcast_to(jnp.asarray(self.atol, dtype), scales.shape)
+        block_norms = functools.partial(layout.block_norms, problem)
+        return BlockControl(rtol=rtol, atol=atol, block_norms=block_norms, block_scales=layout.block_scales)
 
 
-def first_step(problem: Problem, a: int, rtol: Array, solver: dfx.AbstractSolver) -> Float[Array, ""]:
-    """A first step that resolves the transient of the mean residual, which decays at the rate `n_tot`."""
-    order = solver.order(None)
-    _, lam_H, lam_b = problem.decays(rtol.dtype)
-    return rtol ** (1 / order) / (a + lam_b + lam_H + max(problem.model.counts) ** 0.5)
+def _stats(solution: dfx.Solution, solver: dfx.AbstractSolver, output: bool) -> dict[str, Int[Array, ""]]:
+    """Steps, and evaluations of the field where the solver tells how many a step takes, with and without output."""
+    accepted, rejected = solution.stats["num_accepted_steps"], solution.stats["num_rejected_steps"]
+    stats = {"accepted": accepted, "rejected": rejected}
+    per_step = getattr(solver, "evaluations_per_step", None)
+    if per_step is not None:
+        per_step += getattr(solver, "evaluations_for_output", 0) if output else 0
+        stats["evaluations"] = per_step * (accepted + rejected) + 1
+    return stats
+
+
+def spread_columns(X: Float[Array, "p n"], mesh: Mesh) -> Float[Array, "p n"]:
+    """The columns of X spread over the devices of a mesh; the compiler carries that through the whole solve.
+
+    Raises:
+        UsageError: if the number of columns is not a multiple of the number of devices.
+    """
+    if X.shape[1] % mesh.size != 0:
+        fitting = [k for k in range(1, X.shape[1] + 1) if X.shape[1] % k == 0]
+        raise UsageError(
+            f"mesh has {mesh.size} devices, which do not divide the {X.shape[1]} columns of the features: "
+            f"use a mesh of {', '.join(map(str, fitting[:8]))} devices."
+        )
+    columns = NamedSharding(Mesh(mesh.devices, mesh.axis_names), PartitionSpec(None, mesh.axis_names))
+    return jax.lax.with_sharding_constraint(X, columns)
+
+
+def first_step(problem: Problem, rtol: Float[Array, ""], solver: dfx.AbstractSolver) -> Float[Array, ""]:
+    """A first step that resolves the transient of the mean residual: a larger one would be rejected."""
+    order = solver.order(cast(Any, None)) or 1
+    _, lam_H, _ = problem.decays(rtol.dtype)
+    return rtol ** (1 / order) / (stiff_rate(problem, rtol.dtype) + lam_H + max(problem.model.counts) ** 0.5)
+
+
+def stiff_rate(problem: Problem, dtype) -> Float[Array, ""]:
+    """The rate `n_tot + lam_b` at which the mean residual decays; without a bias there is none to decay."""
+    return (problem.model.num_samples if problem.model.use_bias else 0) + problem.decays(dtype)[2]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,10 +200,7 @@ class Layout:
     p: int
     n: int
     mean_residual: bool
-
-    @property
-    def packed(self) -> bool:
-        return self.p * (self.C + self.n) <= PACK_UP_TO
+    packed: bool
 
     def pack(self, W: Array, X: Array) -> PyTree:
         return jnp.concatenate([W.ravel(), X.T.ravel()]) if self.packed else (W, X)
@@ -184,8 +227,7 @@ class Layout:
             return self.pack(W_velocity, X_velocity), g
 
         def relaxation(t, y, args):
-            a = args[0].model.num_samples if args[0].model.use_bias else 0
-            return jax.tree.map(jnp.zeros_like, y[0]), -(a + args[0].decays(y[1].dtype)[2]) * y[1]
+            return jax.tree.map(jnp.zeros_like, y[0]), -stiff_rate(args[0], y[1].dtype) * y[1]
 
         def whole(t, y, args):
             W, X, b = args[0].field(Point(*self.unpack(y[0]), y[1]))
@@ -204,11 +246,3 @@ class Layout:
         """What the error of each block is measured against: its own size; B's for the mean residual and the bias."""
         last = norms[1] if self.mean_residual else norms[1] + norms[3]
         return norms.at[3].set(last)
-
-
-def check_positive(name: str, value) -> None:
-    """Raise `UsageError` unless `value` is None, traced, or positive and finite."""
-    if value is None or isinstance(value, jax.core.Tracer):
-        return
-    if isinstance(value, bool | str) or not jnp.all((jnp.asarray(value) > 0) & jnp.isfinite(jnp.asarray(value))):
-        raise UsageError(f"{name} must be positive and finite, got {value!r}.")

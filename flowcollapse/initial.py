@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from ._checks import is_traced
 from ._errors import UsageError
 from .columns import ClassMeanColumns
 from .model import UFM, State
@@ -57,6 +58,8 @@ def _reduced_normal(model: UFM, key: PRNGKeyArray, dtype):
     """`[B, L]` in law of a p x n_tot normal matrix, with the key of the rotation that leads to the samples."""
     C, p, within = model.num_classes, model.num_features, model.num_samples - model.num_classes
     r = min(p, within)
+    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):  # a raw key of the old kind has an axis of its own
+        key = jax.random.wrap_key_data(key)
     key_B, key_L, key_diagonal, key_rotation = jax.random.split(key, 4)
     B = jax.random.normal(key_B, (p, C), dtype)
     below = jnp.tril(jax.random.normal(key_L, (p, r), dtype), -1)
@@ -143,7 +146,7 @@ def _scaled(M: Float[Array, "m n"], norm) -> Float[Array, "m n"]:
 
 
 def _checked_eps(eps) -> Array:
-    if not isinstance(eps, jax.core.Tracer) and not (jnp.ndim(eps) == 0 and 0 < float(eps) < float("inf")):
+    if not is_traced(eps) and not (jnp.ndim(eps) == 0 and 0 < float(eps) < float("inf")):
         raise UsageError(f"eps must be a positive number, got {eps!r}: it is the norm of H0 and of W0.")
     return jnp.asarray(eps)
 

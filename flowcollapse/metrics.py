@@ -12,7 +12,7 @@ less their unweighted mean; `s = sqrt N`; `P = I - 1 1^T / C` (the identity with
 | `distance`, `relative_distance` | `||z - Pi_S z||_E`, and over `||z||_E` | the paper, Figure 2 |
 | `nc1` | `tr(S_W S_B^+) / C` | Papyan, Han and Donoho 2020 |
 | `nc1_trace` | `tr S_W / tr S_B` | Tirer, Huang and Niles-Weed 2023 |
-| `nc2_norm_h`, `nc2_norm_w` | std over mean of the lengths of the class means, of the classifier's rows | Papyan et al. |
+| `nc2_norm_h`, `nc2_norm_w` | std over mean of the class means' lengths, of the classifier's rows | Papyan et al. |
 | `nc2_angle_h`, `nc2_angle_w` | mean of `|cos + 1/(C-1)|` over pairs | Papyan et al. |
 | `nc2_etf_h`, `nc2_etf_w` | `|| M^T M / ||M^T M|| - P / sqrt(C-1) ||_F`, `W W^T` likewise | Zhu et al. 2021 |
 | `nc3` | `|| W^T/||W|| - M/||M|| ||_F` | Papyan et al. |
@@ -96,18 +96,11 @@ def _relative_distance(view: View):
 
 
 def _nc1(view: View):
-    """`||M^+ L||_F^2 / n_tot` by a QR factorisation of the centred means: never a product of covariances, so that
-    values down to the sixth power of eps keep their digits (derived here)."""
-    C, p = view.problem.model.num_classes, view.B.shape[0]
-    centred = view.M @ within_class_basis((C,), view.B.dtype)
-    if p >= C - 1:
-        Q, R = jnp.linalg.qr(centred)
-        solved = jax.scipy.linalg.solve_triangular(R, Q.T @ view.L)
-    else:
-        R = jnp.linalg.qr(centred.T)[1]
-        solved = jax.scipy.linalg.solve_triangular(R.T, view.L, lower=True)
-    diagonal = jnp.min(jnp.abs(jnp.diagonal(R)))
-    return jnp.sum(solved**2) / view.problem.model.num_samples + 0.0 * _or_nan(diagonal)
+    """`||M^+ L||_F^2 / n_tot` from the centred means themselves: never a product of covariances, so that values down
+    to the sixth power of eps keep their digits, and features that are dead count for nothing (derived here)."""
+    centred = view.M @ within_class_basis((view.problem.model.num_classes,), view.B.dtype)
+    solved = jnp.linalg.pinv(centred) @ view.L
+    return jnp.sum(solved**2) / view.problem.model.num_samples + 0.0 * _or_nan(jnp.sum(centred**2))
 
 
 def _nc1_trace(view: View):
@@ -144,7 +137,8 @@ def _nc4(view: View):
     W, _, b = view.point
     means = class_means(H, counts)
     nearest = jnp.argmin(jnp.sum(means**2, axis=0)[:, None] - 2 * means.T @ H, axis=0)
-    return jnp.mean(jnp.argmax(W @ H + b[:, None], axis=0) != nearest) + 0.0 * _or_nan(jnp.sum(view.M**2))
+    differ = (jnp.argmax(W @ H + b[:, None], axis=0) != nearest).astype(H.dtype)
+    return jnp.mean(differ) + 0.0 * _or_nan(jnp.sum(view.M**2))
 
 
 def _cdnv(view: View):

@@ -8,7 +8,7 @@ free variables beside the classifier W and the bias b, and the risk of the squar
 Everything here is written once for `(W, X, b)`, where `X` is `H` or its class-mean columns (see `columns.py`).
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from ._checks import check_integer, is_traced
 from ._errors import UsageError
 from .columns import Columns, SampleColumns, check_counts
 from .losses import LOSSES, Loss
@@ -55,13 +56,12 @@ class UFM(eqx.Module):
         num_classes: int,
         samples_per_class: int | tuple[int, ...],
         num_features: int,
-        weight_decay=0.0,
+        weight_decay: Any = 0.0,
         use_bias: bool = True,
         loss: str = "squared",
     ):
-        for name, value, least in (("num_classes", num_classes, 2), ("num_features", num_features, 1)):
-            if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-                raise UsageError(f"{name} must be an integer of at least {least}, got {value!r}.")
+        check_integer("num_classes", num_classes, least=2)
+        check_integer("num_features", num_features)
         counts = check_counts(samples_per_class, num_classes)
         if loss not in LOSSES:
             raise UsageError(f"loss {loss!r} is not known: choose one of {', '.join(map(repr, sorted(LOSSES)))}.")
@@ -101,14 +101,10 @@ def _checked_decay(decay):
     values = tuple(decay) if isinstance(decay, list | tuple) else decay
     if (isinstance(values, tuple) and len(values) != 3) or np.ndim(values) > 1 or np.shape(values) not in ((), (3,)):
         raise UsageError(
-            f"weight_decay must be one number or three in the order (W, H, b), got {decay!r} of shape {np.shape(decay)}."
+            f"weight_decay must be one number or three, for W, H and b, got {decay!r} of shape {np.shape(values)}."
         )
-    leaves = [x for x in jax.tree.leaves(values) if not isinstance(x, jax.core.Tracer)]
-    if any(
-        not np.all(np.asarray(x) >= 0)
-        for x in leaves
-        if isinstance(x, int | float | np.ndarray | np.number | jax.Array)
-    ):
+    known = [x for x in jax.tree.leaves(values) if eqx.is_array_like(x) and not is_traced(x)]
+    if not all(np.all(np.asarray(x) >= 0) for x in known):
         raise UsageError(f"weight_decay must not be negative, got {decay!r}.")
     return values
 
@@ -130,7 +126,7 @@ class State(eqx.Module):
     b: Float[Array, "*batch C"]
     columns: Columns | None = None
 
-    def __init__(self, H=None, W=None, b=None, *, X=None, columns: Columns | None = None):
+    def __init__(self, H: Any = None, W: Any = None, b: Any = None, *, X: Any = None, columns: Columns | None = None):
         self.X = H if X is None else X
         self.W = W
         self.b = b
@@ -260,7 +256,7 @@ def velocity(model: UFM, state: State) -> State:
 
 
 def over_batch(function, state: State):
-    """`function(state)` over the leading axes of `state`. The columns' own arrays may have fewer of them: lanes first."""
+    """`function(state)` over its leading axes. The columns' own arrays may have fewer of them: lanes first."""
     if state.W.ndim == 2:
         return function(state)
 

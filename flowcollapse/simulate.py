@@ -1,14 +1,15 @@
 """The one verb: run a method on a model from a start."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Real
 
 from . import metrics as metrics_module
+from ._checks import is_traced
 from ._errors import UsageError
 from .coordinates import enter
 from .descent import Descent
@@ -24,7 +25,7 @@ def simulate(
     model: UFM,
     start: State,
     method: Flow | Descent,
-    ts: Float[Array, " time"] | Sequence[float] | None = None,
+    ts: Real[Array | np.ndarray, " time"] | Sequence[float | int] | int = NUM_SAVES,
     *,
     save_states: bool = False,
     metrics: Sequence[str] | None = None,
@@ -35,7 +36,7 @@ def simulate(
         model: the model.
         start: one state of it (use `jax.vmap` for more).
         method: `fc.Flow(...)` or `fc.Descent(...)`.
-        ts: increasing times, from 0 on, at which metrics are saved. Default: 101 equal times up to the end.
+        ts: increasing times, from 0 on, at which metrics are saved, or a number of equal times up to the end.
         save_states: keep `path.states`, the state at every time of `ts`.
         metrics: names of the metrics to save; default all that the model and the start have.
 
@@ -47,8 +48,8 @@ def simulate(
             unknown metrics, or options that contradict each other. Values are checked where they are known, that is
             outside jit.
 
-    Works inside `jax.jit`, `jax.vmap` and `jax.grad`. One compilation serves all values of eps, rtol, t1, learning rates
-    and decays.
+    Works inside `jax.jit`, `jax.vmap` and `jax.grad`. One compilation serves all values of eps, rtol, t1, learning
+    rates and decays.
 
     Example:
         >>> import jax, flowcollapse as fc
@@ -63,9 +64,11 @@ def simulate(
     if metrics is None and model.num_features * model.num_samples > metrics_module.SAMPLES_UP_TO:
         names = tuple(name for name in names if not metrics_module.METRICS[name].samples)
     dtype = start.X.dtype
-    ts = None if ts is None else _checked_times(ts, method, dtype)
+    times = ts if isinstance(ts, int) else _checked_times(ts, method, dtype)
+    if isinstance(times, int) and (isinstance(ts, bool) or times < 1):
+        raise UsageError(f"ts must be increasing times or a positive number of them, got {ts!r}.")
     model, method = as_arrays((model, method), dtype)
-    return _simulate(model, start, method, ts, save_states, names)
+    return _simulate(model, start, method, times, save_states, names)
 
 
 @eqx.filter_jit
@@ -76,7 +79,7 @@ def _simulate(model: UFM, start: State, method, ts, save_states: bool, names: tu
         start = jax.tree.map(lambda x: jnp.where(finite, x, 0.0) if eqx.is_inexact_array(x) else x, start)
         frame, problem, point = enter(model, start, method.coordinates)
         observer = Observer(problem, point, names, save_states)
-        run = method.run(Problem(model, problem.columns.without_arrays()), point, ts, NUM_SAVES, observer)
+        run = method.run(Problem(model, problem.columns.without_arrays()), point, ts, observer)
         code = verdict(problem, point, run.end, run.t_end, run.steps_ran_out, method.limit)
         observed, points, end = jax.tree.map(lambda x: jnp.where(finite, x, jnp.nan), (*run.observed, run.end))
     return Trajectory(
@@ -107,10 +110,14 @@ class Observer(eqx.Module):
 
 
 def as_arrays(tree, dtype):
-    """Python numbers as arrays, so that a new value is not a new program."""
-    return jax.tree.map(
-        lambda x: jnp.asarray(x, dtype) if isinstance(x, int | float) and not isinstance(x, bool) else x, tree
-    )
+    """Numbers, Python's and NumPy's too, as arrays of one precision, so that a new value is not a new program."""
+
+    def of_leaf(x):
+        kind = getattr(x, "dtype", type(x))
+        number = eqx.is_array_like(x) and (jnp.issubdtype(kind, jnp.integer) or jnp.issubdtype(kind, jnp.floating))
+        return jnp.asarray(x, dtype) if number else x
+
+    return jax.tree.map(of_leaf, tree)
 
 
 def _checked_start(model: UFM, start: State) -> State:
@@ -131,26 +138,22 @@ def _checked_start(model: UFM, start: State) -> State:
     if start.W.ndim != 2:
         raise UsageError(f"start has leading axes {start.W.shape[:-2]}: map over them with jax.vmap.")
     check_state(model, start)
-    if not model.use_bias and not isinstance(b, jax.core.Tracer) and bool(jnp.any(b != 0)):
+    if not model.use_bias and not is_traced(start.b) and np.any(np.asarray(start.b)):
         raise UsageError("start.b is not zero but the model has no bias: pass zeros, or use_bias=True.")
     return start
 
 
 def _checked_times(ts, method, dtype) -> Array:
-    times = jnp.asarray(ts, dtype)
+    if is_traced(ts):
+        return ts.astype(dtype)
+    times = np.asarray(ts, dtype)
     if times.ndim != 1 or times.size == 0:
         raise UsageError(f"ts must be a list of increasing times, got shape {times.shape}.")
-    if isinstance(times, jax.core.Tracer):
-        return times
-    if not bool(jnp.all(jnp.isfinite(times)) & jnp.all(times[1:] > times[:-1])):
+    if not (np.all(np.isfinite(times)) and np.all(np.diff(times) > 0)):
         raise UsageError(f"ts must be finite and increase, got {times}.")
-    if bool(times[0] < 0):
+    if times[0] < 0:
         raise UsageError(f"ts starts at {times[0]}, before 0: the run starts at time 0.")
     t1 = getattr(method, "t1", None)
-    if t1 is not None and not isinstance(t1, jax.core.Tracer) and bool(times[-1] > jnp.asarray(t1, dtype)):
+    if t1 is not None and not is_traced(t1) and np.any(times[-1] > np.asarray(t1, dtype)):
         raise UsageError(f"ts ends at {times[-1]}, after t1={t1}: raise t1 or leave it out.")
-    return times
-
-
-Method = Flow | Descent
-Observe = Callable[[Point], tuple[dict[str, Array], Point | None]]
+    return jnp.asarray(times)

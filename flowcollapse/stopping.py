@@ -69,10 +69,15 @@ def growing_part(problem: Problem, point: Point) -> Float[Array, "p k"]:
 
 
 def growth_values(problem: Problem, point: Point) -> Float[Array, " modes"]:
-    """The min(C-1, p) largest singular values of `growing_part`, largest first; zero where the start lacks a mode."""
-    values = jnp.linalg.svd(jax.lax.stop_gradient(growing_part(problem, point)), compute_uv=False)
+    """The min(C-1, p) largest singular values of `growing_part`, largest first; zero where the start lacks a mode.
+
+    What is below the rounding of W and B is lacking: where the two cancel, only rounding is left of their sum.
+    """
+    part = growing_part(problem, point)
+    scale = (jnp.linalg.norm(point.W) + jnp.linalg.norm(problem.split(point.X)[0])) / 2
+    values, scale = jnp.linalg.svd(jax.lax.stop_gradient(part), compute_uv=False), jax.lax.stop_gradient(scale)
     tolerance = 16 * jnp.finfo(values.dtype).eps * max(problem.model.num_classes, point.X.shape[0])
-    return jnp.where(values > tolerance * values[0], values, 0.0)
+    return jnp.where(values > tolerance * scale, values, 0.0)
 
 
 def plateau_time(problem: Problem, point: Point, decay: float = DECAY) -> Float[Array, ""]:

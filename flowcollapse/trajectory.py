@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from ._checks import is_traced
 from .coordinates import Frame
 from .metrics import METRICS
 from .model import UFM, Point, State
@@ -15,6 +16,18 @@ from .stopping import Verdict
 
 if TYPE_CHECKING:
     import xarray as xr
+
+
+STATS = ("taken", "accepted", "rejected", "evaluations")
+"""What `stats` may hold, in the order of tables."""
+
+
+STATE_VARIABLES = (
+    ("H", ("feature", "sample"), "features"),
+    ("W", ("class", "feature"), "classifier"),
+    ("b", ("class",), "bias"),
+)
+"""The parts of a state as variables of a Dataset: name, dimensions, long name."""
 
 
 class Trajectory(eqx.Module):
@@ -54,20 +67,20 @@ class Trajectory(eqx.Module):
 
     @property
     def result(self) -> Verdict | Array:
-        if isinstance(self.code, jax.core.Tracer) or jnp.ndim(self.code) > 0:
+        if is_traced(self.code) or jnp.ndim(self.code) > 0:
             return self.code
         return Verdict(int(self.code))
 
     def __repr__(self) -> str:
-        if not all(eqx.is_array(x) and not isinstance(x, jax.core.Tracer) for x in (self.ts, self.code, self.t_end)):
+        if not all(eqx.is_array(x) and not is_traced(x) for x in (self.ts, self.code, self.t_end)):
             return f"Trajectory({self.model!r}, traced)"
         return "\n".join(self._table())
 
     def _table(self) -> list[str]:
         model, lanes = self.model, self.code.shape
-        decay = "" if _is_zero(model.weight_decay) else f", weight_decay={model.weight_decay}"
+        decay = "" if _is_zero(model.weight_decay) else f", decay {_numbers(model.weight_decay)}"
         bias = "" if model.use_bias else ", no bias"
-        steps = ", ".join(f"{_span(value)} {name}" for name, value in self.stats.items())
+        steps = ", ".join(f"{_span(self.stats[name])} {name}" for name in STATS if name in self.stats)
         rows = [
             ("model", f"C={model.num_classes}, N={model.samples_per_class}, p={model.num_features}{bias}{decay}"),
             ("method", f"{self.method.label}, {self.ts.dtype}"),
@@ -85,7 +98,8 @@ class Trajectory(eqx.Module):
             rows.append(("verdict", Verdict(int(self.code)).message))
         shown = [name for name in ("snc1", "snc2", "snc3", "distance", "risk") if name in self.metrics]
         if shown:
-            rows.append(("at the end", ", ".join(f"{name} {_span(self.metrics[name][..., -1])}" for name in shown)))
+            values = ", ".join(f"{name} {_span(self.metrics[name][..., -1])}" for name in shown)
+            rows.append((f"at t = {_span(self.ts[..., -1])}", values))
         if self.ts.dtype == jnp.float32:
             rows.append(
                 ("precision", "float32 resolves b - 1/C, B - W^T and SNC1 to about 1e-6: use float64 for eps <= 1e-2")
@@ -104,7 +118,7 @@ class Trajectory(eqx.Module):
         from .provenance import provenance
 
         lanes = ("lane",) * (self.ts.ndim - 1)
-        data = {
+        data: dict[str, Any] = {
             name: ((*lanes, "time"), np.asarray(values), {"long_name": METRICS[name].long_name, "units": "1"})
             for name, values in self.metrics.items()
         }
@@ -114,8 +128,9 @@ class Trajectory(eqx.Module):
             data[f"steps_{name}"] = (lanes, np.asarray(value), {"long_name": f"{name} of the solver", "units": "1"})
         states = self.states
         if states is not None:
-            for name, axes in (("H", ("feature", "sample")), ("W", ("class", "feature")), ("b", ("class",))):
-                data[name] = ((*lanes, "time", *axes), np.asarray(getattr(states, name)))
+            for name, axes, what in STATE_VARIABLES:
+                values = np.asarray(getattr(states, name))
+                data[name] = ((*lanes, "time", *axes), values, {"long_name": what, "units": "1"})
         times = {"long_name": "time", "units": "1"}
         coords = (
             {"time": ("time", np.asarray(self.ts), times)}
@@ -134,6 +149,10 @@ def verdict_attributes() -> dict[str, Any]:
         "flag_values": np.array([int(v) for v in Verdict], dtype=np.int8),
         "flag_meanings": " ".join(v.name for v in Verdict),
     }
+
+
+def _numbers(decay) -> str:
+    return ", ".join(f"{float(x):g}" for leaf in jax.tree.leaves(decay) for x in np.ravel(leaf))
 
 
 def _is_zero(decay) -> bool:

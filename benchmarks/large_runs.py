@@ -1,0 +1,187 @@
+"""One large problem, integrated in one way: ours, or explicit solvers on the full state. Used by the workers.
+
+Every run starts from the same point, which is drawn in class-mean columns; the solvers of the full state get the
+features `H` that it stands for.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import diffrax as dfx
+import jax
+import jax.numpy as jnp
+import lineax as lx
+import numpy as np
+from fresh_process import machine
+from peer_batch import Batch, fastest, numpy_field, pack, require, unpack
+
+import flowcollapse as fc
+from flowcollapse.model import problem_of
+from flowcollapse.provenance import versions
+from flowcollapse.stopping import plateau_time
+
+EPS = 1e-3
+REFERENCE_RTOL = 1e-13
+
+
+class End(NamedTuple):
+    """Where a run ended; `X` holds the class-mean columns, or the features if the solver ran on them."""
+
+    W: np.ndarray
+    X: np.ndarray
+    b: np.ndarray
+
+
+class Cost(NamedTuple):
+    """Seconds of the fastest run on the wall and of the whole process's CPU time in it; compiling apart."""
+
+    compile_s: float
+    wall_s: float
+    cpu_s: float
+    runs: int
+
+
+class DiagonalSolver(lx.AbstractLinearSolver):
+    """Linear systems whose matrix is known to be diagonal: one product with ones shows the diagonal."""
+
+    def init(self, operator, options):
+        return operator.mv(jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype), operator.in_structure()))
+
+    def compute(self, state, vector, options):
+        return jax.tree.map(jnp.divide, vector, state), lx.RESULTS.successful, {}
+
+    def transpose(self, state, options):
+        return state, options
+
+    def conj(self, state, options):
+        return state, options
+
+    def assume_full_rank(self):
+        return True
+
+
+def diagonal_kencarp5() -> dfx.KenCarp5:
+    """KenCarp5 whose linear systems cost nothing.
+
+    Only the mean residual is implicit, linear and diagonal, so one iteration solves it and the tolerance never counts.
+    """
+    return dfx.KenCarp5(root_finder=dfx.VeryChord(rtol=1e-3, atol=1e-12, linear_solver=DiagonalSolver()))
+
+
+def problem(C: int, N: int, p: int, seed: int = 0) -> tuple[fc.UFM, fc.State]:
+    model = fc.UFM(num_classes=C, samples_per_class=N, num_features=p)
+    return model, fc.initial.sphere(model, EPS, key=jax.random.key(seed), reduced=True)
+
+
+def end_time(model: fc.UFM, start: fc.State) -> float:
+    return float(jax.jit(lambda state: plateau_time(*problem_of(model, state)))(start))
+
+
+def compiled(model: fc.UFM, start: fc.State, solver: Any) -> tuple[Callable[[float], fc.Trajectory], float]:
+    """`fc.simulate` from the start as one compiled program of rtol, and the seconds it took to trace and compile."""
+
+    def simulate(state, rtol):
+        return fc.simulate(model, state, fc.Flow(solver, rtol=rtol), metrics=())
+
+    begin = time.perf_counter()
+    program = jax.jit(simulate).lower(start, jnp.asarray(1e-6)).compile()
+    compile_s = time.perf_counter() - begin
+    return lambda rtol: jax.block_until_ready(program(start, jnp.asarray(rtol))), compile_s
+
+
+def best(run: Callable[[], Any], budget_s: float, most: int = 20) -> tuple[Any, float, float, int]:
+    """The result of one run, the least wall and CPU seconds, and how many runs were made within the budget."""
+    result, wall_s, cpu_s = fastest(run, repeats=1)
+    runs = 1
+    while runs < most and wall_s * (runs + 1) <= budget_s:
+        _, wall, cpu = fastest(run, repeats=1)
+        wall_s, cpu_s, runs = min(wall, wall_s), min(cpu, cpu_s), runs + 1
+    return result, wall_s, cpu_s, runs
+
+
+def end_of(path: fc.Trajectory, features: bool = False) -> End:
+    final = path.final
+    return End(np.asarray(final.W), np.asarray(final.H if features else final.X), np.asarray(final.b))
+
+
+def counts_of(path: fc.Trajectory) -> dict[str, Any]:
+    stats = {name: int(value) for name, value in path.stats.items()}
+    steps = stats["accepted"] + stats["rejected"]
+    return {**stats, "steps": steps, "verdict": fc.Verdict(int(path.code)).name, "coordinates": path.coordinates}
+
+
+def errors(end: End, truth: End) -> dict[str, float]:
+    """`state`: `||z - z*|| / ||z*||`. `snc3`: relative error of `||b - 1/C||`. Both where the run ends."""
+
+    def size(parts) -> float:
+        return float(np.sqrt(sum(np.sum(part**2) for part in parts)))
+
+    snc3, true_snc3 = (np.linalg.norm(point.b - 1 / len(point.b)) for point in (end, truth))
+    return {
+        "state_error": size(a - b for a, b in zip(end, truth, strict=True)) / size(truth),
+        "snc3_error": float(abs(snc3 / true_snc3 - 1)),
+    }
+
+
+def full_tsit5(model: fc.UFM, start: fc.State, rtol: float, budget_s: float) -> tuple[End, Cost, dict[str, Any]]:
+    """diffrax's Tsit5 on the full state `(H, W, b)`, jitted, with diffrax's own step control."""
+    t1, C = end_time(model, start), model.num_classes
+    target = jnp.repeat(jnp.eye(C), model.num_samples // C, axis=1)
+
+    def field(t, state, target):
+        H, W, b = state
+        residual = W @ H + b[:, None] - target
+        return -W.T @ residual, -residual @ H.T, -residual.sum(1)
+
+    def solve(y0, target, rtol):
+        return dfx.diffeqsolve(
+            dfx.ODETerm(field),
+            dfx.Tsit5(),
+            t0=0.0,
+            t1=t1,
+            dt0=None,
+            y0=y0,
+            args=target,
+            saveat=dfx.SaveAt(t1=True),
+            stepsize_controller=dfx.PIDController(rtol=rtol, atol=rtol * EPS),
+            max_steps=10_000_000,
+        )
+
+    inputs = ((start.H, start.W, start.b), target, jnp.asarray(rtol))
+    begin = time.perf_counter()
+    program = jax.jit(solve).lower(*inputs).compile()
+    compile_s = time.perf_counter() - begin
+    solution, *cost = best(lambda: jax.block_until_ready(program(*inputs)), budget_s)
+    H, W, b = (np.asarray(leaf[0]) for leaf in solution.ys)
+    steps = int(solution.stats["num_steps"])
+    return End(W, H, b), Cost(compile_s, *cost), {"steps": steps, "evaluations": 6 * steps + 2, "coordinates": "full"}
+
+
+def full_scipy(
+    method: str, model: fc.UFM, start: fc.State, rtol: float, budget_s: float
+) -> tuple[End, Cost, dict[str, Any]]:
+    """A solver of scipy on the full state, flat, with a field that calls NumPy as little as it can."""
+    integrate = require("scipy.integrate")
+    times = np.array([[0.0, end_time(model, start)]])
+    H, W, b = (np.asarray(x)[None] for x in (start.H, start.W, start.b))
+    batch = Batch(model.counts[0], H, W, b, times, rtol)
+    field, y0 = numpy_field(batch), pack(batch)[0]
+
+    def run():
+        return integrate.solve_ivp(
+            field, tuple(times[0]), y0, method=method, t_eval=times[0, 1:], rtol=rtol, atol=float(batch.atol[0])
+        )
+
+    solution, *cost = best(run, budget_s)
+    if not solution.success:
+        raise RuntimeError(f"scipy {method}: {solution.message}")
+    H, W, b = unpack(batch, solution.y[:, -1])
+    return End(W, H, b), Cost(0.0, *cost), {"evaluations": int(solution.nfev), "coordinates": "full"}
+
+
+def about() -> dict[str, Any]:
+    """Versions, device and machine."""
+    device = jax.devices()[0]
+    scipy = require("scipy").__version__
+    return {"versions": versions() | {"scipy": scipy}, "device": f"{device.platform}: {device.device_kind}"} | machine()

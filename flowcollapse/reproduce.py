@@ -1,0 +1,278 @@
+"""The paper's two figures from real runs: gradient flow and gradient descent from the same starts, in one Dataset."""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import xarray as xr
+from tqdm import tqdm
+
+from . import initial
+from ._checks import check_positive
+from ._errors import UsageError
+from ._files import check_writable, write_netcdf
+from .descent import Descent
+from .flow import Flow
+from .lanes import map_lanes
+from .metrics import METRICS
+from .model import UFM, State, problem_of
+from .provenance import options, provenance
+from .simulate import simulate
+from .stopping import Verdict, plateau_time
+from .trajectory import verdict_attributes
+
+NAMES = ("snc1", "snc2", "snc3", "distance", "relative_distance", "risk")
+"""The curves that are kept."""
+
+POWERS = {"snc1": 2, "snc2": 1, "snc3": 1, "distance": 1, "risk": 4}
+"""The power of eps that each error has at the plateau, as eps goes to zero (derived here)."""
+
+FIT_UP_TO = 1e-2
+"""The powers are fitted from this eps down: above it, the next orders of eps still bend the errors."""
+
+FILES = ("reproduce.nc", "figure1.png", "figure1.pdf", "figure2.png", "figure2.pdf")
+"""What `write` leaves in its folder."""
+
+NUM_SAVES = 400
+"""About as many times the curves have."""
+
+MOST_STEPS = 10_000_000
+
+
+def paper_model() -> UFM:
+    """The model of the paper's figures: `C = N = 3`, `p = 15`."""
+    return UFM(num_classes=3, samples_per_class=3, num_features=15)
+
+
+def run(
+    eps: Sequence[float] = (1.0, 1e-1, 1e-2, 1e-3),
+    seeds: int = 100,
+    *,
+    seed_shown: int = 0,
+    learning_rate: float = 0.02,
+    rtol: float = 1e-8,
+    solver: str = "exponential",
+    t1: float | None = None,
+    progress: bool = False,
+) -> xr.Dataset:
+    """Gradient flow and gradient descent of the paper's model, from the same random starts.
+
+    Args:
+        eps: norms of H0 and of W0. The default list is our choice, and so are the other defaults.
+        seeds: starts for each eps; their keys are `jax.random.key(0)`, `jax.random.key(1)` and so on.
+        seed_shown: the seed whose curves the figures show.
+        learning_rate: step size of the descent.
+        rtol: relative tolerance of the flow.
+        solver: the flow's solver, by name.
+        t1: end of all runs. Default: the latest plateau time among the starts.
+        progress: show a bar on standard error.
+
+    Returns:
+        A Dataset with dimensions (method, eps, seed, time): the curves `NAMES`, the `verdict`, `steps` and
+        `steps_rejected` of each run, the `plateau_time` of each start, and the provenance as attributes. All runs are
+        saved at the same times, those of every k-th step of the descent.
+
+    Raises:
+        UsageError: for numbers that are not positive, an eps given twice, a shown seed that is not among the seeds, an
+            unknown solver, or a learning rate that needs more than ten million steps.
+
+    Source: Mixon, Parshall and Pi, figures 1 and 2.
+
+    Example:
+        >>> from flowcollapse import reproduce
+        >>> data = reproduce.run(eps=[0.1], seeds=2, solver="tsit5")
+        >>> data["snc1"].dims, int(data["verdict"].max())
+        (('method', 'eps', 'seed', 'time'), 0)
+    """
+    settings = {"seed_shown": seed_shown, "learning_rate": learning_rate, "rtol": rtol, "solver": solver, "t1": t1}
+    check(eps, seeds, **settings)
+    model, flow = paper_model(), Flow(solver, rtol=rtol)
+    lanes = np.repeat(np.asarray(eps, dtype=float), seeds), np.tile(np.arange(seeds), len(eps))
+
+    def start(e, seed) -> State:
+        return initial.sphere(model, e, key=jax.random.key(seed))
+
+    plateaus = map_lanes(lambda e, seed: plateau_time(*problem_of(model, start(e, seed))), *lanes)
+    ts, num_steps = save_times(float(plateaus.max()) if t1 is None else t1, learning_rate)
+    descent = Descent("sgd", num_steps=num_steps, learning_rate=learning_rate)
+
+    saves = jnp.asarray(ts)
+
+    def results(method: Flow | Descent, bar) -> tuple:
+        def one(e, seed):
+            path = simulate(model, start(e, seed), method, saves, metrics=NAMES)
+            return path.metrics, path.code, path.stats
+
+        def done(count: int) -> None:
+            bar.set_description(method.name, refresh=False)
+            bar.update(count)
+
+        bar.set_description(f"{method.name} (compiling)")
+        return map_lanes(one, *lanes, done=done)
+
+    with tqdm(total=2 * len(lanes[0]), unit="run", disable=not progress) as bar:
+        curves, codes, stats = zip(results(flow, bar), results(descent, bar), strict=True)
+
+    def gridded(parts: Sequence[np.ndarray]) -> np.ndarray:
+        return np.stack([part.reshape(len(eps), seeds, *part.shape[1:]) for part in parts])
+
+    over = ("method", "eps", "seed")
+    rejected = stats[0]["rejected"]
+    data: dict[str, Any] = {
+        name: ((*over, "time"), gridded([c[name] for c in curves]), _about(METRICS[name].long_name)) for name in NAMES
+    }
+    data["verdict"] = over, gridded(codes), verdict_attributes()
+    data["steps"] = over, gridded([stats[0]["accepted"], stats[1]["taken"]]), _about("steps accepted (flow) or taken")
+    data["steps_rejected"] = over, gridded([rejected, np.zeros_like(rejected)]), _about("steps rejected")
+    data["plateau_time"] = over[1:], gridded([plateaus])[0], _about("time by which every mode has reached the plateau")
+    coords = {
+        "method": ("method", [flow.name, descent.name], {"long_name": "gradient flow or gradient descent"}),
+        "eps": ("eps", np.asarray(eps, dtype=float), _about("norm of H0 and of W0")),
+        "seed": ("seed", np.arange(seeds), _about("seed of the start's random key")),
+        "time": ("time", ts, _about("time; for descent the sum of the step sizes")),
+    }
+    attributes = provenance(
+        model,
+        flow,
+        title="Figures 1 and 2 of Mixon, Parshall and Pi (arXiv 2011.11619), from new runs",
+        seeds=f"jax.random.key(0) to jax.random.key({seeds - 1})",
+        options={"eps": list(eps), "seeds": seeds} | settings,
+    )
+    attributes["method"] = json.dumps({method.name: options(method) for method in (flow, descent)})
+    return xr.Dataset(data, coords, attributes | {"seed_shown": seed_shown})
+
+
+def check(
+    eps: Sequence[float],
+    seeds: int,
+    *,
+    seed_shown: int,
+    learning_rate: float,
+    rtol: float,
+    solver: str,
+    t1: float | None,
+) -> None:
+    """Raise the `UsageError` that `run` would raise for these options, before any work."""
+    if len(eps) == 0:
+        raise UsageError("eps is empty: give at least one norm of the start, such as 0.1.")
+    check_positive("eps", list(eps))
+    if len(set(eps)) < len(eps):
+        raise UsageError(f"eps holds a value twice: {list(eps)}; give each once.")
+    if seeds < 1:
+        raise UsageError(f"seeds must be a positive integer, got {seeds}.")
+    if not 0 <= seed_shown < seeds:
+        raise UsageError(f"seed_shown is {seed_shown}, but the seeds are 0 to {seeds - 1}: choose one of them.")
+    check_positive("learning_rate", learning_rate)
+    check_positive("t1", t1)
+    Flow(solver, rtol=rtol)
+
+
+def save_times(t1: float, learning_rate: float) -> tuple[np.ndarray, int]:
+    """Times of every k-th step of the descent, about `NUM_SAVES` up to just after t1, and all its steps."""
+    if t1 / learning_rate > MOST_STEPS:
+        raise UsageError(
+            f"learning_rate {learning_rate:g} needs {t1 / learning_rate:.0f} steps to reach time {t1:.3g}, more than "
+            f"{MOST_STEPS}: raise it."
+        )
+    every = max(1, round(t1 / (NUM_SAVES * learning_rate)))
+    saves = math.ceil(t1 / (every * learning_rate))
+    return learning_rate * every * np.arange(saves + 1), every * saves
+
+
+def _about(long_name: str) -> dict[str, str]:
+    return {"long_name": long_name, "units": "1"}
+
+
+def check_folder(folder: Path) -> None:
+    """Make sure that `write` can write to `folder`, which it makes if it does not exist.
+
+    Raises:
+        UsageError: if it cannot.
+    """
+    for name in FILES:
+        check_writable(folder / name)
+
+
+def write(dataset: xr.Dataset, folder: Path) -> list[Path]:
+    """The Dataset as netCDF and the figures as PNG and PDF; each file is written whole or not at all.
+
+    Raises:
+        UsageError: if the folder cannot be written to.
+    """
+    import matplotlib.pyplot as plt
+
+    from . import plot
+
+    write_netcdf(dataset, folder / FILES[0])
+    for stem, axes in (("figure1", plot.figure1(dataset)[0]), ("figure2", plot.figure2(dataset))):
+        for suffix in (".png", ".pdf"):
+            plot.save(axes, folder / (stem + suffix))
+        plt.close(axes.get_figure(root=True))
+    return [folder / name for name in FILES]
+
+
+def table(dataset: xr.Dataset) -> str:
+    """The end of the runs: medians over the seeds for each eps and method, and the fitted powers of eps."""
+    names = tuple(POWERS)
+    end = dataset[list(names)].isel(time=-1).median("seed")
+    heads = ("SNC1", "SNC2", "SNC3", "dist S", "risk")
+    rows: list[tuple[str, ...]] = [("eps", "method", *heads, "steps", "verdict")]
+    for eps in dataset["eps"].values:
+        for method in dataset["method"].values:
+            which = {"eps": eps, "method": method}
+            values = (f"{float(end[name].sel(which)):.2e}" for name in names)
+            runs = dataset.sel(which)
+            rows.append((f"{eps:g}", str(method), *values, _steps(runs), _verdicts(runs["verdict"].values)))
+    used = fitted_eps(dataset["eps"].values)
+    lines = [
+        f"At time {float(dataset['time'][-1]):.4g}, {_counted(dataset.sizes['seed'])}:",
+        *_aligned(rows),
+    ]
+    if len(used) < 2:
+        return "\n".join([*lines, "", "Powers of eps: give at least two values of eps to fit them."])
+    rows: list[tuple[str, ...]] = [("", "method", *heads)]
+    for method in dataset["method"].values:
+        powers = (f"{fitted_power(end[name].sel({'method': method}), used):.3f}" for name in names)
+        rows.append(("", str(method), *powers))
+    rows.append(("", "predicted", *(str(POWERS[name]) for name in names)))
+    chosen = ", ".join(f"{e:g}" for e in used)
+    if used[0] > FIT_UP_TO * (1 + 1e-9):
+        chosen += f" (above {FIT_UP_TO:g} the next orders still bend them)"
+    return "\n".join([*lines, "", f"Powers of eps, fitted to these values at eps = {chosen}:", *_aligned(rows)])
+
+
+def fitted_eps(eps: np.ndarray) -> np.ndarray:
+    """The eps that enter the fit: those up to `FIT_UP_TO`, or the two smallest if these are fewer than two."""
+    ordered = np.sort(eps)
+    small = ordered[ordered <= FIT_UP_TO * (1 + 1e-9)]
+    return (small if len(small) >= 2 else ordered[:2])[::-1]
+
+
+def fitted_power(errors: xr.DataArray, eps: np.ndarray) -> float:
+    """The slope of log error against log eps, by least squares."""
+    values = errors.sel(eps=eps).values
+    return float(np.polyfit(np.log(eps), np.log(values), 1)[0]) if np.all(values > 0) else math.nan
+
+
+def _counted(seeds: int) -> str:
+    return "one seed" if seeds == 1 else f"medians over {seeds} seeds"
+
+
+def _steps(runs: xr.Dataset) -> str:
+    accepted, rejected = (int(np.median(runs[name])) for name in ("steps", "steps_rejected"))
+    return f"{accepted}+{rejected}" if rejected else f"{accepted}"
+
+
+def _verdicts(codes: np.ndarray) -> str:
+    return ", ".join(f"{count} {Verdict(int(code)).name}" for code, count in sorted(Counter(codes.tolist()).items()))
+
+
+def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

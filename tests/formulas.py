@@ -1,0 +1,97 @@
+"""The collapse metrics as their papers define them, in plain NumPy and sample by sample.
+
+Features are rows here, `(samples, p)`, as in every framework; `labels` are 0 ... C - 1. `mu_c` are the class means, `mu_G`
+their unweighted mean, `M = [mu_c - mu_G]`, `S_W` the within-class covariance averaged over all samples and
+`S_B = M M^T / C`. References: Papyan, Han and Donoho 2020 (NC1-NC4); Tirer, Huang and Niles-Weed 2023 (the ratio of traces);
+Zhu et al. 2021 (the Gram matrix); Galanti, Gyorgy and Hutter 2021 (CDNV); arXiv 2011.11619 (SNC and the distance to S).
+"""
+
+import numpy as np
+import systems
+from jaxtyping import Float, Int
+
+
+def of_features(
+    features: Float[np.ndarray, "samples p"],
+    labels: Int[np.ndarray, " samples"],
+    W: Float[np.ndarray, "C p"],
+    b: Float[np.ndarray, " C"],
+) -> dict[str, float]:
+    """What can be said of any features and a classifier."""
+    C = labels.max() + 1
+    samples = range(len(labels))
+    means = np.array([features[labels == c].mean(axis=0) for c in range(C)])
+    M = means - means.mean(axis=0)
+    S_W = sum(np.outer(d, d) for d in (features[i] - means[labels[i]] for i in samples)) / len(labels)
+    S_B = sum(np.outer(m, m) for m in M) / C
+
+    def variance(c: int) -> float:
+        return np.mean(np.sum((features[labels == c] - means[c]) ** 2, axis=1))
+
+    pairs = [(i, j) for i in range(C) for j in range(C) if i != j]
+    decided = [np.argmax(W @ features[i] + b) for i in samples]
+    nearest = [np.argmin(np.linalg.norm(means - features[i], axis=1)) for i in samples]
+    return {
+        "nc1": np.trace(S_W @ np.linalg.pinv(S_B, rcond=1e-10)) / C,
+        "nc1_trace": np.trace(S_W) / np.trace(S_B),
+        "nc2_norm_h": spread(M),
+        "nc2_norm_w": spread(W),
+        "nc2_angle_h": angle_defect(M),
+        "nc2_angle_w": angle_defect(W),
+        "nc2_etf_h": gram_defect(M),
+        "nc2_etf_w": gram_defect(W),
+        "nc3": np.linalg.norm(W / np.linalg.norm(W) - M / np.linalg.norm(M)),
+        "nc4": np.mean(np.not_equal(decided, nearest)),
+        "cdnv": np.mean(
+            [(variance(i) + variance(j)) / (2 * np.sum((means[i] - means[j]) ** 2)) for i, j in pairs],
+        ),
+    }
+
+
+def spread(vectors) -> float:
+    """Standard deviation over mean of the vectors' lengths."""
+    lengths = np.linalg.norm(vectors, axis=1)
+    return np.std(lengths) / np.mean(lengths)
+
+
+def angle_defect(vectors) -> float:
+    """Mean over pairs of `|cos + 1/(C - 1)|`."""
+    C = len(vectors)
+    cosines = [
+        vectors[i] @ vectors[j] / np.linalg.norm(vectors[i]) / np.linalg.norm(vectors[j])
+        for i in range(C)
+        for j in range(i)
+    ]
+    return np.mean(np.abs(np.array(cosines) + 1 / (C - 1)))
+
+
+def gram_defect(vectors) -> float:
+    """`|| V V^T / ||V V^T||_F - P / sqrt(C - 1) ||_F`."""
+    C, gram = len(vectors), vectors @ vectors.T
+    return np.linalg.norm(gram / np.linalg.norm(gram) - systems.centring(C) / np.sqrt(C - 1))
+
+
+def of_point(point: systems.Arrays, counts, start: systems.Arrays) -> dict[str, float]:
+    """All metrics of a point of the model without decay; SNC and the distance to S for equal counts only."""
+    H, W, b = point
+    labels = np.repeat(np.arange(len(counts)), counts)
+    drift = (W.T @ W - H @ H.T) - (start.W.T @ start.W - start.H @ start.H.T)
+    values = of_features(H.T, labels, W, b) | {
+        "risk": systems.risk(point, counts),
+        "grad_norm": np.sqrt(sum(np.sum(part**2) for part in systems.velocity(point, counts))),
+        "balancedness": np.linalg.norm(drift) / np.sum(start.H**2),
+    }
+    if len(set(counts)) > 1:
+        return values
+    (C, p), N = W.shape, counts[0]
+    s = np.sqrt(N)
+    z = np.concatenate([part.ravel() for part in point])
+    basis = systems.subspace_basis(C, N, p)
+    distance = np.linalg.norm(z - basis.T @ (basis @ z))
+    return values | {
+        "snc1": np.linalg.norm(W @ W.T - s * systems.centring(C)),
+        "snc2": np.linalg.norm(H - np.repeat(W.T, N, axis=1) / s) / np.linalg.norm(H),
+        "snc3": np.linalg.norm(b - 1 / C),
+        "distance": distance,
+        "relative_distance": distance / np.linalg.norm(z),
+    }

@@ -1,0 +1,242 @@
+"""Input that cannot be right: each a `UsageError` of one line that names the argument, the value and the cure."""
+
+import json
+import subprocess
+import sys
+import textwrap
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import flowcollapse as fc
+
+SIZES = {"num_classes": 3, "samples_per_class": 3, "num_features": 4}
+MODEL = fc.UFM(num_classes=3, samples_per_class=3, num_features=4)
+START = fc.State(H=jnp.ones((4, 9)), W=jnp.ones((3, 4)), b=jnp.zeros(3))
+FLOW = fc.Flow()
+KEY = jax.random.key(0)
+
+
+def ufm(**options):
+    return lambda: fc.UFM(**(SIZES | options))
+
+
+def simulate(start: fc.State = START, method=FLOW, ts=None, model=MODEL, **options):
+    return lambda: fc.simulate(model, start, method, **({} if ts is None else {"ts": ts}), **options)
+
+
+CASES = {
+    # The model: name and value of what is wrong, and what to do.
+    "no classes": (ufm(num_classes=0), ["num_classes", "0", "at least 2"]),
+    "one class": (ufm(num_classes=1), ["num_classes", "1", "at least 2"]),
+    "no features": (ufm(num_features=0), ["num_features", "0", "at least 1"]),
+    "negative features": (ufm(num_features=-3), ["num_features", "-3", "at least 1"]),
+    "a truth value as a size": (ufm(num_features=True), ["num_features", "True", "integer"]),
+    "no samples": (ufm(samples_per_class=0), ["samples_per_class", "0", "positive"]),
+    "an empty class": (ufm(samples_per_class=(2, 0, 1)), ["samples_per_class", "(2, 0, 1)", "positive"]),
+    "too few counts": (ufm(samples_per_class=(2, 1)), ["samples_per_class", "2 counts", "3", "one count a class"]),
+    "negative decay": (ufm(weight_decay=-0.1), ["weight_decay", "-0.1", "not be negative"]),
+    "one negative decay": (ufm(weight_decay=(0.1, -0.1, 0.0)), ["weight_decay", "-0.1", "not be negative"]),
+    "NaN decay": (ufm(weight_decay=float("nan")), ["weight_decay", "nan"]),
+    "two decays": (ufm(weight_decay=(0.1, 0.2)), ["weight_decay", "(0.1, 0.2)", "(W, H, b)"]),
+    "unknown loss": (ufm(loss="hinge"), ["loss", "'hinge'", "'squared'"]),
+    # Starts.
+    "eps of zero": (lambda: fc.initial.sphere(MODEL, eps=0.0, key=KEY), ["eps", "0.0", "positive"]),
+    "negative eps": (lambda: fc.initial.on_subspace(MODEL, eps=-1.0, key=KEY), ["eps", "-1.0", "positive"]),
+    "NaN eps": (lambda: fc.initial.balanced(MODEL, eps=float("nan"), key=KEY), ["eps", "nan", "positive"]),
+    "infinite eps": (lambda: fc.initial.sphere(MODEL, eps=float("inf"), key=KEY), ["eps", "inf", "positive"]),
+    "several eps": (lambda: fc.initial.sphere(MODEL, eps=jnp.ones(2), key=KEY), ["eps", "positive number"]),
+    "S of unequal counts": (
+        lambda: fc.initial.on_subspace(ufm(samples_per_class=(1, 2, 3))(), eps=1.0, key=KEY),
+        ["samples_per_class", "(1, 2, 3)", "equal counts", "use"],
+    ),
+    "collapse without room": (
+        lambda: fc.initial.collapsed(ufm(num_features=1)(), key=KEY),
+        ["num_features", "1", "at least 2", "raise"],
+    ),
+    # States that do not fit: which array, its shape, the shape it needs.
+    "H of another width": (
+        simulate(fc.State(H=jnp.ones((4, 8)), W=START.W, b=START.b)),
+        ["state.H", "(4, 8)", "(4, 9)", "reshape"],
+    ),
+    "W transposed": (
+        simulate(fc.State(H=START.H, W=START.W.T, b=START.b)),
+        ["state.W", "(4, 3)", "(3, 4)", "reshape"],
+    ),
+    "b too short": (
+        lambda: fc.risk(MODEL, fc.State(H=START.H, W=START.W, b=jnp.zeros(2))),
+        ["state.b", "(2,)", "(3,)", "reshape"],
+    ),
+    "features of another model": (
+        lambda: fc.metrics.evaluate(ufm(num_features=5)(), START),
+        ["state.W", "(3, 4)", "(3, 5)", "num_features=5"],
+    ),
+    "a batch without vmap": (
+        simulate(jax.tree.map(lambda x: jnp.stack([x, x]), START)),
+        ["start", "(2,)", "jax.vmap"],
+    ),
+    "a bias that the model has not": (
+        simulate(fc.State(H=START.H, W=START.W, b=jnp.ones(3)), model=ufm(use_bias=False)()),
+        ["start.b", "not zero", "use_bias=True"],
+    ),
+    "class means of a state of samples": (lambda: START.B, ["state.B", "fc.to_class_means"]),
+    "a state reduced for other counts": (
+        lambda: fc.risk(MODEL, fc.to_class_means(ufm(samples_per_class=(2, 3, 4))(), START)),
+        ["samples_per_class", "(2, 3, 4)", "(3, 3, 3)", "use the model"],
+    ),
+    # The flow.
+    "rtol of zero": (lambda: fc.Flow(rtol=0.0), ["rtol", "0.0", "positive"]),
+    "negative rtol": (lambda: fc.Flow(rtol=-1e-6), ["rtol", "-1e-06", "positive"]),
+    "rtol in words": (lambda: fc.Flow(rtol="small"), ["rtol", "'small'", "positive"]),
+    "NaN atol": (lambda: fc.Flow(atol=float("nan")), ["atol", "nan", "positive"]),
+    "t1 of zero": (lambda: fc.Flow(t1=0), ["t1", "0", "positive"]),
+    "infinite t1": (lambda: fc.Flow(t1=float("inf")), ["t1", "inf", "finite"]),
+    "no steps": (lambda: fc.Flow(max_steps=0), ["max_steps", "0", "positive integer"]),
+    "half a step": (lambda: fc.Flow(max_steps=0.5), ["max_steps", "0.5", "positive integer"]),
+    "unknown solver": (
+        lambda: fc.Flow("rk4"),
+        ["solver", "'rk4'", "'exponential'", "'tsit5'", "'dopri5'", "'dopri8'", "'kvaerno5'", "'kencarp5'"],
+    ),
+    "unknown coordinates": (lambda: fc.Flow(coordinates="polar"), ["coordinates", "'polar'", "'class-mean'"]),
+    # Times of the saves.
+    "decreasing ts": (simulate(ts=[0.0, 2.0, 1.0]), ["ts", "[0. 2. 1.]", "increase"]),
+    "repeated ts": (simulate(ts=[0.0, 1.0, 1.0]), ["ts", "[0. 1. 1.]", "increase"]),
+    "ts before 0": (simulate(ts=[-1.0, 1.0]), ["ts", "-1.0", "before 0"]),
+    "NaN in ts": (simulate(ts=[0.0, float("nan")]), ["ts", "nan", "finite"]),
+    "no ts": (simulate(ts=[]), ["ts", "(0,)", "increasing"]),
+    "ts in two dimensions": (simulate(ts=[np.array([0.0, 1.0])]), ["ts", "(1, 2)", "increasing"]),
+    "ts after t1": (simulate(method=fc.Flow(t1=1.0), ts=[0.0, 2.0]), ["ts", "2.0", "t1=1.0", "raise t1"]),
+    # Descent.
+    "no descent steps": (lambda: fc.Descent("sgd", 0, learning_rate=0.1), ["num_steps", "0", "positive integer"]),
+    "learning rate of zero": (lambda: fc.Descent("sgd", 5, learning_rate=0), ["learning_rate", "0", "positive"]),
+    "no learning rate": (lambda: fc.Descent("sgd", 5), ["sgd", "learning_rate"]),
+    "a number it does not take": (lambda: fc.Descent("sgd", 5, learning_rate=0.1, speed=3.0), ["sgd", "speed"]),
+    "unknown optimizer": (lambda: fc.Descent("newton", 5, learning_rate=0.1), ["optimizer", "'newton'", "'sgd'"]),
+    "numbers for a ready optimizer": (
+        lambda: fc.Descent(optax.sgd(0.1), 5, learning_rate=0.2),
+        ["learning_rate", "ready optimizer", "name"],
+    ),
+    "class means with Adam": (
+        lambda: fc.Descent("adam", 5, learning_rate=0.1, coordinates="class-mean"),
+        ["adam", "rotations", 'coordinates="class-mean"', 'coordinates="sample"'],
+    ),
+    # Metrics.
+    "unknown metric": (simulate(metrics=("snc4",)), ["metric", "'snc4'", "snc1"]),
+    "a metric of equal counts": (
+        lambda: fc.metrics.evaluate(
+            ufm(samples_per_class=(2, 3, 4))(), START, ["snc1"]
+        ),
+        ["metric", "'snc1'", "equal counts", "(2, 3, 4)"],
+    ),
+    "a metric of single samples": (
+        lambda: fc.metrics.evaluate(MODEL, fc.initial.sphere(MODEL, eps=1.0, key=KEY, reduced=True), ["nc4"]),
+        ["metric", "'nc4'", "single samples", "reduced=False"],
+    ),
+}
+
+
+def check(error: BaseException, words: list[str]) -> None:
+    message = str(error)
+    assert "\n" not in message, message
+    assert all(word in message for word in words), message
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_bad_value(name):
+    call, words = CASES[name]
+    with pytest.raises(fc.UsageError) as caught:
+        call()
+    check(caught.value, words)
+
+
+@pytest.mark.usefixtures("thirty_two_bits")
+def test_float64_while_jax_runs_in_32_bits():
+    """Such arrays come from NumPy; JAX alone would round them without a word."""
+    for name, shape in (("H", (4, 9)), ("W", (3, 4)), ("b", (3,))):
+        arrays = {"H": jnp.ones((4, 9)), "W": jnp.ones((3, 4)), "b": jnp.zeros(3)} | {name: np.ones(shape)}
+        with pytest.raises(fc.UsageError) as caught:
+            fc.simulate(MODEL, fc.State(**arrays), FLOW)
+        check(caught.value, [f"start.{name}", "float64", "32 bits", "fc.enable_x64()", "float32"])
+
+
+def test_bad_values_are_found_before_anything_runs_and_after_jit_is_left_alone():
+    """Inside jit values are unknown and not checked; shapes are known and are."""
+    with pytest.raises(fc.UsageError, match=r"state\.H"):
+        jax.jit(lambda H: fc.risk(MODEL, fc.State(H=H, W=START.W, b=START.b)))(jnp.ones((4, 8)))
+    state = jax.jit(lambda eps: fc.initial.sphere(MODEL, eps=eps, key=KEY))(-1.0)
+    assert float(jnp.linalg.norm(state.W)) == pytest.approx(1.0)
+
+
+# Wrong types are refused by the shape checks of these tests before the package sees them: a process without those.
+TYPES = {
+    "num_classes=3.0": ("UFM(num_classes=3.0, samples_per_class=3, num_features=4)", ["num_classes", "3.0", "integer"]),
+    "num_classes='3'": ("UFM(num_classes='3', samples_per_class=3, num_features=4)", ["num_classes", "'3'", "integer"]),
+    "num_features=None": (
+        "UFM(num_classes=3, samples_per_class=3, num_features=None)",
+        ["num_features", "None", "integer"],
+    ),
+    "samples_per_class=2.5": (
+        "UFM(num_classes=3, samples_per_class=2.5, num_features=4)",
+        ["samples_per_class", "2.5", "positive integer"],
+    ),
+    "samples_per_class=(3, 3.0, 3)": (
+        "UFM(num_classes=3, samples_per_class=(3, 3.0, 3), num_features=4)",
+        ["samples_per_class", "(3, 3.0, 3)", "positive integers"],
+    ),
+    "weight_decay='none'": (
+        "UFM(num_classes=3, samples_per_class=3, num_features=4, weight_decay='none')",
+        ["weight_decay", "'none'", "number"],
+    ),
+    "eps='small'": ("initial.sphere(model, eps='small', key=key)", ["eps", "'small'", "positive number"]),
+    "solver=5": ("Flow(5)", ["solver", "5", "name"]),
+    "max_steps='many'": ("Flow(max_steps='many')", ["max_steps", "'many'", "positive integer"]),
+    "num_steps=2.0": ("Descent('sgd', 2.0, learning_rate=0.1)", ["num_steps", "2.0", "positive integer"]),
+    "optimizer=None": ("Descent(None, 2)", ["optimizer", "None", "'sgd'"]),
+    "learning_rate='fast'": ("Descent('sgd', 2, learning_rate='fast')", ["learning_rate", "'fast'", "positive"]),
+    "start of arrays": ("simulate(model, (start.H, start.W, start.b), Flow())", ["start", "tuple", "fc.State"]),
+    "method='flow'": ("simulate(model, start, 'flow')", ["method", "'flow'", "fc.Flow"]),
+    "model of sizes": ("simulate((3, 3, 4), start, Flow())", ["model", "(3, 3, 4)", "fc.UFM"]),
+    "H of words": ("risk(model, State(H='H', W=start.W, b=start.b))", ["state.H", "array"]),
+    "lists": ("simulate(model, State(H=[[1.0]], W=start.W, b=start.b), Flow())", ["state.H", "(1, 1)", "(4, 9)"]),
+    "ts='all'": ("simulate(model, start, Flow(), 'all')", ["ts", "'all'", "increasing"]),
+}
+
+
+@pytest.fixture(scope="module")
+def refused() -> dict[str, list[str]]:
+    """What each of `TYPES` raises: the class and the message."""
+    program = """
+        import json, sys
+        import jax
+        import flowcollapse as fc
+        fc.enable_x64()
+        model = fc.UFM(num_classes=3, samples_per_class=3, num_features=4)
+        start = fc.initial.collapsed(model, key=jax.random.key(0))
+        names = vars(fc) | {"model": model, "start": start, "key": jax.random.key(0)}
+        results = {}
+        for name, expression in json.load(sys.stdin).items():
+            try:
+                eval(expression, dict(names))
+            except Exception as error:
+                results[name] = [type(error).__name__, str(error)]
+        json.dump(results, sys.stdout)
+    """
+    expressions = {name: expression for name, (expression, _) in TYPES.items()}
+    finished = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)],
+        input=json.dumps(expressions),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return json.loads(finished.stdout)
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_bad_type(refused, name):
+    kind, message = refused[name]
+    assert kind == "UsageError", message
+    check(fc.UsageError(message), TYPES[name][1])

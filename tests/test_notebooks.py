@@ -1,0 +1,30 @@
+"""Every notebook runs to its last assertion, and each pair of files says the same."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jupytext
+import nbformat
+import pytest
+
+NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.py"))
+
+
+@pytest.mark.parametrize("script", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_holds_what_it_asserts(script: Path):
+    environment = os.environ | {"MPLBACKEND": "Agg"}
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, env=environment, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "\nassert " in script.read_text(), "a notebook ends in an assertion on a law"
+
+
+@pytest.mark.parametrize("script", NOTEBOOKS, ids=lambda path: path.stem)
+def test_executed_notebook_is_the_script(script: Path):
+    executed = nbformat.read(script.with_suffix(".ipynb"), as_version=4)
+    written = jupytext.read(script)
+    assert [cell.source for cell in executed.cells] == [cell.source for cell in written.cells]
+    code = [cell for cell in executed.cells if cell.cell_type == "code"]
+    assert all(cell.execution_count for cell in code), "execute it: jupyter-execute --inplace"
+    assert not any(output.output_type == "error" for cell in code for output in cell.outputs)
