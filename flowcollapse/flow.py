@@ -150,7 +150,9 @@ class Flow(eqx.Module):
         rtol = self._rtol(dtype)
         atol = rtol * scales if self.atol is None else jnp.broadcast_to(jnp.asarray(self.atol, dtype), scales.shape)
         block_norms = functools.partial(layout.block_norms, problem)
-        return BlockControl(rtol=rtol, atol=atol, block_norms=block_norms, block_scales=layout.block_scales)
+        return BlockControl(  # pyright: ignore[reportCallIssue]: diffrax's abstract fields atol and norm are properties
+            rtol=rtol, block_atol=atol, block_norms=block_norms, block_scales=layout.block_scales
+        )
 
 
 def _stats(solution: dfx.Solution, solver: dfx.AbstractSolver, output: bool) -> dict[str, Int[Array, ""]]:

@@ -23,7 +23,7 @@ compiled = functools.partial(jax.jit, compiler_options={"xla_backend_optimizatio
 
 
 def exact_phi(k: int, z: float) -> float:
-    """`phi_k(-z)` in a hundred digits, by `phi_0(w) = e^w`, `phi_{j+1}(w) = (phi_j(w) - 1/j!)/w`, or the series at 0."""
+    """`phi_k(-z)` in a hundred digits: `phi_0(w) = e^w`, `phi_{j+1}(w) = (phi_j(w) - 1/j!)/w`, or the series at 0."""
     with decimal.localcontext() as context:
         context.prec = 100
         w = -decimal.Decimal(z)
