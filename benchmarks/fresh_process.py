@@ -20,7 +20,7 @@ MARK = "row: "
 
 
 def rows_of(script: str, spec: Row, timeout_s: float) -> Iterator[Row]:
-    """What the worker measures, row by row as it comes. A worker that fails or is stopped ends in a row that says so."""
+    """What the worker measures, row by row as it comes; a last row says so if it failed or had to be stopped."""
     path = Path(__file__).with_name(script)
     paths = [str(path.parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}

@@ -44,8 +44,8 @@ def main() -> None:
     if method in OURS:
         run, compile_s = compiled(model, start, OURS[method])
         memory["compiled_mb"] = peak_mb()
-        path, *cost = best(lambda: run(rtol), budget_s)
-        end, cost, counts = end_of(path), Cost(compile_s, *cost), counts_of(path)
+        path, cost = best(lambda: run(rtol), budget_s, compile_s)
+        end, counts = end_of(path), counts_of(path)
         memory["peak_mb"] = peak_mb()
         extra = snc1_of(end, spec["N"])
         if spec.get("floor"):
@@ -74,8 +74,9 @@ def beside_floor(model, start, run, rtol: float, cost: Cost, evaluations: int) -
     for turn in range(rounds):
         floor.measure(0.5)
         if turn > 0:
-            _, wall_s, cpu_s, runs = best(lambda: run(rtol), 0.0)
-            cost = Cost(cost.compile_s, min(cost.wall_s, wall_s), min(cost.cpu_s, cpu_s), cost.runs + runs)
+            _, again = best(lambda: run(rtol), 0.0)
+            wall_s, cpu_s = min(cost.wall_s, again.wall_s), min(cost.cpu_s, again.cpu_s)
+            cost = Cost(cost.compile_s, wall_s, cpu_s, cost.runs + again.runs)
     return cost, floor.row(evaluations, cost.wall_s, cost.cpu_s)
 
 

@@ -193,7 +193,7 @@ class ClassMeanColumns(Columns):
             )
 
 
-def to_class_means(H: Float[Array, "p samples"], counts: tuple[int, ...]):
+def class_mean_columns(H: Float[Array, "p samples"], counts: tuple[int, ...]):
     """Class-mean columns of the features.
 
     Args:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ._errors import UsageError
-from .columns import Columns, to_class_means
+from .columns import Columns, class_mean_columns
 from .losses import LOSSES
 from .model import UFM, Point, Problem, State, check_state, problem_of
 
@@ -69,7 +69,7 @@ def enter(model: UFM, state: State, coordinates: str) -> tuple[Frame, Problem, P
     if coordinates == "sample":
         state = State(H=state.H, W=state.W, b=state.b)
     elif exact and not reduced:
-        state = class_mean_state(model, state)
+        state = to_class_means(model, state)
     problem, point = problem_of(model, state)
     rows = None
     if coordinates == "auto" and 2 * (model.num_classes + point.X.shape[1]) <= model.num_features:
@@ -78,7 +78,7 @@ def enter(model: UFM, state: State, coordinates: str) -> tuple[Frame, Problem, P
     return Frame(state.columns, rows), problem, point
 
 
-def class_mean_state(model: UFM, state: State) -> State:
+def to_class_means(model: UFM, state: State) -> State:
     """The same state in class-mean columns: `state.B` and `state.L`; `state.H` leads back (to rounding).
 
     Args:
@@ -97,7 +97,7 @@ def class_mean_state(model: UFM, state: State) -> State:
     check_state(model, state)
     if state.columns is not None:
         return state
-    X, columns = to_class_means(state.X, model.counts)
+    X, columns = class_mean_columns(state.X, model.counts)
     return State(X=X, W=state.W, b=state.b, columns=columns)
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from ._checks import check_integer, is_traced
+from ._checks import check_integer, check_positive, is_traced
 from ._errors import UsageError
 from .coordinates import COORDINATES
 from .flow import Run
@@ -58,9 +58,13 @@ class Descent(eqx.Module):
             )
         if isinstance(optimizer, optax.GradientTransformation) and hyperparameters:
             raise UsageError(f"{sorted(hyperparameters)} cannot be set on a ready optimizer: pass its name instead.")
-        rate = hyperparameters.get("learning_rate")
-        if isinstance(rate, int | float) and not rate > 0:
-            raise UsageError(f"learning_rate must be positive, got {rate!r}.")
+        if not callable(optimizer) and not isinstance(optimizer, str | optax.GradientTransformation):
+            raise UsageError(
+                f"optimizer must be an optax optimizer, its name, such as 'sgd', or a function that makes one, "
+                f"got {optimizer!r}."
+            )
+        if not callable(hyperparameters.get("learning_rate")):  # a schedule
+            check_positive("learning_rate", hyperparameters.get("learning_rate"))
         numbers = {k: v for k, v in hyperparameters.items() if eqx.is_array_like(v) and not isinstance(v, bool)}
         self.hyperparameters = numbers
         self.options = tuple((k, v) for k, v in sorted(hyperparameters.items()) if k not in numbers)

@@ -10,7 +10,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 
 from ._checks import check_integer, check_positive
 from ._errors import UsageError
@@ -21,6 +21,9 @@ from .stopping import Verdict, plateau_time
 
 PACK_UP_TO = 4096
 """States of at most this many numbers are one flat vector inside the solver; larger ones keep their matrices."""
+
+FIRST_STEP = 3.0
+"""The first step times the fastest rate, over `rtol^(1/order)`. Of 1, 2, 3 and 5, 3 took the fewest steps."""
 
 SAVED_AT_ONCE = 2**22
 """Up to this many saved numbers, states are saved and observed in one batch; above, one by one as they pass."""
@@ -72,13 +75,13 @@ class Flow(eqx.Module):
 
     def __init__(
         self,
-        solver="exponential",
+        solver: str | dfx.AbstractSolver = "exponential",
         *,
-        rtol=1e-8,
-        atol=None,
-        t1=None,
-        max_steps=65_536,
-        coordinates="auto",
+        rtol: ArrayLike = 1e-8,
+        atol: ArrayLike | None = None,
+        t1: ArrayLike | None = None,
+        max_steps: int = 65_536,
+        coordinates: str = "auto",
         mesh: Mesh | None = None,
     ):
         solver_of(solver)
@@ -183,10 +186,11 @@ def spread_columns(X: Float[Array, "p n"], mesh: Mesh) -> Float[Array, "p n"]:
 
 
 def first_step(problem: Problem, rtol: Float[Array, ""], solver: dfx.AbstractSolver) -> Float[Array, ""]:
-    """A first step that resolves the transient of the mean residual: a larger one would be rejected."""
+    """A first step that resolves the transient of the mean residual: one much larger would be rejected."""
     order = solver.order(cast(Any, None)) or 1
     _, lam_H, _ = problem.decays(rtol.dtype)
-    return rtol ** (1 / order) / (stiff_rate(problem, rtol.dtype) + lam_H + max(problem.model.counts) ** 0.5)
+    fastest = stiff_rate(problem, rtol.dtype) + lam_H + max(problem.model.counts) ** 0.5
+    return FIRST_STEP * rtol ** (1 / order) / fastest
 
 
 def stiff_rate(problem: Problem, dtype) -> Float[Array, ""]:

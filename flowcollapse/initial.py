@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from ._checks import is_traced
@@ -146,7 +147,8 @@ def _scaled(M: Float[Array, "m n"], norm) -> Float[Array, "m n"]:
 
 
 def _checked_eps(eps) -> Array:
-    if not is_traced(eps) and not (jnp.ndim(eps) == 0 and 0 < float(eps) < float("inf")):
+    number = eps if is_traced(eps) else np.asarray(eps)
+    if not is_traced(eps) and not (number.ndim == 0 and number.dtype.kind in "iuf" and 0 < number < np.inf):
         raise UsageError(f"eps must be a positive number, got {eps!r}: it is the norm of H0 and of W0.")
     return jnp.asarray(eps)
 

@@ -103,8 +103,10 @@ def _checked_decay(decay):
         raise UsageError(
             f"weight_decay must be one number or three, for W, H and b, got {decay!r} of shape {np.shape(values)}."
         )
-    known = [x for x in jax.tree.leaves(values) if eqx.is_array_like(x) and not is_traced(x)]
-    if not all(np.all(np.asarray(x) >= 0) for x in known):
+    known = [np.asarray(x) for x in jax.tree.leaves(values) if not is_traced(x)]
+    if not all(x.dtype.kind in "iuf" for x in known):
+        raise UsageError(f"weight_decay must be one number or three, for W, H and b, got {decay!r}.")
+    if not all(np.all(x >= 0) for x in known):
         raise UsageError(f"weight_decay must not be negative, got {decay!r}.")
     return values
 
@@ -269,6 +271,12 @@ def over_batch(function, state: State):
 
 def check_state(model: UFM, state: State) -> None:
     """Raise `UsageError` unless the shapes of `state` are those of `model`."""
+    for name, value, wanted in (("model", model, UFM), ("state", state, State)):
+        if not isinstance(value, wanted):
+            raise UsageError(f"{name} must be an fc.{wanted.__name__}, got {type(value).__name__}.")
+    for name, array in (("W", state.W), ("H", state.X), ("b", state.b)):
+        if not hasattr(array, "shape"):
+            raise UsageError(f"state.{name} must be an array, got {array!r}: wrap it in jnp.asarray.")
     C, p = model.num_classes, model.num_features
     batch = state.W.shape[:-2]
     if state.columns is None:

@@ -23,7 +23,7 @@ from .lanes import map_lanes
 from .metrics import METRICS
 from .model import UFM, State, problem_of
 from .provenance import options, provenance
-from .simulate import simulate
+from .simulation import simulate
 from .stopping import Verdict, plateau_time
 from .trajectory import verdict_attributes
 

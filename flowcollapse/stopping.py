@@ -109,22 +109,27 @@ def verdict(
     """The verdict's code, int8.
 
     At a critical point a mode can still grow if and only if the residual G has a singular value above
-    `sqrt(lam_W lam_H)` and the features have room for it: so the modes that have not escaped are counted in the
-    spectrum of `G G^T`. They make a saddle if the start lacked as many modes, and otherwise show a run that ended
-    early (derived here).
+    `sqrt(lam_W lam_H)` and the features have room for it, that is a direction that no escaped mode uses: those are
+    counted in the spectrum of `W B`. So the modes that have not escaped are counted in the spectrum of `G G^T`, up to
+    the room. They make a saddle if the start lacked as many modes, and otherwise show a run that ended early (derived
+    here).
     """
     start, end = jax.lax.stop_gradient((start, end))
     _, s, _ = target_modes(problem.model)
     lam_W, lam_H, _ = jax.lax.stop_gradient(problem.decays(end.X.dtype))
     floor = jnp.sqrt(lam_W * lam_H)
     finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in end]))
-    G = problem.residual(jax.tree.map(lambda x: jnp.where(finite, x, 0.0), end))
+    end = jax.tree.map(lambda x: jnp.where(finite, x, 0.0), end)
+    G = problem.residual(end)
     spectrum = jnp.sqrt(jnp.maximum(jnp.linalg.eigvalsh(G @ G.T)[::-1], 0.0))
-    without_room = max(0, len(s) - problem.model.num_features)
-    excess = spectrum[without_room:] - floor
+    excess = spectrum - floor
     gap = jnp.maximum(s[-1] - floor, 1e-2 * s[-1])
-    waiting = jnp.sum(excess > 0.5 * gap)
-    settled = jnp.all((excess < 0.05 * gap) | (excess > 0.95 * gap))
+    escaped = jnp.sum(jnp.linalg.svd(end.W @ problem.split(end.X)[0], compute_uv=False) > 0.5 * gap)
+    room = problem.model.num_features - escaped
+    # The largest belong to the modes that have not escaped. Without room for them it does not matter how large.
+    rest = jnp.arange(len(spectrum)) < len(spectrum) - escaped
+    waiting = jnp.minimum(jnp.sum(rest & (excess > 0.5 * gap)), room)
+    settled = jnp.all((excess < 0.05 * gap) | (rest & ((excess > 0.95 * gap) | (room == 0))))
     settled &= ~steps_ran_out & (t_end >= plateau_time(problem, start, ENOUGH_DECAY))
     lacking = jnp.sum(growth_values(problem, start) == 0)
 

@@ -39,8 +39,8 @@ print("risk at the start:", float(fc.risk(model, start)))
 
 # %% [markdown]
 # ## The gradient flow
-# One verb, `simulate`. It stops by itself at the plateau, where every mode of the start has grown to its limit. Printing
-# the result says what happened.
+# One verb, `simulate`. It stops by itself at the plateau, where every mode of the start has grown to its limit.
+# Printing the result says what happened.
 
 # %%
 path = fc.simulate(model, start, fc.Flow())

@@ -1,11 +1,15 @@
 """Settings of the whole suite: float64, and every shape that the package's signatures promise checked at run time."""
 
+from collections.abc import Callable
+
 import jax
 import jaxtyping
 import pytest
 
 # Before anything imports the package: a module that is loaded already would stay unchecked.
 jaxtyping.install_import_hook("flowcollapse", "beartype.beartype")
+
+import systems  # noqa: E402
 
 import flowcollapse as fc  # noqa: E402
 
@@ -24,6 +28,19 @@ def thirty_two_bits():
 def paper_model() -> fc.UFM:
     """The sizes of the paper's figures."""
     return fc.UFM(num_classes=3, samples_per_class=3, num_features=15)
+
+
+@pytest.fixture(scope="session")
+def run_lanes(paper_model) -> Callable[[fc.State, float], fc.Trajectory]:
+    """The flow to the plateau from a batch of starts, as a function of the starts and rtol: one program for all tests.
+
+    A batch has four lanes; another number would be another program.
+    """
+
+    def run(start: fc.State, rtol: float) -> fc.Trajectory:
+        return fc.simulate(paper_model, start, fc.Flow(rtol=rtol), metrics=("risk", "snc1"))
+
+    return systems.compiled(jax.vmap(run, (0, None)))
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,10 @@
 """The collapse metrics as their papers define them, in plain NumPy and sample by sample.
 
-Features are rows here, `(samples, p)`, as in every framework; `labels` are 0 ... C - 1. `mu_c` are the class means, `mu_G`
-their unweighted mean, `M = [mu_c - mu_G]`, `S_W` the within-class covariance averaged over all samples and
-`S_B = M M^T / C`. References: Papyan, Han and Donoho 2020 (NC1-NC4); Tirer, Huang and Niles-Weed 2023 (the ratio of traces);
-Zhu et al. 2021 (the Gram matrix); Galanti, Gyorgy and Hutter 2021 (CDNV); arXiv 2011.11619 (SNC and the distance to S).
+Features are rows here, `(samples, p)`, as in every framework; `labels` are 0 ... C - 1. `mu_c` are the class means,
+`mu_G` their unweighted mean, `M = [mu_c - mu_G]`, `S_W` the within-class covariance averaged over all samples and
+`S_B = M M^T / C`. References: Papyan, Han and Donoho 2020 (NC1-NC4); Tirer, Huang and Niles-Weed 2023 (the ratio of
+traces); Zhu et al. 2021 (the Gram matrix); Galanti, Gyorgy and Hutter 2021 (CDNV); arXiv 2011.11619 (SNC and the
+distance to S).
 """
 
 import numpy as np
@@ -26,12 +27,12 @@ def of_features(
     S_B = sum(np.outer(m, m) for m in M) / C
 
     def variance(c: int) -> float:
-        return np.mean(np.sum((features[labels == c] - means[c]) ** 2, axis=1))
+        return float(np.mean(np.sum((features[labels == c] - means[c]) ** 2, axis=1)))
 
     pairs = [(i, j) for i in range(C) for j in range(C) if i != j]
     decided = [np.argmax(W @ features[i] + b) for i in samples]
     nearest = [np.argmin(np.linalg.norm(means - features[i], axis=1)) for i in samples]
-    return {
+    values = {
         "nc1": np.trace(S_W @ np.linalg.pinv(S_B, rcond=1e-10)) / C,
         "nc1_trace": np.trace(S_W) / np.trace(S_B),
         "nc2_norm_h": spread(M),
@@ -46,12 +47,13 @@ def of_features(
             [(variance(i) + variance(j)) / (2 * np.sum((means[i] - means[j]) ** 2)) for i, j in pairs],
         ),
     }
+    return {name: float(value) for name, value in values.items()}
 
 
 def spread(vectors) -> float:
     """Standard deviation over mean of the vectors' lengths."""
     lengths = np.linalg.norm(vectors, axis=1)
-    return np.std(lengths) / np.mean(lengths)
+    return float(np.std(lengths) / np.mean(lengths))
 
 
 def angle_defect(vectors) -> float:
@@ -62,13 +64,13 @@ def angle_defect(vectors) -> float:
         for i in range(C)
         for j in range(i)
     ]
-    return np.mean(np.abs(np.array(cosines) + 1 / (C - 1)))
+    return float(np.mean(np.abs(np.array(cosines) + 1 / (C - 1))))
 
 
 def gram_defect(vectors) -> float:
     """`|| V V^T / ||V V^T||_F - P / sqrt(C - 1) ||_F`."""
     C, gram = len(vectors), vectors @ vectors.T
-    return np.linalg.norm(gram / np.linalg.norm(gram) - systems.centring(C) / np.sqrt(C - 1))
+    return float(np.linalg.norm(gram / np.linalg.norm(gram) - systems.centring(C) / np.sqrt(C - 1)))
 
 
 def of_point(point: systems.Arrays, counts, start: systems.Arrays) -> dict[str, float]:
@@ -77,9 +79,9 @@ def of_point(point: systems.Arrays, counts, start: systems.Arrays) -> dict[str, 
     labels = np.repeat(np.arange(len(counts)), counts)
     drift = (W.T @ W - H @ H.T) - (start.W.T @ start.W - start.H @ start.H.T)
     values = of_features(H.T, labels, W, b) | {
-        "risk": systems.risk(point, counts),
-        "grad_norm": np.sqrt(sum(np.sum(part**2) for part in systems.velocity(point, counts))),
-        "balancedness": np.linalg.norm(drift) / np.sum(start.H**2),
+        "risk": float(systems.risk(point, counts)),
+        "grad_norm": float(np.sqrt(sum(np.sum(part**2) for part in systems.velocity(point, counts)))),
+        "balancedness": float(np.linalg.norm(drift) / np.sum(start.H**2)),
     }
     if len(set(counts)) > 1:
         return values
@@ -87,11 +89,11 @@ def of_point(point: systems.Arrays, counts, start: systems.Arrays) -> dict[str, 
     s = np.sqrt(N)
     z = np.concatenate([part.ravel() for part in point])
     basis = systems.subspace_basis(C, N, p)
-    distance = np.linalg.norm(z - basis.T @ (basis @ z))
+    distance = float(np.linalg.norm(z - basis.T @ (basis @ z)))
     return values | {
-        "snc1": np.linalg.norm(W @ W.T - s * systems.centring(C)),
-        "snc2": np.linalg.norm(H - np.repeat(W.T, N, axis=1) / s) / np.linalg.norm(H),
-        "snc3": np.linalg.norm(b - 1 / C),
+        "snc1": float(np.linalg.norm(W @ W.T - s * systems.centring(C))),
+        "snc2": float(np.linalg.norm(H - np.repeat(W.T, N, axis=1) / s) / np.linalg.norm(H)),
+        "snc3": float(np.linalg.norm(b - 1 / C)),
         "distance": distance,
-        "relative_distance": distance / np.linalg.norm(z),
+        "relative_distance": distance / float(np.linalg.norm(z)),
     }

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import textwrap
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ import pytest
 
 import flowcollapse as fc
 
-SIZES = {"num_classes": 3, "samples_per_class": 3, "num_features": 4}
+SIZES: dict[str, Any] = {"num_classes": 3, "samples_per_class": 3, "num_features": 4}
 MODEL = fc.UFM(num_classes=3, samples_per_class=3, num_features=4)
 START = fc.State(H=jnp.ones((4, 9)), W=jnp.ones((3, 4)), b=jnp.zeros(3))
 FLOW = fc.Flow()
@@ -90,12 +91,10 @@ CASES = {
     # The flow.
     "rtol of zero": (lambda: fc.Flow(rtol=0.0), ["rtol", "0.0", "positive"]),
     "negative rtol": (lambda: fc.Flow(rtol=-1e-6), ["rtol", "-1e-06", "positive"]),
-    "rtol in words": (lambda: fc.Flow(rtol="small"), ["rtol", "'small'", "positive"]),
     "NaN atol": (lambda: fc.Flow(atol=float("nan")), ["atol", "nan", "positive"]),
     "t1 of zero": (lambda: fc.Flow(t1=0), ["t1", "0", "positive"]),
     "infinite t1": (lambda: fc.Flow(t1=float("inf")), ["t1", "inf", "finite"]),
     "no steps": (lambda: fc.Flow(max_steps=0), ["max_steps", "0", "positive integer"]),
-    "half a step": (lambda: fc.Flow(max_steps=0.5), ["max_steps", "0.5", "positive integer"]),
     "unknown solver": (
         lambda: fc.Flow("rk4"),
         ["solver", "'rk4'", "'exponential'", "'tsit5'", "'dopri5'", "'dopri8'", "'kvaerno5'", "'kencarp5'"],
@@ -125,9 +124,7 @@ CASES = {
     # Metrics.
     "unknown metric": (simulate(metrics=("snc4",)), ["metric", "'snc4'", "snc1"]),
     "a metric of equal counts": (
-        lambda: fc.metrics.evaluate(
-            ufm(samples_per_class=(2, 3, 4))(), START, ["snc1"]
-        ),
+        lambda: fc.metrics.evaluate(ufm(samples_per_class=(2, 3, 4))(), START, ["snc1"]),
         ["metric", "'snc1'", "equal counts", "(2, 3, 4)"],
     ),
     "a metric of single samples": (
@@ -155,7 +152,8 @@ def test_bad_value(name):
 def test_float64_while_jax_runs_in_32_bits():
     """Such arrays come from NumPy; JAX alone would round them without a word."""
     for name, shape in (("H", (4, 9)), ("W", (3, 4)), ("b", (3,))):
-        arrays = {"H": jnp.ones((4, 9)), "W": jnp.ones((3, 4)), "b": jnp.zeros(3)} | {name: np.ones(shape)}
+        arrays: dict[str, Any] = {"H": jnp.ones((4, 9)), "W": jnp.ones((3, 4)), "b": jnp.zeros(3)}
+        arrays[name] = np.ones(shape)
         with pytest.raises(fc.UsageError) as caught:
             fc.simulate(MODEL, fc.State(**arrays), FLOW)
         check(caught.value, [f"start.{name}", "float64", "32 bits", "fc.enable_x64()", "float32"])
@@ -171,8 +169,14 @@ def test_bad_values_are_found_before_anything_runs_and_after_jit_is_left_alone()
 
 # Wrong types are refused by the shape checks of these tests before the package sees them: a process without those.
 TYPES = {
-    "num_classes=3.0": ("fc.UFM(num_classes=3.0, samples_per_class=3, num_features=4)", ["num_classes", "3.0", "integer"]),
-    "num_classes='3'": ("fc.UFM(num_classes='3', samples_per_class=3, num_features=4)", ["num_classes", "'3'", "integer"]),
+    "num_classes=3.0": (
+        "fc.UFM(num_classes=3.0, samples_per_class=3, num_features=4)",
+        ["num_classes", "3.0", "integer"],
+    ),
+    "num_classes='3'": (
+        "fc.UFM(num_classes='3', samples_per_class=3, num_features=4)",
+        ["num_classes", "'3'", "integer"],
+    ),
     "num_features=None": (
         "fc.UFM(num_classes=3, samples_per_class=3, num_features=None)",
         ["num_features", "None", "integer"],
@@ -189,7 +193,9 @@ TYPES = {
         "fc.UFM(num_classes=3, samples_per_class=3, num_features=4, weight_decay='none')",
         ["weight_decay", "'none'", "number"],
     ),
-    "eps='small'": ("initial.sphere(model, eps='small', key=key)", ["eps", "'small'", "positive number"]),
+    "eps='small'": ("fc.initial.sphere(model, eps='small', key=key)", ["eps", "'small'", "positive number"]),
+    "rtol='small'": ("fc.Flow(rtol='small')", ["rtol", "'small'", "positive"]),
+    "max_steps=0.5": ("fc.Flow(max_steps=0.5)", ["max_steps", "0.5", "positive integer"]),
     "solver=5": ("fc.Flow(5)", ["solver", "5", "name"]),
     "max_steps='many'": ("fc.Flow(max_steps='many')", ["max_steps", "'many'", "positive integer"]),
     "num_steps=2.0": ("fc.Descent('sgd', 2.0, learning_rate=0.1)", ["num_steps", "2.0", "positive integer"]),
@@ -197,9 +203,12 @@ TYPES = {
     "learning_rate='fast'": ("fc.Descent('sgd', 2, learning_rate='fast')", ["learning_rate", "'fast'", "positive"]),
     "start of arrays": ("fc.simulate(model, (start.H, start.W, start.b), fc.Flow())", ["start", "tuple", "fc.State"]),
     "method='flow'": ("fc.simulate(model, start, 'flow')", ["method", "'flow'", "fc.Flow"]),
-    "model of sizes": ("fc.simulate((3, 3, 4), start, fc.Flow())", ["model", "(3, 3, 4)", "fc.UFM"]),
+    "model of sizes": ("fc.simulate((3, 3, 4), start, fc.Flow())", ["model", "tuple", "fc.UFM"]),
     "H of words": ("fc.risk(model, fc.State(H='H', W=start.W, b=start.b))", ["state.H", "array"]),
-    "lists": ("fc.simulate(model, fc.State(H=[[1.0]], W=start.W, b=start.b), fc.Flow())", ["state.H", "(1, 1)", "(4, 9)"]),
+    "lists": (
+        "fc.simulate(model, fc.State(H=[[1.0]], W=start.W, b=start.b), fc.Flow())",
+        ["state.H", "(1, 1)", "(4, 9)"],
+    ),
     "ts in two dimensions": ("fc.simulate(model, start, fc.Flow(), [[0.0, 1.0]])", ["ts", "(1, 2)", "increasing"]),
     "ts='all'": ("fc.simulate(model, start, fc.Flow(), 'all')", ["ts", "'all'", "increasing"]),
 }

@@ -1,6 +1,5 @@
 """The command line: every option arrives, bad input ends in one line and exit code 2, help does not wait for jax."""
 
-import importlib
 import json
 import subprocess
 import sys
@@ -40,12 +39,9 @@ def test_help_imports_no_jax_and_the_package_no_matplotlib():
 
 
 def test_public_names_load_when_asked_for():
-    public = importlib.import_module("flowcollapse._public")
-    names = {name for name in vars(public) if not name.startswith("_")}
-    assert set(public.__all__) == names - {"jaxtyping"}  # which the shape checks of the tests bring in
-    assert {*public.__all__, "plot"} <= set(dir(fc))
-    # The module of the same name has been imported by now, and does not hide the function.
-    assert importlib.import_module("flowcollapse.simulate").simulate is fc.simulate
+    assert {"UFM", "State", "Flow", "Descent", "simulate", "metrics", "initial", "plot"} <= set(dir(fc))
+    for name in fc.__all__:
+        assert getattr(fc, name) is not None
     with pytest.raises(AttributeError, match="nonsense"):
         fc.nonsense  # noqa: B018  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -104,7 +100,7 @@ def test_bad_input_ends_in_one_line_before_any_work(line, tmp_path, monkeypatch,
     (tmp_path / "TAKEN" / "reproduce.nc").mkdir(parents=True)
     before = sorted(tmp_path.rglob("*"))
     # Whatever the starts are made for, they are not to be reached.
-    monkeypatch.setattr(sys.modules["flowcollapse.simulate"], "_simulate", lambda *_: pytest.fail("the run began"))
+    monkeypatch.setattr(sys.modules["flowcollapse.simulation"], "_simulate", lambda *_: pytest.fail("the run began"))
     assert cli.main(line.split()) == 2
     out, err = capsys.readouterr()
     assert out == ""

@@ -7,7 +7,7 @@ import pytest
 import scipy.stats
 
 import flowcollapse as fc
-from flowcollapse.columns import SampleColumns, check_counts, to_class_means, within_class_basis
+from flowcollapse.columns import SampleColumns, check_counts, class_mean_columns, within_class_basis
 from flowcollapse.metrics import METRICS, available
 
 EPS = float(np.finfo(np.float64).eps)
@@ -47,7 +47,7 @@ def assert_close(actual, wanted, tolerance):
 @shapes
 def test_lifting_the_class_mean_columns_gives_the_samples_back(counts, p):
     state = random_state(counts, p)
-    X, columns = to_class_means(state.H, tuple(counts))
+    X, columns = class_mean_columns(state.H, tuple(counts))
     assert X.shape == (p, len(counts) + min(p, sum(counts) - len(counts)))
     assert_close(columns.lift(X), state.H, 32 * EPS)
 
@@ -67,7 +67,7 @@ def test_the_residual_is_the_same_up_to_a_rotation_of_its_columns(counts, p):
     state = random_state(counts, p)
     H, W, b = np.asarray(state.H), np.asarray(state.W), np.asarray(state.b)
     G = W @ H + b[:, None] - np.repeat(np.eye(len(counts)), counts, axis=1)
-    X, columns = to_class_means(state.H, tuple(counts))
+    X, columns = class_mean_columns(state.H, tuple(counts))
     n = X.shape[1]
     u = columns.ones(n, X.dtype)
     R = W @ X + b[:, None] * u - columns.targets(n, X.dtype)

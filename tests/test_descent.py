@@ -58,7 +58,7 @@ def test_iterates_are_those_of_a_plain_loop(options):
 
 
 def test_adam_is_adam_on_the_full_state():
-    """Kingma and Ba 2015, written out; it looks at single entries, so that only the samples' own coordinates will do."""
+    """Kingma and Ba 2015, written out; it looks at single entries, so only the samples' own coordinates will do."""
     eta, b1, b2, small = 0.01, 0.9, 0.999, 1e-8
     start = systems.random_state(IMBALANCED, size=0.3)
     z = systems.arrays(start)
@@ -124,7 +124,7 @@ def clock(method: fc.Descent, model=IMBALANCED) -> np.ndarray:
 
 
 def test_time_is_the_sum_of_the_step_sizes():
-    """For a schedule its cumulated learning rates, for momentum `eta (1 + beta + beta^2 + ...)` summed over the steps."""
+    """For a schedule its cumulated learning rates, for momentum `eta (1 + beta + ...)` summed over the steps."""
     schedule = optax.linear_schedule(0.02, 0.0, 50)
     expected = np.cumsum([0.0, *(0.02 * (1 - k / 50) for k in range(50))])
     single = float(jnp.finfo(jnp.float32).eps)  # in which optax evaluates its schedules
@@ -148,7 +148,7 @@ def test_saves_are_at_the_nearest_steps(paper_model):
 
 
 def test_stability_ends_at_two_over_the_largest_curvature(paper_model, key):
-    """At strong collapse the Hessian's largest eigenvalue is `CN + s`, so descent returns to it iff `eta < 2/(CN + s)`."""
+    """At strong collapse the Hessian's largest eigenvalue is `CN + s`: descent returns iff `eta < 2/(CN + s)`."""
     collapsed = fc.initial.collapsed(paper_model, key=key)
     nearby = jax.tree.map(lambda x, d: x + 1e-6 * d, collapsed, systems.random_state(paper_model))
     before = float(fc.metrics.snc(paper_model, nearby)[0])

@@ -235,7 +235,8 @@ def flow(start):
 
     @compiled
     def run(rtol):
-        return fc.simulate(*start, fc.Flow(rtol=rtol), jnp.asarray(TIMES), save_states=True, metrics=()).states
+        model, state = start
+        return fc.simulate(model, state, fc.Flow(rtol=rtol), TIMES, save_states=True, metrics=()).states
 
     def blocks(rtol):
         states = run(rtol)
@@ -267,6 +268,7 @@ def kencarp5(parts, times, rtol):
     """The flow in `(W, B, L, e)` by the implicit-explicit pair of Kennedy and Carpenter, its diagonal part solved
     exactly, with steps controlled block by block. Returns the states at `times`."""
     explicit, implicit = dfx.KenCarp5.tableau.tableaus
+    assert implicit.a_diagonal is not None
     gamma, s = implicit.a_diagonal[1], math.sqrt(N)
     rate = RATE + DECAY[2]
 
@@ -318,7 +320,7 @@ def test_it_agrees_with_kencarp5(flow, start):
     parts = [np.asarray(x) for x in (start[1].W, start[1].B, start[1].L, start[1].b)]
     other = kencarp5(parts, TIMES[which], rtol=1e-9)
     for name, x, y in zip("WBLb", flow(1e-11), other, strict=True):
-        assert np.max(norms(x[which] - y) / (norms(y) + norms(x)[0])) < 2e-8, name
+        assert np.max(norms(x[which] - y) / (norms(y) + norms(x)[0])) < 5e-9, name
 
 
 # ---- cost
@@ -359,12 +361,15 @@ def test_the_end_of_a_run_of_a_million_samples_is_held_in_class_means_and_refuse
 
 def control_decision(errors, before, after, h=0.5):
     """Whether a step is kept, and the factor to the next, for blocks of given norms."""
-    control = BlockControl(
-        jnp.asarray(1e-3), jnp.asarray([1e-6, 1e-3]), lambda y: y, lambda norms: norms.at[1].set(norms[0])
+    control = BlockControl(  # pyright: ignore[reportCallIssue]: diffrax's abstract fields atol and norm are properties
+        rtol=jnp.asarray(1e-3),
+        block_atol=jnp.asarray([1e-6, 1e-3]),
+        block_norms=lambda y: y,
+        block_scales=lambda norms: norms.at[1].set(norms[0]),
     )
     zero, end = jnp.zeros(()), jnp.asarray(h)
     norms = [jnp.asarray(x, jnp.float64) for x in (errors, before, after)]
-    first = control.init(None, zero, zero + 10.0, norms[1], end, None, None, 8)
+    first = control.init(None, zero, zero + 10.0, norms[1], end, None, lambda *_: None, 8)
     keep, t0, t1, *_ = control.adapt_step_size(zero, end, norms[1], norms[2], None, norms[0], 8, first[1])
     return bool(keep), float(t1 - t0) / h
 

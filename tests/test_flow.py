@@ -76,7 +76,7 @@ def test_flow_on_the_subspace_is_the_closed_form(key):
         decayed = fc.UFM(num_classes=4, samples_per_class=3, num_features=5, weight_decay=decay)
         return fc.simulate(decayed, start, fc.Flow(rtol=RTOL), jnp.asarray(ts), save_states=True, metrics=()).states
 
-    found = systems.arrays(jax.jit(jax.vmap(run))(jnp.array(DECAYS)))
+    found = systems.arrays(systems.compiled(jax.vmap(run))(jnp.array(DECAYS)))
     for lane, decay in enumerate(DECAYS):
         expected = systems.flow_on_subspace(W0, beta0, 3, ts, decay)
         for part, exact in zip(found, expected, strict=True):
@@ -86,22 +86,19 @@ def test_flow_on_the_subspace_is_the_closed_form(key):
 POWERS = {"snc1": 2, "snc2": 1, "snc3": 1, "distance": 1, "nc1_trace": 2, "nc3": 1, "risk": 4}
 
 
-def test_limits_fall_with_the_powers_of_eps(paper_model, key):
-    """From a start of size eps the plateau is at SNC1 of order eps^2 and SNC2, SNC3, distance of order eps (derived here).
+def test_limits_fall_with_the_powers_of_eps(paper_model, key, run_lanes):
+    """From a start of size eps the plateau has SNC1 of order eps^2, SNC2, SNC3, distance of order eps (derived here).
 
-    Each seed's direction is kept while eps falls, so the ratio of its errors shows the power; the next terms are smaller
-    by eps^2 ln(1/eps), 5e-4 at the largest eps.
+    Each seed's direction is kept while eps falls, so the ratio of its errors shows the power; the next terms are
+    smaller by eps^2 ln(1/eps), 5e-4 at the largest eps.
     """
-    sizes, seeds = jnp.array([1e-2, 1e-3, 1e-4]), jax.random.split(key, 4)
-
-    def run(eps, seed):
-        start = fc.initial.sphere(paper_model, eps=eps, key=seed)
-        path = fc.simulate(paper_model, start, fc.Flow(rtol=RTOL), metrics=tuple(POWERS))
-        return path.result, {name: values[-1] for name, values in path.metrics.items()}
-
-    lanes = jax.vmap(jax.vmap(run, (None, 0)), (0, None))
-    codes, ends = jax.jit(lanes)(sizes, seeds)
-    assert np.all(codes == fc.Verdict.plateau)
+    sizes = [1e-2, 1e-3, 1e-4]
+    starts = [fc.initial.sphere(paper_model, eps=1.0, key=seed) for seed in jax.random.split(key, 4)]
+    directions = jax.tree.map(lambda *xs: jnp.stack(xs), *starts)
+    paths = [run_lanes(jax.tree.map(lambda x, eps=eps: eps * x, directions), RTOL) for eps in sizes]
+    assert all(np.all(path.result == fc.Verdict.plateau) for path in paths)
+    finals = jax.tree.map(lambda *xs: jnp.stack(xs), *(path.final for path in paths))
+    ends = fc.metrics.evaluate(paper_model, finals, tuple(POWERS))
     for name, power in POWERS.items():
         slopes = np.diff(np.log10(ends[name]), axis=0) / np.diff(np.log10(sizes))[:, None]
         np.testing.assert_allclose(slopes, power, atol=2e-3, err_msg=name)

@@ -41,7 +41,7 @@ def test_every_metric_is_its_definition(name):
 
 @pytest.mark.parametrize(("C", "N", "p"), [(3, 3, 15), (4, 7, 3), (3, 1, 5), (2, 3, 4)])
 def test_strong_collapse_implies_collapse(C, N, p, key):
-    """Lemma 1 of the paper: at a point with SNC1-SNC3, NC1-NC4 hold, and the risk is 0. So is all else that is listed."""
+    """Lemma 1 of the paper: at a point with SNC1-SNC3, NC1-NC4 hold and the risk is 0. So is all else listed."""
     model = fc.UFM(num_classes=C, samples_per_class=N, num_features=p)
     state = fc.initial.collapsed(model, key=key)
     values = evaluate(model, state, systems.random_state(model))
@@ -85,7 +85,7 @@ def test_distance_on_the_subspace_is_zero_and_grows_with_the_step_off_it(key):
 
 @pytest.mark.parametrize("size", [1e-2, 1e-6, 1e-12])
 def test_nc1_keeps_its_digits_however_small(size):
-    """With deviations `h - mu_c = size M a` in the span of the centred means, `tr(S_W S_B^+)/C = size^2 ||P a||^2/n_tot`.
+    """Deviations `h - mu_c = size M a`, in the span of the means, give `tr(S_W S_B^+)/C = size^2 ||P a||^2/n_tot`.
 
     Derived here: `M^+ M = P` when the means are in general position; products of covariances would lose all digits.
     """

@@ -75,7 +75,7 @@ def paths(request, paper_model, transformed) -> dict[str, fc.Trajectory]:
     def run(start):
         return fc.simulate(paper_model, start, method, ts, save_states=True, metrics=("distance", "risk"))
 
-    lanes = jax.jit(jax.vmap(run))(stacked)
+    lanes = systems.compiled(jax.vmap(run))(stacked)
     return {name: jax.tree.map(lambda x, i=i: x[i], lanes) for i, name in enumerate(starts)}
 
 

@@ -1,4 +1,4 @@
-"""`simulate` as a citizen of JAX: jit, vmap and grad agree with the plain call, one trace serves all values, float32 runs."""
+"""`simulate` under JAX: jit, vmap and grad agree with the plain call, one trace serves all values, float32 runs."""
 
 import jax
 import jax.numpy as jnp
@@ -12,23 +12,20 @@ from flowcollapse.exponential import ExponentialDOP853
 
 EPS = float(jnp.finfo(jnp.float64).eps)
 SINGLE = float(jnp.finfo(jnp.float32).eps)
-MODEL = fc.UFM(num_classes=3, samples_per_class=3, num_features=4)
+MODEL = fc.UFM(num_classes=3, samples_per_class=3, num_features=15)
 RTOL = 1e-9
+NAMES = ("risk", "snc1")
 # Starts so unlike that their lanes take different numbers of steps.
-SIZES = [3.0, 0.3, 1e-3]
+SIZES = [3.0, 0.3, 1e-3, 1e-6]
 
 
 def start_of(size: float) -> fc.State:
     return systems.random_state(MODEL, size=size / np.sqrt(MODEL.num_features * MODEL.num_samples))
 
 
-def run(start: fc.State, rtol=RTOL, t1=4.0) -> fc.Trajectory:
-    return fc.simulate(MODEL, start, fc.Flow(rtol=rtol, t1=t1), metrics=("risk", "nc1", "grad_norm"))
-
-
 @pytest.fixture(scope="module")
 def plain() -> list[fc.Trajectory]:
-    return [run(start_of(size)) for size in SIZES]
+    return [fc.simulate(MODEL, start_of(size), fc.Flow(rtol=RTOL), metrics=NAMES) for size in SIZES]
 
 
 def assert_equal_runs(found: fc.Trajectory, expected: fc.Trajectory):
@@ -36,28 +33,29 @@ def assert_equal_runs(found: fc.Trajectory, expected: fc.Trajectory):
     assert int(found.code) == int(expected.code)
     assert {k: int(v) for k, v in found.stats.items()} == {k: int(v) for k, v in expected.stats.items()}
     assert systems.relative_error(systems.arrays(found.final), systems.arrays(expected.final)) < 1e4 * EPS
-    np.testing.assert_allclose(found.ts, expected.ts, rtol=10 * EPS)
-    risks = (found.metrics["risk"], expected.metrics["risk"])
-    np.testing.assert_allclose(*risks, rtol=1e-9, atol=1e-12 * float(risks[1][0]))
+    np.testing.assert_allclose(found.ts, expected.ts, rtol=100 * EPS)
+    for name in NAMES:
+        values, exact = found.metrics[name], expected.metrics[name]
+        np.testing.assert_allclose(values, exact, rtol=1e-9, atol=1e-12 * float(exact[0]))
 
 
 def test_jit_agrees_with_the_plain_call(plain):
     """With everything traced: the numbers of the model and of the method too."""
 
     @jax.jit
-    def jitted(start, rtol, t1, decay):
-        model = fc.UFM(num_classes=3, samples_per_class=3, num_features=4, weight_decay=decay)
-        return fc.simulate(model, start, fc.Flow(rtol=rtol, t1=t1), metrics=("risk", "nc1", "grad_norm"))
+    def jitted(start, rtol, decay):
+        model = fc.UFM(num_classes=3, samples_per_class=3, num_features=15, weight_decay=decay)
+        return fc.simulate(model, start, fc.Flow(rtol=rtol), metrics=NAMES)
 
-    assert_equal_runs(jitted(start_of(SIZES[0]), RTOL, 4.0, 0.0), plain[0])
+    assert_equal_runs(jitted(start_of(SIZES[1]), RTOL, 0.0), plain[1])
 
 
-def test_vmap_agrees_with_the_plain_call_lane_by_lane(plain):
+def test_vmap_agrees_with_the_plain_call_lane_by_lane(plain, run_lanes):
     starts = jax.tree.map(lambda *xs: jnp.stack(xs), *map(start_of, SIZES))
-    lanes = jax.jit(jax.vmap(run))(starts)
+    lanes = run_lanes(starts, RTOL)
     steps = [int(n) for n in lanes.stats["accepted"]]
     assert len(set(steps)) == len(SIZES), "the lanes should differ in their steps"
-    assert lanes.final.H.shape == (3, 4, 9)
+    assert lanes.final.H.shape == (len(SIZES), 15, 9)
     for i, expected in enumerate(plain):
         assert_equal_runs(jax.tree.map(lambda x, i=i: x[i], lanes), expected)
 
@@ -73,15 +71,15 @@ def test_gradients_of_the_flow_under_vmap():
         """The risk at the end, plus a sum that has no symmetry."""
         log_scale, decay, t1 = parameters
         start = jax.tree.map(lambda x: size * jnp.exp(log_scale) * x, generic)
-        model = fc.UFM(num_classes=3, samples_per_class=3, num_features=4, weight_decay=decay)
+        model = fc.UFM(num_classes=3, samples_per_class=3, num_features=15, weight_decay=decay)
         path = fc.simulate(model, start, fc.Flow(rtol=RTOL, t1=t1), metrics=())
         weights = jnp.cos(jnp.arange(path.end.W.size)).reshape(path.end.W.shape)
         return fc.risk(MODEL, path.final) + jnp.sum(weights * path.final.W), path.stats["accepted"]
 
-    lanes = jax.jit(jax.vmap(jax.value_and_grad(quantity, has_aux=True), (None, 0)))
-    at, sizes, h = jnp.array([0.0, 0.01, 2.0]), jnp.array(SIZES), 1e-4
+    lanes = systems.compiled(jax.vmap(jax.value_and_grad(quantity, has_aux=True), (None, 0)))
+    at, sizes, h = jnp.array([0.0, 0.01, 2.0]), jnp.array(SIZES[:3]), 1e-4
     (_, steps), gradients = lanes(at, sizes)
-    assert len(set(map(int, steps))) == len(SIZES), "the lanes should differ in their steps"
+    assert len(set(map(int, steps))) == len(sizes), "the lanes should differ in their steps"
     for i, shift in enumerate(h * jnp.eye(3)):
         difference = (lanes(at + shift, sizes)[0][0] - lanes(at - shift, sizes)[0][0]) / (2 * h)
         assert np.all(np.abs(difference) > 1e-4)
@@ -97,7 +95,7 @@ def test_gradient_of_descent_by_the_learning_rate():
         return fc.risk(MODEL, path.final)
 
     rates, h = jnp.array([0.005, 0.02, 0.05]), 1e-5
-    lanes = jax.jit(jax.vmap(jax.value_and_grad(end_risk)))
+    lanes = systems.compiled(jax.vmap(jax.value_and_grad(end_risk)))
     gradients = lanes(rates)[1]
     differences = (lanes(rates + h)[0] - lanes(rates - h)[0]) / (2 * h)
     assert np.all(np.abs(gradients) > 1e-3)
@@ -120,9 +118,9 @@ def counting_sgd(learning_rate, momentum):
     """Gradient descent, keeping count of how often its update is traced."""
     optimizer = optax.sgd(learning_rate, momentum)
 
-    def update(*args):
+    def update(updates, state, params=None):
         TRACED.append("update")
-        return optimizer.update(*args)
+        return optimizer.update(updates, state, params)
 
     return optax.GradientTransformation(optimizer.init, update)
 
@@ -173,8 +171,7 @@ def test_single_precision_runs_and_says_what_it_reaches(paper_model, key):
     """A float32 start stays float32 throughout; its end is the float64 end up to float32's rounding, and no further."""
     double = fc.initial.sphere(paper_model, eps=1e-4, key=key)
     single = jax.tree.map(lambda x: x.astype(jnp.float32), double)
-    # The solver's own floor on rtol in single precision.
-    path, exact = (fc.simulate(paper_model, s, fc.Flow(rtol=1e-8), metrics=("snc1", "snc3")) for s in (single, double))
+    path, exact = (fc.simulate(paper_model, start, fc.Flow(rtol=1e-8), metrics=NAMES) for start in (single, double))
     floats = [x.dtype for x in jax.tree.leaves(path) if jnp.issubdtype(x.dtype, jnp.floating)]
     assert set(floats) == {jnp.dtype(jnp.float32)}
     assert path.result == fc.Verdict.plateau
@@ -184,7 +181,7 @@ def test_single_precision_runs_and_says_what_it_reaches(paper_model, key):
     # What the table says: about 1e-6, although the limit of this start is a thousand times smaller.
     assert float(exact.metrics["snc1"][-1]) < 1e-8
     assert 1e-8 < float(path.metrics["snc1"][-1]) < 2e-5
-    assert float(path.metrics["snc3"][-1]) < 2e-5
+    assert float(fc.metrics.snc(paper_model, path.final)[2]) < 2e-5
 
 
 @pytest.mark.usefixtures("thirty_two_bits")

@@ -59,7 +59,7 @@ def test_plateau(ends, name):
     ("name", "rank"), [("zero", 0), ("zero with the best bias", 0), ("rank one on S", 1), ("decaying side only", 0)]
 )
 def test_saddle(ends, name, rank):
-    """A start of which `W + B^T` has rank r < C - 1 ends at the risk `N (C - 1 - r) / 2`, and is not called converged."""
+    """A start whose `W + B^T` has rank r < C - 1 ends at the risk `N (C - 1 - r) / 2`, and is not called converged."""
     path = ends[name]
     assert path.result == fc.Verdict.saddle
     np.testing.assert_allclose(path.metrics["risk"][-1], N * (C - 1 - rank) / 2, rtol=1e-5)
@@ -84,7 +84,7 @@ def test_too_few_features_for_the_frame(key):
 
 @pytest.mark.parametrize(("name", "t1"), [("generic", 0.3), ("generic", 5.0), ("tiny", 5.0), ("zero", 0.3)])
 def test_time_limit(paper_model, starts, name, t1):
-    """Too short: before the escape, between escape and plateau, and where everything still sits at the origin's saddle."""
+    """Too short: before the escape, between escape and plateau, and with everything still at the origin's saddle."""
     path = fc.simulate(paper_model, starts[name], fc.Flow(rtol=1e-6, t1=t1), metrics=NAMES)
     assert path.result == fc.Verdict.time_limit
     assert float(path.t_end) == t1
@@ -120,11 +120,11 @@ def test_verdicts_of_descent(paper_model, starts, name, learning_rate, verdict):
     assert fc.simulate(paper_model, starts[name], method, metrics=NAMES).result == verdict
 
 
-def test_a_bad_lane_does_not_touch_the_others(paper_model, starts, ends):
+def test_a_bad_lane_does_not_touch_the_others(starts, ends, run_lanes):
     """In a batch every lane has its own verdict, and the good ones the values that they have alone."""
     names = ["generic", "NaN", "zero", "tiny"]
     batch = jax.tree.map(lambda *xs: jnp.stack(xs), *(starts[name] for name in names))
-    lanes = jax.jit(jax.vmap(lambda start: fc.simulate(paper_model, start, FLOW, metrics=NAMES)))(batch)
+    lanes = run_lanes(batch, 1e-6)
     assert [fc.Verdict(int(code)) for code in lanes.result] == [ends[name].result for name in names]
     for lane, name in enumerate(names):
         alone, together = ends[name].final, jax.tree.map(lambda x, i=lane: x[i], lanes.final)

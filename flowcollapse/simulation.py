@@ -60,6 +60,8 @@ def simulate(
         ('plateau', (15, 9))
     """
     start = _checked_start(model, start)
+    if not isinstance(method, Flow | Descent):
+        raise UsageError(f"method must be an fc.Flow or an fc.Descent, got {method!r}.")
     names = metrics_module.checked_names(model, start.columns, metrics)
     if metrics is None and model.num_features * model.num_samples > metrics_module.SAMPLES_UP_TO:
         names = tuple(name for name in names if not metrics_module.METRICS[name].samples)
@@ -146,9 +148,12 @@ def _checked_start(model: UFM, start: State) -> State:
 def _checked_times(ts, method, dtype) -> Array:
     if is_traced(ts):
         return ts.astype(dtype)
-    times = np.asarray(ts, dtype)
-    if times.ndim != 1 or times.size == 0:
-        raise UsageError(f"ts must be a list of increasing times, got shape {times.shape}.")
+    times = np.asarray(ts)
+    if times.ndim != 1 or times.size == 0 or times.dtype.kind not in "iuf":
+        raise UsageError(
+            f"ts must be a list of increasing times or a number of them, got {ts!r} of shape {times.shape}."
+        )
+    times = times.astype(dtype)
     if not (np.all(np.isfinite(times)) and np.all(np.diff(times) > 0)):
         raise UsageError(f"ts must be finite and increase, got {times}.")
     if times[0] < 0:

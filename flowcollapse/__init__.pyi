@@ -1,0 +1,12 @@
+from . import initial as initial, metrics as metrics, plot as plot
+from ._errors import UsageError as UsageError
+from .coordinates import to_class_means as to_class_means
+from .descent import Descent as Descent
+from .flow import Flow as Flow
+from .model import UFM as UFM, State as State, risk as risk, velocity as velocity
+from .precision import enable_x64 as enable_x64
+from .simulation import simulate as simulate
+from .stopping import Verdict as Verdict
+from .trajectory import Trajectory as Trajectory
+
+__version__: str
