@@ -27,6 +27,7 @@ from fresh_process import Row, machine, rows_of
 from scaling_targets import about_cifar, about_imagenet, about_precision, about_samples
 
 NUMBERS_OF_SAMPLES = (100, 300, 1_000, 3_000, 10_000, 30_000, 100_000, 300_000, 1_000_000)
+QUICK_NUMBERS = {"ours": (10_000,), "tsit5_full": (10,)}
 LONGEST_S = 120.0
 METHODS = {"ours": 0.0, "tsit5_class_mean": 0.5, "tsit5_full": 1.5, "scipy_dop853": 1.5}
 """How the time of each method grows with N: explicit steps as `C sqrt N`, the full state as `C N p`."""
@@ -40,26 +41,24 @@ Options = argparse.Namespace
 
 def samples(options: Options) -> Iterator[Row]:
     """Every method from small to large N, as long as the next run is foreseen to end in time and in memory."""
-    C, p, numbers, rtols = (
-        (3, 8, (10, 10_000), (1e-6,)) if options.quick else (10, 64, NUMBERS_OF_SAMPLES, (1e-6, 1e-8))
-    )
+    C, p, rtols, longest = (3, 8, (1e-6,), 10.0) if options.quick else (10, 64, (1e-6, 1e-8), LONGEST_S)
+    numbers = QUICK_NUMBERS if options.quick else dict.fromkeys(METHODS, NUMBERS_OF_SAMPLES)
     memory_mb = machine()["memory_gb"] * 2**10
-    for method, power in METHODS.items():
-        if options.quick and method == "tsit5_class_mean":
-            continue
+    for method, of_method in numbers.items():
+        power = METHODS[method]
         for rtol in rtols:
             before: Row | None = None
-            for N in numbers:
+            for N in of_method:
                 spec = {"method": method, "C": C, "N": N, "p": p, "rtol": rtol, "check": not options.quick}
                 if before is not None:
                     seconds = before["wall_s"] * (N / before["N"]) ** power
                     size = before["net_mb"] * (N / before["N"] if power > 1 else 1)
                     reason = f"would take about {seconds:,.0f} s and {size / 2**10:,.1f} GB"
-                    if seconds > LONGEST_S or size > memory_mb / 2:
+                    if seconds > longest or size > memory_mb / 2:
                         yield {**spec, "skipped": reason}
                         break
                 row = yield from _only_row(spec, 10 * LONGEST_S)
-                if "wall_s" not in row or (options.quick and power > 1):
+                if "wall_s" not in row:
                     break
                 before = row
 
@@ -121,6 +120,8 @@ def width(form: str) -> int:
 def line_of(row: Row) -> str:
     cells = (format(row[key], form) if row.get(key) is not None else " " * width(form) for key, _, form in COLUMNS)
     remark = "; ".join(f"{key}: {row[key]}" for key in ("skipped", "failed") if key in row)
+    if row.get("verdict", "plateau") != "plateau":
+        remark = "; ".join(filter(None, (remark, f"ended early: {row['verdict']}")))
     if "reference_against" in row:
         gaps = (row["reference_state_error"], row["reference_snc3_error"])
         remark = "state {:.0e} and SNC3 {:.0e} from {}".format(*gaps, row["reference_against"])

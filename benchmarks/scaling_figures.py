@@ -50,7 +50,7 @@ def against_samples(rows: list[Row], path: Path) -> None:
         ("evaluations", "evaluations of the field"),
         ("net_mb", "peak memory above the imports, MB"),
     )
-    figure, axes = plt.subplots(1, len(panels), figsize=(13, 4), layout="constrained")
+    figure, axes = plt.subplots(1, len(panels), figsize=(13, 4.6), layout="constrained")
     rtols = sorted({row["rtol"] for row in rows}, reverse=True)
     for axis, (key, label) in zip(axes, panels, strict=True):
         for method in _methods(rows):
@@ -58,7 +58,7 @@ def against_samples(rows: list[Row], path: Path) -> None:
                 chosen = [r for r in rows if r["method"] == method and r["rtol"] == rtol and key in r]
                 _line(axis, method, [r["N"] for r in chosen], [r[key] for r in chosen], dash, f", rtol {rtol:g}")
         axis.set(xscale="log", yscale="log", xlabel="samples per class", ylabel=label)
-    axes[0].legend(fontsize=7)
+    _legend(figure, axes[:1])
     sizes = rows[0]
     figure.suptitle(f"C = {sizes['C']}, p = {sizes['p']}: start to plateau, float64")
     _save(figure, path)
@@ -87,7 +87,7 @@ def error_against_time(rows: list[Row], path: Path) -> None:
             axis.set(xscale="log", yscale="log", xlabel=label, ylabel="seconds")
             axis.grid(alpha=0.3)
         axes[0, column].set_title("C = {}, N = {}, p = {}".format(*size))
-        axes[0, column].legend(fontsize=7)
+    _legend(figure, axes[0])
     _save(figure, path)
 
 
@@ -100,6 +100,12 @@ def _line(axis: Any, method: str, x: list[float], y: list[float], dash: str, suf
         width = 2.5 if method in WIDE else 1.2
         label = LABELS[method] + suffix
         axis.plot(x, y, dash, color=COLOURS[method], linewidth=width, marker="o", markersize=3, label=label)
+
+
+def _legend(figure: Any, axes: Iterable[Any]) -> None:
+    """One legend for the whole figure, below it."""
+    lines = {label: line for axis in axes for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=4, fontsize=8)
 
 
 def _save(figure: Any, path: Path) -> None:

@@ -3,14 +3,14 @@
     python benchmarks/scaling_run.py '{"method": "ours", "C": 10, "N": 100, "p": 64, "rtol": 1e-6}'
 
 Further keys: `budget_s` (how long to repeat a run, of which the fastest counts), `floor` (measure the matrix products
-beside it), `check` (measure the error against a run at rtol 1e-13).
+beside it), `check` (measure the error against a run at tight tolerance).
 """
 
 import jax
 import numpy as np
 from fresh_process import Row, emit, peak_mb, spec_of_this_worker
 from large_runs import (
-    REFERENCE_RTOL,
+    OURS,
     Cost,
     End,
     about,
@@ -22,6 +22,7 @@ from large_runs import (
     full_scipy,
     full_tsit5,
     problem,
+    reference,
 )
 from matmul_floor import Floor
 
@@ -29,7 +30,7 @@ import flowcollapse as fc
 from flowcollapse.coordinates import enter, to_mean_residual
 from flowcollapse.model import Problem
 
-OURS = {"ours": "exponential", "tsit5_class_mean": "tsit5"}
+FLOWS = {"ours": OURS, "tsit5_class_mean": "tsit5"}
 FLOOR_ROUNDS = 3
 
 
@@ -41,8 +42,8 @@ def main() -> None:
     memory: Row = {"imports_mb": peak_mb()}
     method, rtol, budget_s = spec["method"], spec["rtol"], spec.get("budget_s", 3.0)
 
-    if method in OURS:
-        run, compile_s = compiled(model, start, OURS[method])
+    if method in FLOWS:
+        run, compile_s = compiled(model, start, FLOWS[method])
         memory["compiled_mb"] = peak_mb()
         path, cost = best(lambda: run(rtol), budget_s, compile_s)
         end, counts = end_of(path), counts_of(path)
@@ -59,8 +60,8 @@ def main() -> None:
         extra, truth = {}, None
 
     if spec.get("check"):
-        truth = compiled(model, start, "exponential")[0] if truth is None else truth
-        extra |= errors(end, end_of(truth(REFERENCE_RTOL), features=method not in OURS))
+        path, extra["reference_rtol"] = reference(truth or compiled(model, start, OURS)[0])
+        extra |= errors(end, end_of(path, features=method not in FLOWS))
     memory["net_mb"] = memory["peak_mb"] - memory["imports_mb"]
     emit({**spec, **cost._asdict(), **counts, **memory, **extra, "about": about()})
 

@@ -9,4 +9,5 @@ from .simulation import simulate as simulate
 from .stopping import Verdict as Verdict
 from .trajectory import Trajectory as Trajectory
 
+__all__: list[str]
 __version__: str

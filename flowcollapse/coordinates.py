@@ -47,12 +47,12 @@ class Frame(eqx.Module):
 def enter(model: UFM, state: State, coordinates: str) -> tuple[Frame, Problem, Point]:
     """The frame that `coordinates` asks for, the problem in it and the state as a point of it.
 
-    `"sample"` takes the features as they are, `"class-mean"` reduces the columns, and `"auto"` does that where it is
-    exact and compresses the rows too where this at least halves them.
+    `"sample"` takes the features as they are (and makes those of a state that was drawn already reduced),
+    `"class-mean"` reduces the columns, and `"auto"` does that where it is exact and compresses the rows too where this
+    at least halves them.
 
     Raises:
-        UsageError: if `coordinates` is unknown, if class means are asked for with a loss that does not allow them, or
-            samples with a state that was drawn already reduced.
+        UsageError: if `coordinates` is unknown, or if class means are asked for with a loss that does not allow them.
     """
     check_state(model, state)
     exact = LOSSES[model.loss].separates_columns
@@ -128,7 +128,7 @@ def mean_residual_field(
 
     With `M = W X - T` and `m = M u / a` the residual is `G = M + (e - m) u^T`, `W' = -G X^T - lam_W W`,
     `X' = -W^T G - lam_H X`, and `g = lam_b m + (W' X u + W X' u) / a` needs vectors only, since
-    `X' u = -a W^T e - lam_H X u`. Without a bias, `G = M` and e rests at zero. Three matrix products, `6 C p n`
+    `X' u = -a W^T e - lam_H X u`. Without a bias, `G = M` and e rests. Three matrix products, `6 C p n`
     operations (derived here).
     """
     lam_W, lam_H, lam_b = problem.decays(X.dtype)

@@ -13,9 +13,8 @@ from jaxtyping import Array, Float
 from ._checks import check_integer, check_positive, is_traced
 from ._errors import UsageError
 from .coordinates import COORDINATES
-from .flow import Run
 from .model import Point, Problem
-from .stopping import Verdict
+from .stopping import Run, Verdict
 
 
 class Descent(eqx.Module):

@@ -3,21 +3,21 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import diffrax as dfx
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from ._checks import check_integer, check_positive
 from ._errors import UsageError
 from .coordinates import COORDINATES, from_mean_residual, mean_residual_field, to_mean_residual
 from .model import Point, Problem
 from .solvers import BlockControl, solver_of, splits_stiff_part
-from .stopping import Verdict, plateau_time
+from .stopping import Run, Verdict, plateau_time
 
 PACK_UP_TO = 4096
 """States of at most this many numbers are one flat vector inside the solver; larger ones keep their matrices."""
@@ -27,17 +27,6 @@ FIRST_STEP = 3.0
 
 SAVED_AT_ONCE = 2**22
 """Up to this many saved numbers, states are saved and observed in one batch; above, one by one as they pass."""
-
-
-class Run(NamedTuple):
-    """What a method hands back: observations at `ts`, the end, and how it went."""
-
-    ts: Float[Array, " time"]
-    observed: PyTree
-    end: Point
-    t_end: Float[Array, ""]
-    steps_ran_out: Bool[Array, ""]
-    stats: dict[str, Int[Array, ""]]
 
 
 class Flow(eqx.Module):
@@ -77,9 +66,9 @@ class Flow(eqx.Module):
         self,
         solver: str | dfx.AbstractSolver = "exponential",
         *,
-        rtol: ArrayLike = 1e-8,
-        atol: ArrayLike | None = None,
-        t1: ArrayLike | None = None,
+        rtol: float | Array = 1e-8,
+        atol: float | Array | None = None,
+        t1: float | Array | None = None,
         max_steps: int = 65_536,
         coordinates: str = "auto",
         mesh: Mesh | None = None,
@@ -106,6 +95,11 @@ class Flow(eqx.Module):
         t1 = jnp.asarray(t1, dtype)
         ts = t1 * jnp.linspace(1, 0, ts, dtype=dtype)[::-1] if isinstance(ts, int) else ts.astype(dtype)
 
+        if splits_stiff_part(solver) and not problem.loss.separates_columns:
+            raise UsageError(
+                f"{self.label} takes the mean residual of the squared error apart, but the loss is "
+                f'{problem.model.loss!r}: use solver="tsit5".'
+            )
         packed = self.mesh is None and start.W.size + start.X.size <= PACK_UP_TO
         (C, p), n = start.W.shape, start.X.shape[1]
         layout = Layout(C, p, n, splits_stiff_part(solver), packed)

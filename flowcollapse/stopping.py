@@ -6,12 +6,14 @@ plateau time. A run that ends before that, or cannot do it, says so: its verdict
 """
 
 import enum
+import functools
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from .model import UFM, Point, Problem
 
@@ -46,18 +48,70 @@ _MESSAGES = {
 }
 
 
+class Run(NamedTuple):
+    """What a method hands back: observations at `ts`, the end, and how it went."""
+
+    ts: Float[Array, " time"]
+    observed: PyTree
+    end: Point
+    t_end: Float[Array, ""]
+    steps_ran_out: Bool[Array, ""]
+    stats: dict[str, Int[Array, ""]]
+
+
 def target_modes(model: UFM) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Singular vectors and values `(U, s, V)` of the targets that the bias leaves, `diag(sqrt n)(I - u u^T / n_tot)`.
 
     For balanced classes: C - 1 times `sqrt N`. Without a bias nothing is projected out and there are C modes.
     """
-    n = np.array(model.counts, dtype=np.float64)
+    return _target_modes(model.counts, model.use_bias)
+
+
+@functools.cache
+def _target_modes(counts: tuple[int, ...], use_bias: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    n = np.array(counts, dtype=np.float64)
     Z = np.diag(np.sqrt(n))
-    if model.use_bias:
+    if use_bias:
         Z = Z @ (np.eye(len(n)) - np.outer(np.sqrt(n), np.sqrt(n)) / n.sum())
     U, s, Vt = np.linalg.svd(Z)
-    k = len(n) - 1 if model.use_bias else len(n)
+    k = len(n) - 1 if use_bias else len(n)
     return U[:, :k], s[:k], Vt[:k].T
+
+
+class MeanMode(NamedTuple):
+    """The target that a decaying bias leaves along the classes' mean, `strength * left right^T`, and whether it grows.
+
+    The strength is `sqrt N lam_b / (C N + lam_b)` for balanced classes (derived here). Growth slower than a thousandth
+    of the other modes' is not waited for.
+    """
+
+    strength: Float[Array, ""]
+    left: Float[Array, " C"]
+    right: Float[Array, " C"]
+    rate: Float[Array, ""]
+    grows: Bool[Array, ""]
+
+    def amplitude(self, W: Float[Array, "C p"], B: Float[Array, "p C"]) -> Float[Array, ""]:
+        """How much of the mode a point has."""
+        return jnp.linalg.norm(W.T @ self.left + B @ self.right) / 2
+
+
+def mean_mode(problem: Problem, dtype) -> MeanMode:
+    """The mean mode of a problem."""
+    n = np.array(problem.model.counts, dtype=np.float64)
+    lam_b = jax.lax.stop_gradient(problem.decays(dtype)[2])
+    strength = float(np.linalg.norm(n) / np.sqrt(n.sum())) * lam_b / (float(n.sum()) + lam_b)
+    rate = growth_rate(problem, strength)
+    _, s, _ = target_modes(problem.model)
+    possible = problem.model.use_bias and problem.model.num_features > len(s)
+    left, right = jnp.asarray(n / np.linalg.norm(n), dtype), jnp.asarray(np.sqrt(n / n.sum()), dtype)
+    return MeanMode(strength, left, right, rate, possible & (rate > 1e-3 * s[-1]))
+
+
+def growth_rate(problem: Problem, strength) -> Float[Array, ""]:
+    """The rate at which a mode of the targets grows from the origin: its strength, less what decay takes."""
+    lam_W, lam_H, _ = jax.lax.stop_gradient(problem.decays(jnp.result_type(float)))
+    return jnp.sqrt(((lam_W - lam_H) / 2) ** 2 + strength**2) - (lam_W + lam_H) / 2
 
 
 def growing_part(problem: Problem, point: Point) -> Float[Array, "p k"]:
@@ -68,34 +122,52 @@ def growing_part(problem: Problem, point: Point) -> Float[Array, "p k"]:
     return (point.W.T @ jnp.asarray(U, dtype) + B @ jnp.asarray(V, dtype)) / 2
 
 
-def growth_values(problem: Problem, point: Point) -> Float[Array, " modes"]:
-    """The min(C-1, p) largest singular values of `growing_part`, largest first; zero where the start lacks a mode.
+class Growth(NamedTuple):
+    """How much of each growing mode a start has; zero where it lacks the mode.
 
     What is below the rounding of W and B is lacking: where the two cancel, only rounding is left of their sum.
     """
-    part = growing_part(problem, point)
-    scale = (jnp.linalg.norm(point.W) + jnp.linalg.norm(problem.split(point.X)[0])) / 2
-    values, scale = jnp.linalg.svd(jax.lax.stop_gradient(part), compute_uv=False), jax.lax.stop_gradient(scale)
-    tolerance = 16 * jnp.finfo(values.dtype).eps * max(problem.model.num_classes, point.X.shape[0])
-    return jnp.where(values > tolerance * scale, values, 0.0)
+
+    values: Float[Array, " modes"]
+    mean: Float[Array, ""]
+
+    @classmethod
+    def of(cls, problem: Problem, point: Point) -> "Growth":
+        """The min(C-1, p) largest singular values of `growing_part`, largest first, and the mean mode's amplitude."""
+        point = jax.lax.stop_gradient(point)
+        B, _ = problem.split(point.X)
+        values = jnp.linalg.svd(growing_part(problem, point), compute_uv=False)
+        mean = mean_mode(problem, point.X.dtype).amplitude(point.W, B)
+        tolerance = 16 * jnp.finfo(values.dtype).eps * max(problem.model.num_classes, point.X.shape[0])
+        least = tolerance * (jnp.linalg.norm(point.W) + jnp.linalg.norm(B)) / 2
+        return cls(jnp.where(values > least, values, 0.0), jnp.where(mean > least, mean, 0.0))
 
 
 def plateau_time(problem: Problem, point: Point, decay: float = DECAY) -> Float[Array, ""]:
     """The time at which every mode that the start has is at the plateau.
 
     `T = (ln(sqrt s / sigma_min) + 20) / s` with the slowest growth rate s (`sqrt N`, less the decay) and the smallest
-    growing singular value of the start that is not zero; with weight decay, 20 over the smallest decay is added;
-    `decay` replaces the 20. Derived here.
+    growing singular value of the start that is not zero; likewise for the mean mode, which grows if the bias decays.
+    With weight decay, 20 over the smallest decay is added. `decay` replaces the 20. Derived here.
     """
+    dtype = point.X.dtype
     _, s, _ = target_modes(problem.model)
-    lam_W, lam_H, lam_b = jax.lax.stop_gradient(problem.decays(point.X.dtype))
-    values = growth_values(problem, point)
-    smallest = jnp.min(jnp.where(values > 0, values, jnp.inf))
-    rate = jnp.sqrt(((lam_W - lam_H) / 2) ** 2 + s[-1] ** 2) - (lam_W + lam_H) / 2
-    slowest = jnp.min(jnp.stack([jnp.where(lam > 0, lam, jnp.inf) for lam in (lam_W, lam_H, lam_b)]))
-    growth = jnp.where(jnp.isfinite(smallest), jnp.log(math.sqrt(s[0]) / smallest), 0.0)
-    rate = jnp.where(jnp.abs(rate) > 1e-3 * s[-1], jnp.abs(rate), 1e-3 * s[-1])
-    return (jnp.maximum(growth, 0.0) + decay) / rate + decay / slowest
+    growth, mean = Growth.of(problem, point), mean_mode(problem, dtype)
+    rate = jnp.abs(growth_rate(problem, s[-1]))
+    rate = jnp.maximum(rate, 1e-3 * s[-1])
+    smallest = jnp.min(jnp.where(growth.values > 0, growth.values, jnp.inf))
+    time = (_logarithm(math.sqrt(s[0]), smallest) + decay) / rate
+    mean_time = (_logarithm(jnp.sqrt(mean.strength), growth.mean) + decay) / jnp.where(mean.grows, mean.rate, 1.0)
+    time = jnp.where(mean.grows & (growth.mean > 0), jnp.maximum(time, mean_time), time)
+    decays = jax.lax.stop_gradient(problem.decays(dtype))
+    slowest = jnp.min(jnp.stack([jnp.where(lam > 0, lam, jnp.inf) for lam in decays]))
+    return (time + decay / slowest).astype(dtype)
+
+
+def _logarithm(above, below) -> Float[Array, ""]:
+    """`ln(above / below)`, zero where that is negative or `below` is zero or infinite."""
+    known = (below > 0) & jnp.isfinite(below)
+    return jnp.where(known, jnp.maximum(jnp.log(above / jnp.where(known, below, 1.0)), 0.0), 0.0)
 
 
 def verdict(
@@ -120,7 +192,11 @@ def verdict(
     floor = jnp.sqrt(lam_W * lam_H)
     finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in end]))
     end = jax.tree.map(lambda x: jnp.where(finite, x, 0.0), end)
-    G = problem.residual(end)
+    G, mean, growth = problem.residual(end), mean_mode(problem, end.X.dtype), Growth.of(problem, start)
+    mean_excess = mean.left @ problem.columns.times_ones(G) / problem.model.num_samples**0.5 - floor
+    mean_gap = mean.strength - floor
+    G = jnp.where(mean.grows, G - jnp.outer(mean.left, mean.left @ G), G)  # the mean mode is judged by itself
+
     spectrum = jnp.sqrt(jnp.maximum(jnp.linalg.eigvalsh(G @ G.T)[::-1], 0.0))
     excess = spectrum - floor
     gap = jnp.maximum(s[-1] - floor, 1e-2 * s[-1])
@@ -128,10 +204,11 @@ def verdict(
     room = problem.model.num_features - escaped
     # The largest belong to the modes that have not escaped. Without room for them it does not matter how large.
     rest = jnp.arange(len(spectrum)) < len(spectrum) - escaped
-    waiting = jnp.minimum(jnp.sum(rest & (excess > 0.5 * gap)), room)
+    waiting = jnp.minimum(jnp.sum(rest & (excess > 0.5 * gap)), room) + (mean.grows & (mean_excess > 0.5 * mean_gap))
     settled = jnp.all((excess < 0.05 * gap) | (rest & ((excess > 0.95 * gap) | (room == 0))))
+    settled &= ~mean.grows | (mean_excess < 0.05 * mean_gap) | (mean_excess > 0.95 * mean_gap)
     settled &= ~steps_ran_out & (t_end >= plateau_time(problem, start, ENOUGH_DECAY))
-    lacking = jnp.sum(growth_values(problem, start) == 0)
+    lacking = jnp.sum(growth.values == 0) + (mean.grows & (growth.mean == 0))
 
     early = jnp.where(steps_ran_out, jnp.int8(Verdict.step_limit), jnp.int8(limit))
     code = jnp.where(

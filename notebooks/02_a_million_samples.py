@@ -72,8 +72,8 @@ except fc.UsageError as error:
 # %% [markdown]
 # ## Two laws, at N = 10^6
 # On the plateau the start alone decides what is left. Let `V0 = P (W0 + B0^T) / 2` and let `Pi_` project on the
-# features that V0 does not reach. Then `L -> Pi_ L0`, which is all that is left within the classes, and `W W^T -> sqrt(N) P`.
-# Both are checked, with nothing fitted.
+# features that V0 does not reach. Then `L -> Pi_ L0`, which is all that is left within the classes, and
+# `W W^T -> sqrt(N) P`. Both are checked, with nothing fitted.
 
 # %%
 P = np.eye(C) - 1 / C

@@ -16,13 +16,15 @@ from flowcollapse.model import Point, problem_of
 EPS = float(np.finfo(np.float64).eps)
 DECAY = (0.3, 0.2, 0.1)
 
+# Collapse needs p = C - 1 features. "auto" compresses rows as well where there are at least twice as many as move.
 MODELS = {
     "p above C-1": fc.UFM(num_classes=3, samples_per_class=3, num_features=24, weight_decay=DECAY),
     "p at C-1, imbalanced": fc.UFM(num_classes=3, samples_per_class=(5, 1, 3), num_features=2, weight_decay=DECAY),
-    "p below C-1, no bias": fc.UFM(
-        num_classes=4, samples_per_class=3, num_features=2, weight_decay=0.1, use_bias=False
+    "p below C-1, one sample a class, no bias": fc.UFM(
+        num_classes=4, samples_per_class=1, num_features=2, weight_decay=0.1, use_bias=False
     ),
     "one sample a class": fc.UFM(num_classes=3, samples_per_class=1, num_features=4),
+    "no bias": fc.UFM(num_classes=3, samples_per_class=4, num_features=2, use_bias=False),
 }
 COORDINATES = dict.fromkeys(MODELS, "class-mean") | {"p above C-1": "auto"}
 USED = dict.fromkeys(MODELS, "class-mean") | {"p above C-1": "class-mean, 24 rows as 12"}
@@ -66,7 +68,7 @@ def descent(model, start, momentum, coordinates, nesterov):
     return fc.simulate(model, start, method, save_states=True, metrics=("risk",))
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [name for name in MODELS if name.startswith("p ")])
 def test_the_flow_is_the_same_in_all_coordinates(name):
     model = MODELS[name]
     start, kind = start_of(model), COORDINATES[name]

@@ -30,10 +30,10 @@ def standing_still(path: fc.Trajectory) -> float:
     """How far a run may drift from where it should stay: descent by rounding, the flow by its tolerance.
 
     At rest the step control sees no error and lengthens the steps past the limit of stability, where rounding grows
-    until it is as large as rtol allows.
+    until it is seen, at some tens of rtol.
     """
     size = np.sqrt(2 * np.sqrt(N) * (C - 1) + 1 / C)  # of a collapsed point
-    return 20 * float(path.method.rtol) * size if isinstance(path.method, fc.Flow) else ROUNDED
+    return 100 * float(path.method.rtol) * size if isinstance(path.method, fc.Flow) else ROUNDED
 
 
 class Transformed(NamedTuple):
