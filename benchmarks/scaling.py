@@ -195,10 +195,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder for scaling.json and the figures")
     options = parser.parse_args()
     names = options.only or [name for name in PARTS if name != "imagenet" or options.imagenet]
+    failures = 0
     for name in names:
         part = measure(name, options)
+        failures += sum("failed" in row for row in part["rows"])
         if options.out:
             write(options.out, name, part)
+    if failures:
+        sys.exit(f"{failures} measurements failed; the rows above say why")
 
 
 if __name__ == "__main__":

@@ -86,7 +86,9 @@ def error_against_time(rows: list[Row], path: Path) -> None:
                 axis.axvspan(axis.get_xlim()[0], gap, color="0.9", zorder=0)
             axis.set(xscale="log", yscale="log", xlabel=label, ylabel="seconds")
             axis.grid(alpha=0.3)
-        axes[0, column].set_title("C = {}, N = {}, p = {}".format(*size))
+        missing = [LABELS[row["method"]] for row in of_size if "skipped" in row and "rtol" not in row]
+        remark = f"\nnot run, or stuck: {', '.join(missing)}" if missing else ""
+        axes[0, column].set_title("C = {}, N = {}, p = {}".format(*size) + remark, fontsize=8, wrap=True)
     _legend(figure, axes[0])
     _save(figure, path)
 

@@ -37,9 +37,11 @@ FLOOR_ROUNDS = 3
 def main() -> None:
     spec = spec_of_this_worker()
     fc.enable_x64()
+    where = about()  # which starts jax, so that what it takes counts as imports
+    memory: Row = {"imports_mb": peak_mb()}
     model, start = problem(spec["C"], spec["N"], spec["p"])
     jax.block_until_ready(start)
-    memory: Row = {"imports_mb": peak_mb()}
+    memory["start_mb"] = peak_mb()
     method, rtol, budget_s = spec["method"], spec["rtol"], spec.get("budget_s", 3.0)
 
     if method in FLOWS:
@@ -63,7 +65,7 @@ def main() -> None:
         path, extra["reference_rtol"] = reference(truth or compiled(model, start, OURS)[0])
         extra |= errors(end, end_of(path, features=method not in FLOWS))
     memory["net_mb"] = memory["peak_mb"] - memory["imports_mb"]
-    emit({**spec, **cost._asdict(), **counts, **memory, **extra, "about": about()})
+    emit({**spec, **cost._asdict(), **counts, **memory, **extra, "about": where})
 
 
 def beside_floor(model, start, run, rtol: float, cost: Cost, evaluations: int) -> tuple[Cost, Row]:

@@ -165,7 +165,7 @@ class Case:
                 assert truth is not None
                 yield {"method": method, "rtol": rtol, **errors(end, truth), **cost._asdict(), **counts}
                 if counts.get("verdict") == "step_limit":
-                    yield {"method": method, "rtol": rtol, "failed": f"ended at t < t1 after {counts['steps']} steps"}
+                    yield {"method": method, "skipped": f"the rest: stuck after {counts['steps']} steps"}
                     return
         except Exception as problem_met:  # one solver that fails must not end the others
             reason = f"{type(problem_met).__name__}: {str(problem_met).splitlines()[0][:200]}"

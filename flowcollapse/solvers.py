@@ -107,12 +107,16 @@ class BlockControl(dfx.AbstractAdaptiveStepSizeController):
     features or of the samples, so full, reduced and compressed runs take the same steps; and each block is measured
     against its own size, so small starts keep their relative accuracy. Plain integral control. Derived here.
     `block_norms(y)` gives the blocks' norms and `block_scales(norms)` what each block's error is measured against.
+
+    No step is longer than `longest`. At rest the error says nothing, and steps would grow past the limit of stability,
+    where rounding grows to hundreds of rtol before it is seen, and every second step is rejected.
     """
 
     rtol: Float[Array, ""]
     block_atol: Float[Array, " blocks"]
     block_norms: Callable[[PyTree], Float[Array, " blocks"]]
     block_scales: Callable[[Float[Array, " blocks"]], Float[Array, " blocks"]]
+    longest: Float[Array, ""] | None = None
 
     @property
     def atol(self) -> Float[Array, ""]:
@@ -125,7 +129,7 @@ class BlockControl(dfx.AbstractAdaptiveStepSizeController):
         return lambda y: jnp.max(jnp.stack([jnp.max(jnp.abs(leaf)) for leaf in jax.tree.leaves(y)]))
 
     def _integral(self) -> dfx.PIDController:
-        return dfx.PIDController(rtol=0.0, atol=1.0, norm=jnp.abs)
+        return dfx.PIDController(rtol=0.0, atol=1.0, norm=jnp.abs, dtmax=self.longest)
 
     def wrap(self, direction):
         return self

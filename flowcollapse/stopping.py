@@ -193,7 +193,7 @@ def verdict(
     finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in end]))
     end = jax.tree.map(lambda x: jnp.where(finite, x, 0.0), end)
     G, mean, growth = problem.residual(end), mean_mode(problem, end.X.dtype), Growth.of(problem, start)
-    mean_excess = mean.left @ problem.columns.times_ones(G) / problem.model.num_samples**0.5 - floor
+    mean_excess = jnp.abs(mean.left @ problem.columns.times_ones(G)) / problem.model.num_samples**0.5 - floor
     mean_gap = mean.strength - floor
     G = jnp.where(mean.grows, G - jnp.outer(mean.left, mean.left @ G), G)  # the mean mode is judged by itself
 

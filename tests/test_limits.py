@@ -307,11 +307,17 @@ def run_with_frame_alone():
     return runner(fc.UFM(num_classes=3, samples_per_class=4, num_features=2))
 
 
+@pytest.fixture(scope="module")
+def run_with_room():
+    """Features enough for the frame and the mean mode."""
+    return runner(fc.UFM(num_classes=3, samples_per_class=4, num_features=5))
+
+
 @pytest.mark.parametrize("p", [5, 2])
-def test_the_limits_with_decay(p, run_with_frame_alone):
+def test_the_limits_with_decay(p, run_with_frame_alone, run_with_room):
     C, N = 3, 4
     model = fc.UFM(num_classes=C, samples_per_class=N, num_features=p)
-    run = run_with_frame_alone if p == C - 1 else runner(model)
+    run = run_with_frame_alone if p == C - 1 else run_with_room
     paths = run(small_starts(model, EPS, len(DECAYS)), 1e-9, decays=DECAYS)
     assert np.all(paths.result == fc.Verdict.plateau)
     mean_mode_is_on = []
@@ -324,6 +330,25 @@ def test_the_limits_with_decay(p, run_with_frame_alone):
         assert np.linalg.norm(b - b_limit) < tolerance
         assert np.linalg.norm(L) < 1e-10
     assert mean_mode_is_on == [p == 5 and i in (3, 4) for i in range(len(DECAYS))]
+
+
+def test_a_bias_that_decays_alone_leaves_the_mean_to_the_features(run_with_room):
+    """Only b decays: it falls to 0, the mean mode grows at `s lam_b / (CN + lam_b)`, and W ends as an orthogonal frame.
+
+    A start on S has nothing of the mean mode, and stays at what is a saddle then; half the time is too short.
+    """
+    model = fc.UFM(num_classes=3, samples_per_class=4, num_features=5)
+    on_S = fc.initial.on_subspace(model, EPS, key=jax.random.key(0))
+    generic = jax.tree.map(lambda x: x[0], small_starts(model, EPS, 1))
+    starts = jax.tree.map(lambda *leaves: jnp.stack(leaves), generic, on_S)
+    decays = np.broadcast_to((0.0, 0.0, 0.5), (2, 3))
+    paths = run_with_room(starts, 1e-9, decays=decays)
+    assert list(paths.result) == [fc.Verdict.plateau, fc.Verdict.saddle]
+    W, _, _, b = lanes_of(paths.final)[0]
+    assert np.linalg.norm(W @ W.T - 2.0 * np.eye(3)) < 1e-6
+    assert np.linalg.norm(b) < 1e-6
+    short = run_with_room(starts, 1e-9, t1=paths.t_end / 2, decays=decays)
+    assert short.result[0] == fc.Verdict.time_limit
 
 
 def test_as_many_features_as_the_frame_needs(run_with_frame_alone):
