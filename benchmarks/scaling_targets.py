@@ -87,30 +87,24 @@ def about_precision(rows: list[Row]) -> list[Row]:
 
 def better_than_ours(rows: list[Row], error: str, cost: str) -> tuple[list[Row], list[Row]]:
     """The runs of other methods that took less time than ours for the same error, interpolated between our runs; and
-    those whose error is smaller than any of ours, as far as the reference can tell."""
-    measured = [
-        row
-        for row in rows
-        if cost in row
-        and row.get("verdict", "plateau") == "plateau"
-        and row.get(error) is not None
-        and 0 < row[error] < math.inf
-    ]
-    ours = sorted((row[error], row[cost]) for row in measured if row["method"] == "exponential")
+    those whose error is smaller than any of ours. Errors that the reference cannot tell apart count as equal."""
+    measured = [row for row in rows if cost in row and row.get("verdict", "plateau") == "plateau"]
+    gap = max([row.get(f"reference_{error}", 0.0) for row in rows] + [1e-16])
+    level = {id(row): max(row[error], gap) for row in measured if np.isfinite(row[error])}
+    ours = sorted((level[id(row)], row[cost]) for row in measured if row["method"] == "exponential")
     if not ours:
         return [], []
     log_error, log_time = np.log(np.array(ours)).T
     log_time = np.minimum.accumulate(log_time)  # what is right to 1e-9 is right to 1e-8
-    gap = max([row.get(f"reference_{error}", 0.0) for row in rows])
     quicker, closer = [], []
     for row in measured:
-        if row["method"] == "exponential":
+        if row["method"] == "exponential" or id(row) not in level:
             continue
         shown = {key: row[key] for key in ("method", "rtol", error, cost)}
-        if row[error] < ours[0][0]:
-            closer += [shown] if row[error] > gap else []
+        if level[id(row)] < ours[0][0]:
+            closer.append(shown)
             continue
-        time_of_ours = math.exp(np.interp(math.log(row[error]), log_error, log_time))
+        time_of_ours = math.exp(np.interp(math.log(level[id(row)]), log_error, log_time))
         if row[cost] < time_of_ours:
             quicker.append(shown | {"ours_s": time_of_ours})
     return quicker, closer

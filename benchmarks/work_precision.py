@@ -23,7 +23,6 @@ from large_runs import (
     best,
     compiled,
     counts_of,
-    diagonal_kencarp5,
     end_of,
     end_time,
     errors,
@@ -39,7 +38,6 @@ from flowcollapse.coordinates import enter, mean_residual_field, to_mean_residua
 FLOWS: dict[str, Callable[[], Any]] = {
     OURS: lambda: OURS,
     "kencarp5": lambda: "kencarp5",
-    "kencarp5_diagonal": diagonal_kencarp5,
     "kvaerno5": lambda: "kvaerno5",
     "tsit5": lambda: "tsit5",
     "dopri8": lambda: "dopri8",
@@ -50,7 +48,7 @@ SCIPY = ("DOP853", "Radau", "LSODA")
 """Solvers of scipy, on the full state."""
 
 METHODS = (*FLOWS, *SCIPY)
-DENSE = ("kencarp5", "kvaerno5", "Radau", "LSODA")
+DENSE = ("kvaerno5", "Radau", "LSODA")
 """Implicit solvers that keep a dense Jacobian of all unknowns and factorise it."""
 
 STAGES = {"tsit5": 6, "dopri8": 13, "DOP853": 12}

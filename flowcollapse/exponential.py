@@ -57,8 +57,10 @@ def _weight_table(sets: tuple[tuple[int, ...], ...]) -> np.ndarray:
 
 
 _END = len(STAGE_SETS)
-_LOWER = _END + 1
+_ERROR = _END + 1
 _TABLE = _weight_table((*STAGE_SETS, END_SET, LOWER_SET))
+# The error is a difference of weights, not of results: both hold exp(-a h) fast0, whose rounding would drown it.
+_TABLE[_ERROR] = _TABLE[_END] - _TABLE[_ERROR]
 _NODES = np.array([*C[1:NUM_STAGES], 1.0, 1.0])
 _END_TABLE = _monomials(END_SET)
 
@@ -110,8 +112,9 @@ class ExponentialDOP853(dfx.AbstractAdaptiveSolver):
     """DOP853 with the stiff linear part treated exactly; see this module's docstring.
 
     A diffrax solver for a state `(slow, fast)` and a `MultiTerm` of two terms: the first gives `(slow', g)`; the second
-    gives `(0, -a fast)` with one number `a`, for an array `fast`. Twelve evaluations of the first term a
-    step; output of order 7 for three more, which the compiler drops where nothing is saved.
+    gives `(0, -a fast)` with one number `a`, for an array `fast`. Twelve evaluations of the first term a step; output
+    of order 7 for three more, which the compiler drops where nothing is saved. The slow part alone converges with
+    order 8; where slow and fast drive each other at fixed `a`, with order 5 as the steps go to zero.
     """
 
     term_structure: ClassVar = dfx.MultiTerm[tuple[dfx.AbstractTerm, dfx.AbstractTerm]]
@@ -152,7 +155,8 @@ class ExponentialDOP853(dfx.AbstractAdaptiveSolver):
             g.append(gi)
         y1 = (_advance(slow0, h, B, k), fast_at(_END, END_SET))
         last = forcing.vf(t1, y1, args)
-        error = (_slow_error(h, k), y1[1] - fast_at(_LOWER, LOWER_SET))
+        fast_error = _combine([weights[_ERROR, j] for j in END_SET], [g[j] for j in END_SET])
+        error = (_slow_error(h, k), fast_error)
 
         # Three further stages, for the output alone.
         forcing_at_nodes = jnp.stack([g[j] for j in END_SET])

@@ -17,7 +17,7 @@ from ._errors import UsageError
 from .coordinates import COORDINATES, from_mean_residual, mean_residual_field, to_mean_residual
 from .model import Point, Problem
 from .solvers import BlockControl, solver_of, splits_stiff_part
-from .stopping import Run, Verdict, plateau_time
+from .stopping import Run, Verdict, plateau_time, target_modes
 
 PACK_UP_TO = 4096
 """States of at most this many numbers are one flat vector inside the solver; larger ones keep their matrices."""
@@ -148,7 +148,11 @@ class Flow(eqx.Module):
         atol = rtol * scales if self.atol is None else jnp.broadcast_to(jnp.asarray(self.atol, dtype), scales.shape)
         block_norms = functools.partial(layout.block_norms, problem)
         return BlockControl(  # pyright: ignore[reportCallIssue]: diffrax's abstract fields atol and norm are properties
-            rtol=rtol, block_atol=atol, block_norms=block_norms, block_scales=layout.block_scales
+            rtol=rtol,
+            block_atol=atol,
+            block_norms=block_norms,
+            block_scales=layout.block_scales,
+            longest=longest_step(problem, solver_of(self.solver), dtype),
         )
 
 
@@ -190,6 +194,19 @@ def first_step(problem: Problem, rtol: Float[Array, ""], solver: dfx.AbstractSol
 def stiff_rate(problem: Problem, dtype) -> Float[Array, ""]:
     """The rate `n_tot + lam_b` at which the mean residual decays; without a bias there is none to decay."""
     return (problem.model.num_samples if problem.model.use_bias else 0) + problem.decays(dtype)[2]
+
+
+def longest_step(problem: Problem, solver: dfx.AbstractSolver, dtype) -> Float[Array, ""] | None:
+    """The longest step in which the solver is stable, if it says how far it is and takes the mean residual apart.
+
+    Without that one the fastest decay near a critical point is `2 s` with the largest singular value s of the targets,
+    `sqrt N` for balanced classes, plus what weight decay adds (derived here from the Hessian's spectrum).
+    """
+    stable = getattr(solver, "real_stability", None)
+    if stable is None:
+        return None
+    lam_W, lam_H, _ = problem.decays(dtype)
+    return stable / (2 * target_modes(problem.model)[1][0] + jnp.maximum(lam_W, lam_H))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ._checks import is_traced
+from ._errors import UsageError
 from .coordinates import Frame
 from .metrics import METRICS
 from .model import UFM, Point, State
@@ -117,6 +118,13 @@ class Trajectory(eqx.Module):
 
         from .provenance import provenance
 
+        if is_traced(self.ts):
+            raise UsageError("to_xarray needs values, and inside jit there are none yet: return the trajectory first.")
+        if self.ts.ndim > 2:
+            raise UsageError(
+                f"the trajectory has axes of lanes {self.ts.shape[:-1]} and to_xarray takes one: flatten them first, "
+                "with jax.tree.map and reshape."
+            )
         lanes = ("lane",) * (self.ts.ndim - 1)
         data: dict[str, Any] = {
             name: ((*lanes, "time"), np.asarray(values), {"long_name": METRICS[name].long_name, "units": "1"})

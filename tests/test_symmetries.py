@@ -27,13 +27,14 @@ METHODS = {
 
 
 def standing_still(path: fc.Trajectory) -> float:
-    """How far a run may drift from where it should stay: descent by rounding, the flow by its tolerance.
+    """How far a run may drift from where it should stay: by rounding, or by the tolerance for the explicit solver.
 
-    At rest the step control sees no error and lengthens the steps past the limit of stability, where rounding grows
-    until it is seen, at some tens of rtol.
+    At rest its step control sees no error and lengthens the steps past the limit of stability, where rounding grows
+    until it is seen. The default solver knows the limit.
     """
     size = np.sqrt(2 * np.sqrt(N) * (C - 1) + 1 / C)  # of a collapsed point
-    return 100 * float(path.method.rtol) * size if isinstance(path.method, fc.Flow) else ROUNDED
+    explicit = isinstance(path.method, fc.Flow) and path.method.solver == "tsit5"
+    return 20 * float(path.method.rtol) * size if explicit else ROUNDED
 
 
 class Transformed(NamedTuple):

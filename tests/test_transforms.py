@@ -162,10 +162,12 @@ def test_one_trace_for_all_values_of_descent():
     assert len(TRACED) == once
 
 
-def test_lanes_beyond_sixteen_thousand_are_right():
-    """jax 0.10.2 computed these norms wrongly from lane 16,384 up, without a word (jax issue 39103)."""
+@pytest.mark.parametrize("shape", [(3, 3), (3, 15)])
+def test_lanes_beyond_sixteen_thousand_are_right(shape):
+    """jax 0.10.2 computed these norms wrongly from lane 16,384 up, without a word (jax issue 39103): those of a square
+    matrix, as tried with that release."""
     rng = np.random.default_rng(0)
-    matrix, vectors = rng.standard_normal((3, 15)), rng.standard_normal((16_385, 15))
+    matrix, vectors = rng.standard_normal(shape), rng.standard_normal((16_385, shape[1]))
     norms = jax.jit(jax.vmap(lambda v: jnp.linalg.norm(jnp.asarray(matrix) @ v)))(vectors)
     np.testing.assert_allclose(norms, np.linalg.norm(vectors @ matrix.T, axis=1), rtol=100 * EPS)
 
