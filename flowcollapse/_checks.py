@@ -4,8 +4,12 @@ from typing import Any
 
 import numpy as np
 from jax.core import Tracer
+from jaxtyping import Array
 
 from ._errors import UsageError
+
+Number = int | float | np.ndarray | np.generic | Array
+"""One number, in any of the forms that users have it in."""
 
 
 def is_traced(value: Any) -> bool:

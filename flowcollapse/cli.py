@@ -193,7 +193,10 @@ class Simulate:
     def run(self) -> None:
         import flowcollapse as fc
 
+        from ._checks import check_integer
+
         output = self.output
+        check_integer("num_saves", output.num_saves)
         fc.enable_x64(output.precision == "float64")
         model = self.model.build()
         method = self.method.build()

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, PyTree
 
-from ._checks import check_integer, check_positive
+from ._checks import Number, check_integer, check_positive
 from ._errors import UsageError
 from .coordinates import COORDINATES, from_mean_residual, mean_residual_field, to_mean_residual
 from .model import Point, Problem
@@ -52,9 +52,9 @@ class Flow(eqx.Module):
     Source: the paper's gradient flow; the coordinates and the default solver are derived here.
     """
 
-    rtol: float | Array = 1e-8
-    atol: float | Array | None = None
-    t1: float | Array | None = None
+    rtol: Number = 1e-8
+    atol: Number | None = None
+    t1: Number | None = None
     solver: str | dfx.AbstractSolver = eqx.field(static=True, default="exponential")
     max_steps: int = eqx.field(static=True, default=65_536)
     coordinates: str = eqx.field(static=True, default="auto")
@@ -66,9 +66,9 @@ class Flow(eqx.Module):
         self,
         solver: str | dfx.AbstractSolver = "exponential",
         *,
-        rtol: float | Array = 1e-8,
-        atol: float | Array | None = None,
-        t1: float | Array | None = None,
+        rtol: Number = 1e-8,
+        atol: Number | None = None,
+        t1: Number | None = None,
         max_steps: int = 65_536,
         coordinates: str = "auto",
         mesh: Mesh | None = None,

@@ -16,6 +16,13 @@ import flowcollapse as fc  # noqa: E402
 fc.enable_x64()
 
 
+@pytest.fixture(autouse=True, scope="module")
+def forget_programs():
+    """Compiled programs are kept for one file of tests only: all together would take several gigabytes."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def thirty_two_bits():
     """JAX without float64, for one test."""
