@@ -206,7 +206,8 @@ def longest_step(problem: Problem, solver: dfx.AbstractSolver, dtype) -> Float[A
     if stable is None:
         return None
     lam_W, lam_H, _ = problem.decays(dtype)
-    return stable / (2 * target_modes(problem.model)[1][0] + jnp.maximum(lam_W, lam_H))
+    fastest = 2 * float(target_modes(problem.model)[1][0])
+    return stable / (fastest + jnp.maximum(lam_W, lam_H))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -39,7 +39,7 @@ def paper_model() -> fc.UFM:
 
 @pytest.fixture(scope="session")
 def run_lanes(paper_model) -> Callable[[fc.State, float], fc.Trajectory]:
-    """The flow to the plateau from a batch of starts, as a function of the starts and rtol: one program for all tests.
+    """The flow to the plateau from a batch of starts, as a function of the starts and rtol, one program a file.
 
     A batch has four lanes; another number would be another program.
     """
