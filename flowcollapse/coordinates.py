@@ -44,6 +44,14 @@ class Frame(eqx.Module):
         return columns if self.rows is None else f"{columns}, {self.rows.shape[-2]} rows as {self.rows.shape[-1]}"
 
 
+def check_coordinates(coordinates: str) -> None:
+    """Raise `UsageError` unless `coordinates` is one of `COORDINATES`."""
+    if coordinates not in COORDINATES:
+        raise UsageError(
+            f"coordinates {coordinates!r} is not known: choose one of {', '.join(map(repr, COORDINATES))}."
+        )
+
+
 def enter(model: UFM, state: State, coordinates: str) -> tuple[Frame, Problem, Point]:
     """The frame that `coordinates` asks for, the problem in it and the state as a point of it.
 
@@ -57,10 +65,7 @@ def enter(model: UFM, state: State, coordinates: str) -> tuple[Frame, Problem, P
     check_state(model, state)
     exact = LOSSES[model.loss].separates_columns
     reduced = state.columns is not None
-    if coordinates not in COORDINATES:
-        raise UsageError(
-            f"coordinates {coordinates!r} is not known: choose one of {', '.join(map(repr, COORDINATES))}."
-        )
+    check_coordinates(coordinates)
     if coordinates == "class-mean" and not exact:
         raise UsageError(
             f'coordinates="class-mean" is exact for the squared error only, and the loss is {model.loss!r}: '

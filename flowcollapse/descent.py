@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from ._checks import check_integer, check_positive, is_traced
 from ._errors import UsageError
-from .coordinates import COORDINATES
+from .coordinates import check_coordinates
 from .model import Point, Problem
 from .stopping import Run, Verdict
 
@@ -90,8 +90,7 @@ class Descent(eqx.Module):
         return f"descent ({name}, {self.num_steps} steps)"
 
     def _checked_coordinates(self, coordinates: str) -> str:
-        if coordinates not in COORDINATES:
-            raise UsageError(f"coordinates {coordinates!r} is not known: choose one of {COORDINATES}.")
+        check_coordinates(coordinates)
         if coordinates == "sample":
             return coordinates
         # Whether it commutes is a matter of the kind of optimizer: where a number is traced, another one will do.

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from ._checks import Number, check_integer, check_positive
 from ._errors import UsageError
-from .coordinates import COORDINATES, from_mean_residual, mean_residual_field, to_mean_residual
+from .coordinates import check_coordinates, from_mean_residual, mean_residual_field, to_mean_residual
 from .model import Point, Problem
 from .solvers import BlockControl, solver_of, splits_stiff_part
 from .stopping import Run, Verdict, plateau_time, target_modes
@@ -76,8 +76,7 @@ class Flow(eqx.Module):
         solver_of(solver)
         for name, value in (("rtol", rtol), ("atol", atol), ("t1", t1)):
             check_positive(name, value)
-        if coordinates not in COORDINATES:
-            raise UsageError(f"coordinates {coordinates!r} is not known: choose one of {COORDINATES}.")
+        check_coordinates(coordinates)
         check_integer("max_steps", max_steps)
         self.rtol, self.atol, self.t1 = rtol, atol, t1
         self.solver, self.max_steps, self.coordinates, self.mesh = solver, max_steps, coordinates, mesh
