@@ -1,5 +1,14 @@
 """The one error for bad input: a sentence that names the argument, the value and the cure."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class UsageError(ValueError):
     """Input that cannot be right. The command line prints it on one line and exits with code 2."""
+
+
+def nearest(name: object, known: Iterable[str]) -> str:
+    """A question that ends an error about an unknown name, if one of the known ones is near: `; did you mean 'x'?`"""
+    close = difflib.get_close_matches(str(name), list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""

@@ -1,6 +1,6 @@
 """Discrete descent by any optax optimizer, on the same problem, the same metrics and the same kind of trajectory."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import equinox as eqx
@@ -84,6 +84,22 @@ class Descent(eqx.Module):
             raise UsageError(f"optimizer {self.label}: {error}.") from None
 
     @property
+    def by_name(self) -> bool:
+        """Whether a name and plain numbers say all about the optimizer."""
+        plain = all(isinstance(value, bool | int | float | str | None) for _, value in self.options)
+        return isinstance(self.optimizer, str) and plain
+
+    @property
+    def numbers(self) -> tuple[str, ...]:
+        """The names of its numbers, which vary without a new compilation."""
+        return tuple(self.hyperparameters)
+
+    def with_numbers(self, numbers: Mapping[str, Any]) -> "Descent":
+        """The same descent with some of its `numbers` replaced."""
+        hyperparameters = dict(self.options) | self.hyperparameters | dict(numbers)
+        return Descent(self.optimizer, self.num_steps, coordinates=self.coordinates, **hyperparameters)
+
+    @property
     def label(self) -> str:
         """What tables call this method."""
         name = self.optimizer if isinstance(self.optimizer, str) else getattr(self.optimizer, "__name__", "optax")
@@ -131,17 +147,25 @@ class Descent(eqx.Module):
         stats = {"taken": jnp.asarray(self.num_steps)}
         return Run(times[steps], observed, end, times[-1], jnp.asarray(False), stats)
 
+    def duration(self) -> Float[Array, ""]:
+        """The time after the last step."""
+        return self._ticks(self.transformation(), jnp.result_type(float), keep=False)[0]
+
     def _clock(self, optimizer: optax.GradientTransformation, dtype) -> Float[Array, " steps_and_start"]:
-        """The time after each step: how far the optimizer takes one number under a constant force of size one."""
+        """The time after each step."""
+        return jnp.concatenate([jnp.zeros(1, dtype), self._ticks(optimizer, dtype, keep=True)[1]])
+
+    def _ticks(self, optimizer: optax.GradientTransformation, dtype, keep: bool):
+        """How far the optimizer takes one number under a constant unit force: at the end, and after each step."""
 
         def tick(carry, _):
             position, state = carry
             updates, state = optimizer.update(-jnp.ones((), dtype), state, jnp.zeros((), dtype))
-            return (position + updates, state), position + updates
+            return (position + updates, state), position + updates if keep else None
 
         zero = jnp.zeros((), dtype)
-        _, times = jax.lax.scan(tick, (zero, optimizer.init(zero)), None, self.num_steps)
-        return jnp.concatenate([jnp.zeros(1, dtype), times])
+        (end, _), times = jax.lax.scan(tick, (zero, optimizer.init(zero)), None, self.num_steps)
+        return end, times
 
 
 def _nearest(times: Float[Array, " steps"], ts: Float[Array, " time"]):

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import diffrax as dfx
@@ -86,6 +86,13 @@ class Flow(eqx.Module):
         """What tables call this method."""
         name = self.solver if isinstance(self.solver, str) else type(self.solver).__name__
         return f"flow ({name})"
+
+    numbers = ("rtol", "atol", "t1")
+
+    def with_numbers(self, numbers: Mapping[str, Any]) -> "Flow":
+        """The same flow with some of its `numbers` replaced."""
+        fields = {name: getattr(self, name) for name in (*self.numbers, "max_steps", "coordinates", "mesh")}
+        return Flow(self.solver, **(fields | dict(numbers)))
 
     def run(self, problem: Problem, start: Point, ts: Array | int, observe: Callable[[Point], Any]) -> Run:
         """Integrate from `start` and observe at `ts`, or at that many equal times up to the end."""

@@ -125,6 +125,10 @@ def collapsed(model: UFM, *, key: PRNGKeyArray, dtype=None) -> State:
     return _collapsed_along(model, W, jnp.asarray(1 / model.num_classes if model.use_bias else 0.0))
 
 
+STARTS = {"sphere": sphere, "on-subspace": on_subspace, "balanced": balanced}
+"""The random starts of a given norm, by name."""
+
+
 def _collapsed_along(model: UFM, W: Float[Array, "C p"], bias: Float[Array, ""]) -> State:
     """The point of S whose classifier is W."""
     if not model.balanced:

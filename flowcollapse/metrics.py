@@ -32,7 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ._errors import UsageError
+from ._errors import UsageError, nearest
 from .columns import class_means, root_counts, within_class_basis
 from .model import UFM, Point, Problem, State, check_state, over_batch, problem_of
 
@@ -227,7 +227,7 @@ def checked_names(model: UFM, columns, names: Sequence[str] | None) -> tuple[str
         return known
     for name in names:
         if name not in METRICS:
-            raise UsageError(f"metric {name!r} is not known: choose from {', '.join(METRICS)}.")
+            raise UsageError(f"metric {name!r} is not known: choose from {', '.join(METRICS)}{nearest(name, METRICS)}.")
         if name not in known and METRICS[name].equal_counts and not model.balanced:
             raise UsageError(f"metric {name!r} is defined for equal counts, not for {model.samples_per_class}.")
         if name not in known:

@@ -1,9 +1,12 @@
 """Where a number came from: versions, device, precision and the options that made it."""
 
 import datetime
+import functools
 import importlib.metadata
 import json
 import platform
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import equinox as eqx
@@ -18,6 +21,26 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES}
 
 
+@functools.cache
+def git_revision() -> str:
+    """The commit of the source tree that this package runs from, with `+` if it was changed, or `"none"`."""
+    folder = Path(__file__).parent
+    try:
+        revision, changes = (
+            subprocess.run(["git", "-C", folder, *words], capture_output=True, text=True, timeout=10, check=True).stdout
+            for words in (("rev-parse", "HEAD"), ("status", "--porcelain", "--", folder))
+        )
+    except (OSError, subprocess.SubprocessError):
+        return "none"
+    tracked = subprocess.run(["git", "-C", folder, "ls-files", "--error-unmatch", __file__], capture_output=True)
+    return revision.strip() + "+" * bool(changes.strip()) if tracked.returncode == 0 else "none"
+
+
+def precision() -> str:
+    """`"float64"` if JAX has been allowed it, else `"float32"`."""
+    return "float64" if jax.config.read("jax_enable_x64") else "float32"
+
+
 def provenance(model: Any, method: Any, **more: Any) -> dict[str, str]:
     """Attributes for a file: what ran, with which versions, on which device, at which precision, when."""
     device = jax.devices()[0]
@@ -27,7 +50,8 @@ def provenance(model: Any, method: Any, **more: Any) -> dict[str, str]:
         "method": json.dumps({"name": method.name} | options(method)),
         "versions": json.dumps(versions()),
         "device": f"{device.platform}: {device.device_kind}",
-        "precision": "float64" if jax.config.read("jax_enable_x64") else "float32",
+        "precision": precision(),
+        "git_revision": git_revision(),
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     } | {name: value if isinstance(value, str) else json.dumps(value) for name, value in more.items()}
 

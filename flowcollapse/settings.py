@@ -1,6 +1,11 @@
-"""Precision is chosen by the program that runs, never on import."""
+"""What the program that runs chooses, never an import: the precision, and the CPU cores that count as devices."""
+
+import os
 
 import jax
+
+from ._checks import check_integer
+from ._errors import UsageError
 
 
 def enable_x64(enable: bool = True) -> None:
@@ -9,3 +14,29 @@ def enable_x64(enable: bool = True) -> None:
     float32 loses `b - 1/C`, `B - W^T` and SNC1 for eps <= 1e-2, whatever the solver.
     """
     jax.config.update("jax_enable_x64", enable)
+
+
+def use_cpu_cores(count: int | None = None) -> None:
+    """Make each CPU core a device of its own, so that a sweep uses all of them. Call it before JAX is first used.
+
+    Args:
+        count: how many; default the cores that this process may run on. Without a CPU as platform it changes nothing.
+
+    Raises:
+        UsageError: if JAX is in use already and has another number of CPU devices.
+    """
+    count = cpu_cores() if count is None else count
+    check_integer("count", count)
+    try:
+        jax.config.update("jax_num_cpu_devices", count)
+    except RuntimeError:
+        if len(jax.devices("cpu")) != count:
+            raise UsageError(
+                f"use_cpu_cores({count}) comes too late, JAX runs on {len(jax.devices('cpu'))} CPU device(s) already: "
+                "call it at the top of the program."
+            ) from None
+
+
+def cpu_cores() -> int:
+    """The cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -66,7 +66,7 @@ def simulate(
     if metrics is None and model.num_features * model.num_samples > metrics_module.SAMPLES_UP_TO:
         names = tuple(name for name in names if not metrics_module.METRICS[name].samples)
     dtype = start.X.dtype
-    times = ts if isinstance(ts, int) else _checked_times(ts, method, dtype)
+    times = ts if isinstance(ts, int) else checked_times(ts, method, dtype)
     if isinstance(times, int) and (isinstance(ts, bool) or times < 1):
         raise UsageError(f"ts must be increasing times or a positive number of them, got {ts!r}.")
     model, method = as_arrays((model, method), dtype)
@@ -145,7 +145,8 @@ def _checked_start(model: UFM, start: State) -> State:
     return start
 
 
-def _checked_times(ts, method, dtype) -> Array:
+def checked_times(ts, method: Flow | Descent, dtype) -> Array:
+    """The save times as an array, after making sure that they increase, from 0 on, and end before the method does."""
     if is_traced(ts):
         return ts.astype(dtype)
     times = np.asarray(ts)

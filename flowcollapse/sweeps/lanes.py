@@ -1,0 +1,175 @@
+"""What becomes of one lane, and the labelled dataset that all of them make."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..descent import Descent
+from ..flow import Flow
+from ..initial import STARTS
+from ..metrics import METRICS, SAMPLES_UP_TO, available, checked_names
+from ..model import UFM
+from ..simulation import as_arrays, simulate
+from ..trajectory import STATE_VARIABLES, STATS, verdict_attributes
+from .grid import SHAPE_AXES, Grid, of_lane, with_values
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+MISSING = -1
+"""What integers hold where a lane has not run yet; floats hold NaN."""
+
+AXES = {
+    "num_classes": "number of classes C",
+    "samples_per_class": "samples per class N",
+    "num_features": "number of features p",
+    "weight_decay": "L2 decay of W, H and b",
+    "eps": "norm of H0 and of W0",
+    "seed": "seed of the start's random key",
+    "rtol": "relative tolerance",
+    "atol": "absolute tolerance",
+    "t1": "time at the end",
+    "learning_rate": "learning rate",
+}
+"""Long names of the axes; others are numbers of the method and go by their own name."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Lane:
+    """What becomes of one lane of given shapes: a function that two sweeps share if they differ in numbers alone.
+
+    `model` and `method` are without their numbers, and `shapes` the values of the axes that change shapes.
+    """
+
+    model: UFM
+    method: Flow | Descent
+    shapes: tuple[tuple[str, Any], ...]
+    start: str
+    ts: tuple[float, ...] | int
+    metrics: tuple[str, ...]
+    keep_final: bool
+
+    def __call__(self, shared: Any, numbers: Mapping[str, Any]) -> dict[str, Any]:
+        """Variables by name. `shared` holds the numbers of model and method, `numbers` those of the lane's axes."""
+        model, method = of_lane(*eqx.combine(shared, (self.model, self.method)), {**dict(self.shapes), **numbers})
+        start = STARTS[self.start](model, numbers["eps"], key=jax.random.key(numbers["seed"]))
+        ts = self.ts if isinstance(self.ts, int) else jnp.asarray(self.ts, start.W.dtype)
+        path = simulate(model, start, method, ts, metrics=self.metrics)
+        kept = dict(path.metrics) | ({"t": path.ts} if isinstance(self.ts, int) else {})
+        kept |= {f"steps_{name}": path.stats[name] for name in STATS if name in path.stats}
+        if self.keep_final:
+            kept |= {name: getattr(path.final, name) for name, *_ in STATE_VARIABLES}
+        return kept | {"t_end": path.t_end, "verdict": path.code}
+
+
+class Plan(NamedTuple):
+    """All that decides the numbers of a sweep: the grid, the kind of start, and what is kept of each lane.
+
+    `ts` holds the save times that all lanes share, or how many equal times each lane has up to its own end.
+    """
+
+    grid: Grid
+    start: str
+    ts: tuple[float, ...] | int
+    metrics: tuple[str, ...]
+    keep_final: bool
+
+    def lane(self, shapes: Mapping[str, Any]) -> tuple[Lane, Any]:
+        """The function of a lane of given shapes, and the numbers that all lanes share."""
+        everything = as_arrays((self.grid.model, self.grid.method), jnp.result_type(float))
+        numbers, (model, method) = eqx.partition(everything, eqx.is_array)
+        return Lane(model, method, tuple(shapes.items()), self.start, self.ts, self.metrics, self.keep_final), numbers
+
+    def outcomes(self) -> list[dict[str, jax.ShapeDtypeStruct]]:
+        """The shapes of a lane's variables, for each combination of the axes that change shapes."""
+        axes = self.grid.axes
+        numbers = {name: jnp.asarray(values[0]) for name, values in axes.items() if name not in SHAPE_AXES}
+        found = []
+        for shapes in self.grid.shapes():
+            lane, shared = self.lane(shapes)
+            outcome = jax.eval_shape(lane, shared, numbers)
+            found.append({name: outcome[name] for name in (*self.metrics, *sorted(set(outcome) - set(self.metrics)))})
+        return found
+
+
+def common_metrics(grid: Grid, start: str, names: Sequence[str] | None) -> tuple[str, ...]:
+    """The metrics asked for, checked, or all that every lane can have."""
+    common: tuple[str, ...] | None = None
+    for shapes in grid.shapes():
+        model = with_values(grid.model, shapes)
+        state = jax.eval_shape(lambda m=model: STARTS[start](m, jnp.ones(()), key=jax.random.key(0)))
+        of_model = checked_names(model, state.columns, names if names is not None else cheap(model, state.columns))
+        common = of_model if common is None else tuple(name for name in common if name in of_model)
+    return common or ()
+
+
+def cheap(model: UFM, columns) -> tuple[str, ...]:
+    """The metrics that exist, without those that look at every sample where there are very many."""
+    large = model.num_features * model.num_samples > SAMPLES_UP_TO
+    return tuple(name for name in available(model, columns) if not (large and METRICS[name].samples))
+
+
+def empty_dataset(plan: Plan, chunks: Sequence[int] | None = None) -> "xr.Dataset":
+    """The dataset of a sweep of which nothing has run: floats NaN, integers and the verdict -1.
+
+    Args:
+        plan: the sweep.
+        chunks: lengths of the chunks along the grid's axes, for arrays that are on disk alone; default in memory.
+    """
+    import xarray as xr
+
+    grid, outcomes = plan.grid, plan.outcomes()
+    axes = tuple(grid.axes)
+    data: dict[str, Any] = {}
+    for name in outcomes[0]:
+        parts = [outcome[name] for outcome in outcomes]
+        tail = tuple(map(max, *(part.shape for part in parts))) if len(parts) > 1 else parts[0].shape
+        fill = np.nan if jnp.issubdtype(parts[0].dtype, jnp.floating) else MISSING
+        values = _filled((*grid.shape, *tail), fill, parts[0].dtype, chunks and (*chunks, *tail))
+        data[name] = ((*axes, *dimensions(name)), values, attributes(name))
+    coords: dict[str, Any] = {}
+    for name, values in grid.axes.items():
+        about = {"long_name": AXES.get(name, name.replace("_", " ")), "units": "1"}
+        parts = [value if isinstance(value, tuple) else (value,) for value in values]
+        if all(len(part) == 1 for part in parts):
+            coords[name] = (name, np.asarray([part[0] for part in parts]), about)
+        else:  # three decays, or counts that differ between the classes: rows of a table, filled up with NaN
+            table = np.full((len(parts), max(map(len, parts))), np.nan)
+            for row, part in zip(table, parts, strict=True):
+                row[: len(part)] = part
+            coords[f"{name}_values"] = ((name, f"{name}_part"), table, about)
+    if not isinstance(plan.ts, int):
+        coords["time"] = ("time", np.asarray(plan.ts, float), {"long_name": "time", "units": "1"})
+    return xr.Dataset(data, coords)
+
+
+def _filled(shape: tuple[int, ...], fill: float, dtype, chunks: tuple[int, ...] | None) -> Any:
+    if chunks is None:
+        return np.full(shape, fill, dtype)
+    import dask.array
+
+    return dask.array.full(shape, fill, dtype=dtype, chunks=tuple(max(1, side) for side in chunks))
+
+
+def dimensions(name: str) -> tuple[str, ...]:
+    """The dimensions that a variable has beyond the axes of the grid."""
+    states = {state: over for state, over, _ in STATE_VARIABLES}
+    return states.get(name, ("time",) if name in METRICS or name == "t" else ())
+
+
+def attributes(name: str) -> dict[str, Any]:
+    """Long name and units of a variable; the meanings of the verdict's codes."""
+    if name == "verdict":
+        about = verdict_attributes()
+        values = np.concatenate([np.array([MISSING], np.int8), about["flag_values"]])
+        return about | {"flag_values": values, "flag_meanings": "missing " + about["flag_meanings"]}
+    states = {state: f"{what} at the end" for state, _, what in STATE_VARIABLES}
+    known = states | {"t": "time", "t_end": "time at the end"}
+    if name in METRICS:
+        known[name] = METRICS[name].long_name
+    return {"long_name": known.get(name, name.replace("_", " ")), "units": "1"}

@@ -1,0 +1,99 @@
+"""The tasks of a sweep on this process's devices, one program for each combination of shapes."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from .engine import ACCELERATOR_WIDTH, Engine, block_width, state_size
+from .grid import Task, lane_values, shape_values, with_values
+from .lanes import Plan
+
+LANES_A_TASK = 1024
+NUMBERS_A_TASK = 2**18
+"""A task has at most as many lanes, and its states as many numbers, so that one that is lost was minutes at most."""
+
+BYTES_A_TASK = 2**28
+"""What is kept of a task fits into this."""
+
+UNDER_WAY = 2
+"""Tasks handed to the devices at once: the next computes while one is written."""
+
+COSTLY = ("steps_taken", "steps_accepted", "steps_rejected")
+"""The variables whose sum is the number of steps that a lane computed."""
+
+
+class Result(NamedTuple):
+    """A finished task: its variables, lanes in front, and the steps that were taken and paid for."""
+
+    task: Task
+    variables: dict[str, np.ndarray]
+    taken: int
+    paid: int
+
+
+class Local:
+    """Runs tasks on some devices.
+
+    Args:
+        plan: the sweep.
+        capacity: most lanes of a task.
+        devices: where to run.
+        width: lanes in lockstep; default by the platform and the size of the state.
+    """
+
+    def __init__(self, plan: Plan, capacity: int, devices: Sequence[jax.Device], width: int | None):
+        self.plan, self.capacity, self.devices, self.width = plan, capacity, devices, width
+        self._engines: dict[str, Engine] = {}
+
+    def results(self, todo: Iterable[Task]) -> Iterator[Result]:
+        """The results of the tasks, in order; while one is in the caller's hands the next ones compute."""
+        under_way: deque[Callable[[], Result]] = deque()
+        for task in todo:
+            under_way.append(self.submit(task))
+            if len(under_way) == UNDER_WAY:
+                yield under_way.popleft()()
+        while under_way:
+            yield under_way.popleft()()
+
+    def submit(self, task: Task) -> Callable[[], Result]:
+        """Start a task; the function that is returned waits for its result."""
+        lanes = lane_values(self.plan.grid, task)
+        order = expected_cost(lanes)
+        submitted = self._engine(task).submit({name: values[order] for name, values in lanes.items()})
+
+        def wait() -> Result:
+            ordered = submitted.result()
+            steps = sum(values for name, values in ordered.items() if name in COSTLY)
+            back = np.argsort(order)
+            variables = {name: values[back] for name, values in ordered.items()}
+            return Result(task, variables, *submitted.lockstep(steps))
+
+        return wait
+
+    def _engine(self, task: Task) -> Engine:
+        shapes = shape_values(self.plan.grid, task)
+        name = repr(shapes)
+        if name not in self._engines:
+            width = self.width or block_width(with_values(self.plan.grid.model, shapes), self.devices[0])
+            lane, shared = self.plan.lane(shapes)
+            self._engines[name] = Engine(lane, self.capacity, width=width, devices=self.devices, shared=shared)
+        return self._engines[name]
+
+
+def expected_cost(lanes: dict[str, np.ndarray]) -> np.ndarray:
+    """The order that puts lanes of like cost side by side: by the numbers of model and method, then from the largest
+    eps down (it rests longest at its plateau, where steps are short), then by seed."""
+    others = [values for name, values in lanes.items() if name not in ("eps", "seed")]
+    return np.lexsort((lanes["seed"], -lanes["eps"], *(v if v.ndim == 1 else v.sum(axis=1) for v in others)))
+
+
+def default_lanes(plan: Plan, devices: Sequence[jax.Device], width: int | None) -> int:
+    """How many lanes a task has: few where states are large, at least a block for every device."""
+    largest = max((with_values(plan.grid.model, shapes) for shapes in plan.grid.shapes()), key=state_size)
+    kept = max(sum(int(np.prod(x.shape)) * x.dtype.itemsize for x in out.values()) for out in plan.outcomes())
+    most = LANES_A_TASK if devices[0].platform == "cpu" else ACCELERATOR_WIDTH * len(devices)
+    blocks = (width or block_width(largest, devices[0])) * len(devices)
+    return max(1, min(max(min(most, NUMBERS_A_TASK // state_size(largest)), blocks), BYTES_A_TASK // kept))
