@@ -8,10 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import xarray as xr
-from tqdm import tqdm
 
 from . import initial
 from ._checks import check_positive
@@ -19,12 +17,11 @@ from ._errors import UsageError
 from ._files import check_writable, write_netcdf
 from .descent import Descent
 from .flow import Flow
-from .lanes import map_lanes
-from .metrics import METRICS
-from .model import UFM, State, problem_of
+from .model import UFM, problem_of
 from .provenance import options, provenance
-from .simulation import simulate
 from .stopping import Verdict, plateau_time
+from .sweeps.engine import CPU_WIDTH, Engine
+from .sweeps.run import sweep
 from .trajectory import verdict_attributes
 
 NAMES = ("snc1", "snc2", "snc3", "distance", "relative_distance", "risk")
@@ -71,7 +68,7 @@ def run(
         rtol: relative tolerance of the flow.
         solver: the flow's solver, by name.
         t1: end of all runs. Default: the latest plateau time among the starts.
-        progress: show a bar on standard error.
+        progress: show bars on standard error.
 
     Returns:
         A Dataset with dimensions (method, eps, seed, time): the curves `NAMES`, the `verdict`, `steps` and
@@ -93,44 +90,27 @@ def run(
     settings = {"seed_shown": seed_shown, "learning_rate": learning_rate, "rtol": rtol, "solver": solver, "t1": t1}
     check(eps, seeds, **settings)
     model, flow = paper_model(), Flow(solver, rtol=rtol)
-    lanes = np.repeat(np.asarray(eps, dtype=float), seeds), np.tile(np.arange(seeds), len(eps))
-
-    def start(e, seed) -> State:
-        return initial.sphere(model, e, key=jax.random.key(seed))
-
-    plateaus = map_lanes(lambda e, seed: plateau_time(*problem_of(model, start(e, seed))), *lanes)
+    plateaus = plateau_times(model, eps, seeds)
     ts, num_steps = save_times(float(plateaus.max()) if t1 is None else t1, learning_rate)
     descent = Descent("sgd", num_steps=num_steps, learning_rate=learning_rate)
+    curves, paths = (
+        sweep(model, method, eps=eps, seeds=seeds, ts=ts, metrics=NAMES, progress=progress)
+        for method in (flow, descent)
+    )
 
-    saves = jnp.asarray(ts)
-
-    def results(method: Flow | Descent, bar) -> tuple:
-        def one(e, seed):
-            path = simulate(model, start(e, seed), method, saves, metrics=NAMES)
-            return path.metrics, path.code, path.stats
-
-        def done(count: int) -> None:
-            bar.set_description(method.name, refresh=False)
-            bar.update(count)
-
-        bar.set_description(f"{method.name} (compiling)")
-        return map_lanes(one, *lanes, done=done)
-
-    with tqdm(total=2 * len(lanes[0]), unit="run", disable=not progress) as bar:
-        curves, codes, stats = zip(results(flow, bar), results(descent, bar), strict=True)
-
-    def gridded(parts: Sequence[np.ndarray]) -> np.ndarray:
-        return np.stack([part.reshape(len(eps), seeds, *part.shape[1:]) for part in parts])
+    def both(of_flow: xr.DataArray, of_descent: xr.DataArray) -> np.ndarray:
+        return np.stack([of_flow.values, of_descent.values])
 
     over = ("method", "eps", "seed")
-    rejected = stats[0]["rejected"]
     data: dict[str, Any] = {
-        name: ((*over, "time"), gridded([c[name] for c in curves]), _about(METRICS[name].long_name)) for name in NAMES
+        name: ((*over, "time"), both(curves[name], paths[name]), curves[name].attrs) for name in NAMES
     }
-    data["verdict"] = over, gridded(codes), verdict_attributes()
-    data["steps"] = over, gridded([stats[0]["accepted"], stats[1]["taken"]]), _about("steps accepted (flow) or taken")
-    data["steps_rejected"] = over, gridded([rejected, np.zeros_like(rejected)]), _about("steps rejected")
-    data["plateau_time"] = over[1:], gridded([plateaus])[0], _about("time by which every mode has reached the plateau")
+    rejected = curves["steps_rejected"]
+    data["verdict"] = over, both(curves["verdict"], paths["verdict"]), verdict_attributes()
+    steps = both(curves["steps_accepted"], paths["steps_taken"])
+    data["steps"] = over, steps, _about("steps accepted (flow) or taken")
+    data["steps_rejected"] = over, both(rejected, xr.zeros_like(rejected)), _about("steps rejected")
+    data["plateau_time"] = over[1:], plateaus, _about("time by which every mode has reached the plateau")
     coords = {
         "method": ("method", [flow.name, descent.name], {"long_name": "gradient flow or gradient descent"}),
         "eps": ("eps", np.asarray(eps, dtype=float), _about("norm of H0 and of W0")),
@@ -146,6 +126,18 @@ def run(
     )
     attributes["method"] = json.dumps({method.name: options(method) for method in (flow, descent)})
     return xr.Dataset(data, coords, attributes | {"seed_shown": seed_shown})
+
+
+def plateau_times(model: UFM, eps: Sequence[float], seeds: int) -> np.ndarray:
+    """The plateau time of every start, shape (eps, seeds)."""
+
+    def one(_, lane):
+        e, seed = lane
+        return plateau_time(*problem_of(model, initial.sphere(model, e, key=jax.random.key(seed))))
+
+    lanes = np.repeat(np.asarray(eps, dtype=float), seeds), np.tile(np.arange(seeds), len(eps))
+    engine = Engine(one, capacity=len(lanes[0]), width=CPU_WIDTH)
+    return engine.map(lanes).reshape(len(eps), seeds)
 
 
 def check(

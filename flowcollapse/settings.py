@@ -20,20 +20,20 @@ def use_cpu_cores(count: int | None = None) -> None:
     """Make each CPU core a device of its own, so that a sweep uses all of them. Call it before JAX is first used.
 
     Args:
-        count: how many; default the cores that this process may run on. Without a CPU as platform it changes nothing.
+        count: how many; default the cores that this process may run on, or as many as JAX has taken already.
 
     Raises:
-        UsageError: if JAX is in use already and has another number of CPU devices.
+        UsageError: if JAX is in use already with fewer CPU devices than `count`.
     """
-    count = cpu_cores() if count is None else count
-    check_integer("count", count)
+    wanted = cpu_cores() if count is None else count
+    check_integer("count", wanted)
     try:
-        jax.config.update("jax_num_cpu_devices", count)
+        jax.config.update("jax_num_cpu_devices", wanted)
     except RuntimeError:
-        if len(jax.devices("cpu")) != count:
+        if count is not None and len(jax.local_devices(backend="cpu")) < count:
             raise UsageError(
-                f"use_cpu_cores({count}) comes too late, JAX runs on {len(jax.devices('cpu'))} CPU device(s) already: "
-                "call it at the top of the program."
+                f"use_cpu_cores({count}) comes too late, JAX runs on {len(jax.local_devices(backend='cpu'))} CPU "
+                "device(s) already: call it at the top of the program."
             ) from None
 
 

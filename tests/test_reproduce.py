@@ -1,4 +1,4 @@
-"""`flowcollapse reproduce`: its files, its curves against SciPy and plain NumPy, its table, and lanes in blocks."""
+"""`flowcollapse reproduce`: its files, its curves against SciPy and plain NumPy, and its table."""
 
 import contextlib
 import io
@@ -14,7 +14,6 @@ from formulas import of_point
 
 import flowcollapse as fc
 from flowcollapse import cli, reproduce
-from flowcollapse.lanes import WIDTH, map_lanes
 
 EPS_LIST, SHOWN, STEP, RTOL = (0.1, 0.01), 1, 0.05, 1e-9
 ARGUMENTS = f"--eps 0.1 0.01 --seeds 2 --seed-shown {SHOWN} --learning-rate {STEP} --rtol {RTOL}".split()
@@ -164,12 +163,3 @@ def test_save_times_are_steps_of_the_descent():
         assert len(times) <= 1.5 * reproduce.NUM_SAVES + 1
         assert steps * step == pytest.approx(times[-1], rel=1e-14)
         np.testing.assert_allclose(times / step, np.round(times / step), rtol=1e-12)
-
-
-@pytest.mark.parametrize("lanes", [1, WIDTH, 2 * WIDTH + 5])
-def test_lanes_in_blocks_are_lanes_one_by_one(lanes):
-    x, y, finished = np.arange(float(lanes)), np.arange(2.0 * lanes).reshape(lanes, 2), []
-    found = map_lanes(lambda a, b: {"sum": a + b, "product": a * b[0]}, x, y, done=finished.append)
-    np.testing.assert_array_equal(found["sum"], x[:, None] + y)
-    np.testing.assert_array_equal(found["product"], x * y[:, 0])
-    assert sum(finished) == lanes

@@ -77,6 +77,15 @@ class Engine:
         place = np.argsort(dealt)[:used, None] * self.width + np.arange(self.width)
         return Submitted(outcome, place, count)
 
+    def map(self, lanes: PyTree) -> PyTree:
+        """The results of any number of lanes, in order, as NumPy arrays."""
+        count = len(jax.tree.leaves(lanes)[0])
+        parts = [
+            self.submit(jax.tree.map(lambda x, i=first: x[i : i + self.capacity], lanes)).result()
+            for first in range(0, count, self.capacity)
+        ]
+        return jax.tree.map(lambda *several: np.concatenate(several), *parts)
+
 
 class Submitted(NamedTuple):
     """Lanes under way; `place` says where the lanes of each block stand in the flat outcome."""

@@ -4,13 +4,10 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..descent import Descent
-from ..flow import Flow
 from ..initial import STARTS
 from ..metrics import METRICS, SAMPLES_UP_TO, available, checked_names
 from ..model import UFM
@@ -43,24 +40,26 @@ AXES = {
 class Lane:
     """What becomes of one lane of given shapes: a function that two sweeps share if they differ in numbers alone.
 
-    `model` and `method` are without their numbers, and `shapes` the values of the axes that change shapes.
+    `structure` is that of the model and the method, whose numbers are its leaves, and `shapes` holds the values of the
+    axes that change shapes.
     """
 
-    model: UFM
-    method: Flow | Descent
+    structure: Any
     shapes: tuple[tuple[str, Any], ...]
     start: str
-    ts: tuple[float, ...] | int
+    num_saves: int | None
     metrics: tuple[str, ...]
     keep_final: bool
 
     def __call__(self, shared: Any, numbers: Mapping[str, Any]) -> dict[str, Any]:
-        """Variables by name. `shared` holds the numbers of model and method, `numbers` those of the lane's axes."""
-        model, method = of_lane(*eqx.combine(shared, (self.model, self.method)), {**dict(self.shapes), **numbers})
+        """Variables by name. `shared` holds the numbers of model and method and the save times, if all lanes have the
+        same, `numbers` those of the lane's axes."""
+        of_all, ts = shared
+        everything = jax.tree.unflatten(self.structure, of_all)
+        model, method = of_lane(*everything, {**dict(self.shapes), **numbers})
         start = STARTS[self.start](model, numbers["eps"], key=jax.random.key(numbers["seed"]))
-        ts = self.ts if isinstance(self.ts, int) else jnp.asarray(self.ts, start.W.dtype)
-        path = simulate(model, start, method, ts, metrics=self.metrics)
-        kept = dict(path.metrics) | ({"t": path.ts} if isinstance(self.ts, int) else {})
+        path = simulate(model, start, method, self.num_saves or ts, metrics=self.metrics)
+        kept = dict(path.metrics) | ({"t": path.ts} if self.num_saves else {})
         kept |= {f"steps_{name}": path.stats[name] for name in STATS if name in path.stats}
         if self.keep_final:
             kept |= {name: getattr(path.final, name) for name, *_ in STATE_VARIABLES}
@@ -81,9 +80,12 @@ class Plan(NamedTuple):
 
     def lane(self, shapes: Mapping[str, Any]) -> tuple[Lane, Any]:
         """The function of a lane of given shapes, and the numbers that all lanes share."""
-        everything = as_arrays((self.grid.model, self.grid.method), jnp.result_type(float))
-        numbers, (model, method) = eqx.partition(everything, eqx.is_array)
-        return Lane(model, method, tuple(shapes.items()), self.start, self.ts, self.metrics, self.keep_final), numbers
+        dtype = jnp.result_type(float)
+        everything = as_arrays((self.grid.model, self.grid.method), dtype)
+        numbers, structure = jax.tree.flatten(everything)
+        num_saves, ts = (self.ts, None) if isinstance(self.ts, int) else (None, jnp.asarray(self.ts, dtype))
+        lane = Lane(structure, tuple(shapes.items()), self.start, num_saves, self.metrics, self.keep_final)
+        return lane, (numbers, ts)
 
     def outcomes(self) -> list[dict[str, jax.ShapeDtypeStruct]]:
         """The shapes of a lane's variables, for each combination of the axes that change shapes."""
@@ -148,7 +150,7 @@ def empty_dataset(plan: Plan, chunks: Sequence[int] | None = None) -> "xr.Datase
     return xr.Dataset(data, coords)
 
 
-def _filled(shape: tuple[int, ...], fill: float, dtype, chunks: tuple[int, ...] | None) -> Any:
+def _filled(shape: tuple[int, ...], fill: int | float, dtype, chunks: tuple[int, ...] | None) -> Any:
     if chunks is None:
         return np.full(shape, fill, dtype)
     import dask.array

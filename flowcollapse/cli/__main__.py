@@ -1,0 +1,7 @@
+"""`python -m flowcollapse.cli`, the same as `flowcollapse`."""
+
+import sys
+
+from . import main
+
+sys.exit(main())

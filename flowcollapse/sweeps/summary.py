@@ -1,0 +1,59 @@
+"""A sweep as a short table for people."""
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..stopping import Verdict
+from .lanes import MISSING
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+SHOWN = ("snc1", "snc2", "snc3", "distance", "risk")
+
+MOST_ROWS = 24
+
+
+def summary(dataset: "xr.Dataset") -> str:
+    """Sizes, speed, verdicts, and the medians over the seeds at the end for each combination of the other axes."""
+    axes = dataset["verdict"].dims
+    over = [axis for axis in axes if axis != "seed"]
+    names = [name for name in SHOWN if name in dataset] or [str(n) for n in dataset if "time" in dataset[n].dims][:5]
+    sizes = " x ".join(f"{dataset.sizes[axis]} {axis}" for axis in axes)
+    about = dataset.attrs
+    lines = [f"{dataset['verdict'].size} lanes ({sizes}), {verdicts(dataset['verdict'].values)}"]
+    if about.get("lanes_computed"):
+        lines.append(
+            f"{about['lanes_computed']} computed now, {about['lanes_per_second']:.4g} a second, "
+            f"lane efficiency {about['lane_efficiency']:.2f}"
+        )
+    rows = [(*over, *names, "verdicts")]
+    end = dataset[names].isel(time=-1).median("seed")
+    shape = [dataset.sizes[axis] for axis in over]
+    for place in list(np.ndindex(*shape))[:MOST_ROWS]:
+        which = dict(zip(over, place, strict=True))
+        one = dataset.isel(which)
+        labels = (_label(one, axis, which[axis]) for axis in over)
+        values = (f"{float(end[name].isel(which)):.2e}" for name in names)
+        rows.append((*labels, *values, verdicts(one["verdict"].values)))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines += ["Medians over the seeds at the last time:"]
+    lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    if int(np.prod(shape)) > MOST_ROWS:
+        lines.append(f"... and {int(np.prod(shape)) - MOST_ROWS} more rows")
+    return "\n".join(lines)
+
+
+def _label(one: "xr.Dataset", axis: str, place: int) -> str:
+    if axis in one.coords:
+        return f"{one[axis].item():g}"
+    parts = one[f"{axis}_values"].values
+    return ":".join(f"{part:g}" for part in parts[~np.isnan(parts)])
+
+
+def verdicts(codes: np.ndarray) -> str:
+    """How many lanes ended how."""
+    counts = sorted(Counter(codes.ravel().tolist()).items())
+    return ", ".join(f"{count} {'missing' if code == MISSING else Verdict(code).name}" for code, count in counts)
