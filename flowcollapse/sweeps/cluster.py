@@ -53,7 +53,7 @@ def connect(
 
 
 def on_cluster(
-    scheduler: "str | distributed.Client", plan: Plan, capacity: int, width: int | None, todo: list[Task]
+    scheduler: "str | distributed.Client", plan: Plan, capacity: int, width: int | None, todo: Iterator[Task]
 ) -> Iterator[Result]:
     """The results of the tasks, as they come from the workers of a cluster.
 
@@ -66,7 +66,6 @@ def on_cluster(
     client = connect(scheduler) if own else scheduler
     x64 = bool(jax.config.read("jax_enable_x64"))
     name = f"flowcollapse-{uuid.uuid4().hex[:8]}"
-    waiting = iter(todo)
     running: set[distributed.Future] = set()
 
     def submit(task: Task) -> distributed.Future:
@@ -77,11 +76,11 @@ def on_cluster(
     try:
         everywhere = client.scatter(plan, broadcast=True)
         workers = max(1, len(client.scheduler_info(n_workers=-1)["workers"]))
-        finished = distributed.as_completed([submit(task) for task in itertools.islice(waiting, AHEAD * workers)])
+        finished = distributed.as_completed([submit(task) for task in itertools.islice(todo, AHEAD * workers)])
         for future in finished:
             running.discard(future)
             yield future.result()
-            finished.update([submit(task) for task in itertools.islice(waiting, 1)])
+            finished.update([submit(task) for task in itertools.islice(todo, 1)])
     finally:
         client.cancel(list(running))
         if own:

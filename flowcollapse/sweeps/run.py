@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 import signal
 import sys
 import threading
@@ -117,7 +118,7 @@ def sweep(
     chosen = chosen_devices(devices)
     sides = task_sides(grid, lanes_per_task or default_lanes(plan, chosen, width))
 
-    def compute(todo: list[Task], capacity: int) -> Iterator[Result]:
+    def compute(todo: Iterator[Task], capacity: int) -> Iterator[Result]:
         if scheduler is None:
             return Local(plan, capacity, chosen, width).results(todo)
         from .cluster import on_cluster
@@ -129,7 +130,7 @@ def sweep(
     return _into_store(Path(store), plan, sides, compute, progress, distributed)
 
 
-Compute = Callable[[list[Task], int], Iterator[Result]]
+Compute = Callable[[Iterator[Task], int], Iterator[Result]]
 """From the tasks that are left and the most lanes that one has, to their results."""
 
 
@@ -143,7 +144,7 @@ def _into_memory(plan: Plan, sides: tuple[int, ...], compute: Compute, progress:
 
     dataset.attrs = provenance(plan.grid.model, plan.grid.method, title="flowcollapse sweep")
     todo = list(tasks(plan.grid, sides))
-    report = _fill(todo, compute(todo, int(np.prod(sides))), keep, plan.grid.num_lanes, progress)
+    report = _fill(plan, todo, plan.grid.num_lanes, lambda left: compute(left, int(np.prod(sides))), keep, progress)
     dataset.attrs |= report.attributes
     if report.interrupted:
         raise Interrupted("Interrupted. The lanes that were finished are in this exception's `dataset`.", dataset)
@@ -168,9 +169,12 @@ def _into_store(
         store = Store(path)
         mine = [task for task in tasks(plan.grid, store.sides) if task.index % count == index]
         todo = [task for task in mine if not store.is_complete(task)]
-        results = compute(todo, int(np.prod(store.sides)))
-        lanes = sum(task.num_lanes for task in mine)
-        report = _fill(todo, results, lambda r: store.write(r.task, r.variables), lanes, progress)
+        lanes, capacity = sum(task.num_lanes for task in mine), int(np.prod(store.sides))
+
+        def keep(result: Result) -> None:
+            store.write(result.task, result.variables)
+
+        report = _fill(plan, todo, lanes, lambda left: compute(left, capacity), keep, progress)
     dataset = open_sweep(path).assign_attrs(report.attributes)
     if report.interrupted:
         left = lanes - report.lanes_before - report.lanes
@@ -203,16 +207,26 @@ class Report:
 
 
 def _fill(
-    todo: list[Task], results: Iterator[Result], keep: Callable[[Result], None], lanes: int, progress: bool
+    plan: Plan,
+    todo: list[Task],
+    lanes: int,
+    compute: Callable[[Iterator[Task]], Iterator[Result]],
+    keep: Callable[[Result], None],
+    progress: bool,
 ) -> Report:
-    """Keep each result as it comes, until all are there or Ctrl-C is pressed."""
-    report = Report(lanes - sum(task.num_lanes for task in todo))
+    """Keep each result as it comes. After Ctrl-C no task is begun, and those under way are finished and kept."""
+    report = Report(lanes_before=lanes - sum(task.num_lanes for task in todo))
     begin = time.perf_counter()
-    with (
-        _interruptible() as asked,
-        tqdm(total=lanes, initial=report.lanes_before, unit="lane", unit_scale=True, disable=not progress) as bar,
-    ):
-        for result in results:
+    bar = tqdm(
+        desc=plan.grid.method.name,
+        total=lanes,
+        initial=report.lanes_before,
+        unit="lane",
+        unit_scale=True,
+        disable=not progress,
+    )
+    with bar, _interruptible() as asked:
+        for result in compute(itertools.takewhile(lambda _: not asked.is_set(), todo)):
             keep(result)
             report.lanes += result.task.num_lanes
             report.taken, report.paid = report.taken + result.taken, report.paid + result.paid
@@ -222,9 +236,7 @@ def _fill(
                 report.verdicts[Verdict(code).name] += number
             bar.set_postfix(report.verdicts, refresh=False)
             bar.update(result.task.num_lanes)
-            if asked.is_set():
-                report.interrupted = report.lanes_before + report.lanes < lanes
-                break
+    report.interrupted = report.lanes_before + report.lanes < lanes
     return report
 
 
