@@ -1,7 +1,7 @@
 """Discrete descent by any optax optimizer, on the same problem, the same metrics and the same kind of trajectory."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import equinox as eqx
 import equinox.internal as eqxi
@@ -153,7 +153,8 @@ class Descent(eqx.Module):
 
     def _clock(self, optimizer: optax.GradientTransformation, dtype) -> Float[Array, " steps_and_start"]:
         """The time after each step."""
-        return jnp.concatenate([jnp.zeros(1, dtype), self._ticks(optimizer, dtype, keep=True)[1]])
+        times = self._ticks(optimizer, dtype, keep=True)[1]
+        return jnp.concatenate([jnp.zeros(1, dtype), cast(Array, times)])
 
     def _ticks(self, optimizer: optax.GradientTransformation, dtype, keep: bool):
         """How far the optimizer takes one number under a constant unit force: at the end, and after each step."""

@@ -14,6 +14,7 @@ import systems  # noqa: E402
 import flowcollapse as fc  # noqa: E402
 
 fc.enable_x64()
+fc.use_cpu_cores(2)  # sweeps are tested on one device and on two
 
 
 @pytest.fixture(autouse=True, scope="module")

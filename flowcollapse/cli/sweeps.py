@@ -127,6 +127,7 @@ class Sweep:
             if where.scheduler is not None:
                 files = {"ca_file": where.tls_ca_file, "cert": where.tls_cert, "key": where.tls_key}
                 scheduler = cluster.connect(where.scheduler, **files)
+        axes: dict[str, Any] = self.lanes.axes()
         dataset = fc.sweep(
             self.model.build(),
             self.method.build(),
@@ -142,7 +143,7 @@ class Sweep:
             lanes_per_task=where.lanes_per_task,
             scheduler=scheduler,
             distributed=where.distributed,
-            **self.lanes.axes(),
+            **axes,
         )
         from ..sweeps.summary import summary
 
@@ -207,7 +208,7 @@ def with_config(args: list[str]) -> list[str]:
     return ["sweep", *_flags(path, table, ""), *args[2:]]
 
 
-GROUPS = {group.name: group.type for group in dataclasses.fields(Sweep)}
+GROUPS: dict[str, Any] = {group.name: group.type for group in dataclasses.fields(Sweep)}
 """The sections that a configuration file may have; the keys may stand outside of them too."""
 
 

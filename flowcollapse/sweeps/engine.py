@@ -21,6 +21,10 @@ CPU_WIDTH = 16
 ACCELERATOR_WIDTH = 4096
 
 
+Device = Any
+"""A `jax.Device`, which type checkers take for a variable."""
+
+
 class Engine:
     """A function of one lane over many lanes, on some devices.
 
@@ -46,12 +50,12 @@ class Engine:
         capacity: int,
         *,
         width: int,
-        devices: Sequence[jax.Device] | None = None,
+        devices: Sequence[Device] | None = None,
         shared: PyTree = None,
     ):
         self.function, self.shared = function, shared
         self.devices = list(devices or jax.local_devices())
-        self.width = max(1, min(width, -(-capacity // len(self.devices))))
+        self.width = width
         self.blocks = -(-capacity // (self.width * len(self.devices)))
 
     @property
@@ -127,11 +131,13 @@ def _run(function, mesh: Mesh, shared: PyTree, used: Bool[Array, " blocks"], blo
     )
 
 
-def block_width(model: UFM, device: jax.Device) -> int:
-    """How many lanes run in lockstep: 16 small states or one larger on a CPU, many on an accelerator."""
-    if device.platform != "cpu":
-        return ACCELERATOR_WIDTH
-    return CPU_WIDTH if state_size(model) <= LOCKSTEP_UP_TO else 1
+def block_width(model: UFM, devices: Sequence[Device], lanes: int) -> int:
+    """How many of some lanes run in lockstep: 16 small states or one larger on a CPU, many on an accelerator, and no
+    more than leave every device a block."""
+    widest = ACCELERATOR_WIDTH
+    if devices[0].platform == "cpu":
+        widest = CPU_WIDTH if state_size(model) <= LOCKSTEP_UP_TO else 1
+    return max(1, min(widest, -(-lanes // len(devices))))
 
 
 def state_size(model: UFM) -> int:
@@ -141,7 +147,7 @@ def state_size(model: UFM) -> int:
     return min(model.num_features, C + columns) * (C + columns) + C
 
 
-def chosen_devices(devices: int | Sequence[jax.Device] | None) -> list[jax.Device]:
+def chosen_devices(devices: int | Sequence[Device] | None) -> list[Device]:
     """The devices asked for: all local ones, the first few, or a list.
 
     Raises:

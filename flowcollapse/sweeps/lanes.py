@@ -56,7 +56,7 @@ class Lane:
         same, `numbers` those of the lane's axes."""
         of_all, ts = shared
         everything = jax.tree.unflatten(self.structure, of_all)
-        model, method = of_lane(*everything, {**dict(self.shapes), **numbers})
+        model, method = of_lane(everything[0], everything[1], {**dict(self.shapes), **numbers})
         start = STARTS[self.start](model, numbers["eps"], key=jax.random.key(numbers["seed"]))
         path = simulate(model, start, method, self.num_saves or ts, metrics=self.metrics)
         kept = dict(path.metrics) | ({"t": path.ts} if self.num_saves else {})
@@ -132,7 +132,7 @@ def empty_dataset(plan: Plan, chunks: Sequence[int] | None = None) -> "xr.Datase
         parts = [outcome[name] for outcome in outcomes]
         tail = tuple(map(max, *(part.shape for part in parts))) if len(parts) > 1 else parts[0].shape
         fill = np.nan if jnp.issubdtype(parts[0].dtype, jnp.floating) else MISSING
-        values = _filled((*grid.shape, *tail), fill, parts[0].dtype, chunks and (*chunks, *tail))
+        values = _filled((*grid.shape, *tail), fill, parts[0].dtype, None if chunks is None else (*chunks, *tail))
         data[name] = ((*axes, *dimensions(name)), values, attributes(name))
     coords: dict[str, Any] = {}
     for name, values in grid.axes.items():

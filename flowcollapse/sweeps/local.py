@@ -4,10 +4,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-import jax
 import numpy as np
 
-from .engine import ACCELERATOR_WIDTH, Engine, block_width, state_size
+from .engine import ACCELERATOR_WIDTH, Device, Engine, block_width, state_size
 from .grid import Task, lane_values, shape_values, with_values
 from .lanes import Plan
 
@@ -44,7 +43,7 @@ class Local:
         width: lanes in lockstep; default by the platform and the size of the state.
     """
 
-    def __init__(self, plan: Plan, capacity: int, devices: Sequence[jax.Device], width: int | None):
+    def __init__(self, plan: Plan, capacity: int, devices: Sequence[Device], width: int | None):
         self.plan, self.capacity, self.devices, self.width = plan, capacity, devices, width
         self._engines: dict[str, Engine] = {}
 
@@ -66,7 +65,7 @@ class Local:
 
         def wait() -> Result:
             ordered = submitted.result()
-            steps = sum(values for name, values in ordered.items() if name in COSTLY)
+            steps = np.sum([values for name, values in ordered.items() if name in COSTLY], axis=0)
             back = np.argsort(order)
             variables = {name: values[back] for name, values in ordered.items()}
             return Result(task, variables, *submitted.lockstep(steps))
@@ -77,7 +76,8 @@ class Local:
         shapes = shape_values(self.plan.grid, task)
         name = repr(shapes)
         if name not in self._engines:
-            width = self.width or block_width(with_values(self.plan.grid.model, shapes), self.devices[0])
+            model = with_values(self.plan.grid.model, shapes)
+            width = self.width or block_width(model, self.devices, self.capacity)
             lane, shared = self.plan.lane(shapes)
             self._engines[name] = Engine(lane, self.capacity, width=width, devices=self.devices, shared=shared)
         return self._engines[name]
@@ -90,10 +90,10 @@ def expected_cost(lanes: dict[str, np.ndarray]) -> np.ndarray:
     return np.lexsort((lanes["seed"], -lanes["eps"], *(v if v.ndim == 1 else v.sum(axis=1) for v in others)))
 
 
-def default_lanes(plan: Plan, devices: Sequence[jax.Device], width: int | None) -> int:
+def default_lanes(plan: Plan, devices: Sequence[Device], width: int | None) -> int:
     """How many lanes a task has: few where states are large, at least a block for every device."""
     largest = max((with_values(plan.grid.model, shapes) for shapes in plan.grid.shapes()), key=state_size)
     kept = max(sum(int(np.prod(x.shape)) * x.dtype.itemsize for x in out.values()) for out in plan.outcomes())
     most = LANES_A_TASK if devices[0].platform == "cpu" else ACCELERATOR_WIDTH * len(devices)
-    blocks = (width or block_width(largest, devices[0])) * len(devices)
+    blocks = (width or block_width(largest, devices, plan.grid.num_lanes)) * len(devices)
     return max(1, min(max(min(most, NUMBERS_A_TASK // state_size(largest)), blocks), BYTES_A_TASK // kept))

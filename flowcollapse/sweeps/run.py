@@ -25,7 +25,7 @@ from ..model import UFM
 from ..provenance import provenance
 from ..simulation import checked_times
 from ..stopping import Verdict
-from .engine import chosen_devices
+from .engine import Device, chosen_devices
 from .grid import Grid, Task, make_grid, task_sides, tasks
 from .lanes import Plan, common_metrics, empty_dataset
 from .local import Local, Result, default_lanes
@@ -54,7 +54,7 @@ def sweep(
     ts: Sequence[float] | np.ndarray | int | None = None,
     metrics: Sequence[str] | None = None,
     store: str | Path | None = None,
-    devices: int | Sequence[jax.Device] | None = None,
+    devices: int | Sequence[Device] | None = None,
     progress: bool = True,
     start: str = "sphere",
     keep_final: bool = False,
@@ -136,7 +136,7 @@ Compute = Callable[[Iterator[Task], int], Iterator[Result]]
 
 def _into_memory(plan: Plan, sides: tuple[int, ...], compute: Compute, progress: bool) -> "xr.Dataset":
     dataset = empty_dataset(plan)
-    arrays = {name: values.values for name, values in dataset.data_vars.items()}
+    arrays = {str(name): values.values for name, values in dataset.data_vars.items()}
 
     def keep(result: Result) -> None:
         for name, array in arrays.items():

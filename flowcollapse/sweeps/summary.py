@@ -18,7 +18,7 @@ MOST_ROWS = 24
 
 def summary(dataset: "xr.Dataset") -> str:
     """Sizes, speed, verdicts, and the medians over the seeds at the end for each combination of the other axes."""
-    axes = dataset["verdict"].dims
+    axes = [str(axis) for axis in dataset["verdict"].dims]
     over = [axis for axis in axes if axis != "seed"]
     names = [name for name in SHOWN if name in dataset] or [str(n) for n in dataset if "time" in dataset[n].dims][:5]
     sizes = " x ".join(f"{dataset.sizes[axis]} {axis}" for axis in axes)

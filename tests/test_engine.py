@@ -1,0 +1,70 @@
+"""Lanes in blocks, on one device and on several, are lanes one by one."""
+
+import jax
+import numpy as np
+import pytest
+
+from flowcollapse import UFM, UsageError
+from flowcollapse.sweeps import engine
+from flowcollapse.sweeps.engine import Engine
+
+
+def sums_and_products(shared, lane):
+    a, b = lane
+    return {"sum": a + b + shared, "product": a * b[0]}
+
+
+@pytest.mark.parametrize("lanes", [1, 8, 37])
+@pytest.mark.parametrize(("devices", "width"), [(1, 1), (1, 8), (2, 3)])
+def test_lanes_in_blocks_are_lanes_one_by_one(lanes, devices, width):
+    x, y = np.arange(float(lanes)), np.arange(2.0 * lanes).reshape(lanes, 2)
+    run = Engine(sums_and_products, 37, width=width, devices=jax.local_devices()[:devices], shared=np.float64(0.5))
+    found = run.submit((x, y)).result()
+    np.testing.assert_array_equal(found["sum"], x[:, None] + y + 0.5)
+    np.testing.assert_array_equal(found["product"], x * y[:, 0])
+
+
+def test_more_lanes_than_fit_come_part_after_part():
+    x, y = np.arange(20.0), np.arange(40.0).reshape(20, 2)
+    found = Engine(sums_and_products, 6, width=2, shared=np.float64(0)).map((x, y))
+    np.testing.assert_array_equal(found["product"], x * y[:, 0])
+
+
+def test_one_program_for_any_number_of_lanes():
+    def double(shared, x):
+        return 2 * x
+
+    before = engine._run._cache_size()
+    run = Engine(double, 32, width=4)
+    for lanes in (32, 5, 17):
+        assert run.submit(np.arange(lanes)).result().tolist() == (2 * np.arange(lanes)).tolist()
+    assert engine._run._cache_size() == before + 1
+
+
+def test_lockstep_pays_for_the_slowest_of_each_block():
+    submitted = Engine(lambda _, x: x, 6, width=2).submit(np.arange(5))
+    assert submitted.lockstep(np.array([3, 5, 2, 2, 7])) == (19, 2 * 5 + 2 * 2 + 2 * 7)
+
+
+def test_blocks_are_narrow_where_states_are_large():
+    small, large = (UFM(num_classes=c, samples_per_class=n, num_features=p) for c, n, p in ((3, 3, 15), (10, 100, 64)))
+    devices = jax.local_devices()
+    assert engine.block_width(small, devices, lanes=1000) == engine.CPU_WIDTH
+    assert engine.block_width(small, devices, lanes=6) == 3  # both devices have work
+    assert engine.block_width(large, devices, lanes=1000) == 1
+    assert engine.state_size(large) == engine.state_size(
+        UFM(num_classes=10, samples_per_class=10**6, num_features=64)
+    )  # in class-mean columns
+
+
+@pytest.mark.parametrize("devices", [0, -1, 99, [], ["cpu"], True])
+def test_devices_that_are_not_there_are_refused(devices):
+    with pytest.raises(UsageError, match="devices"):
+        engine.chosen_devices(devices)
+
+
+def test_devices_by_number_and_by_list():
+    local = jax.local_devices()
+    assert engine.chosen_devices(None) == local
+    assert engine.chosen_devices(1) == local[:1]
+    assert engine.chosen_devices(local[1:]) == local[1:]

@@ -1,0 +1,228 @@
+"""Sweeps: every lane is the run that `simulate` makes of it, in whatever company, order, block or device."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+import flowcollapse as fc
+from flowcollapse.sweeps import engine
+
+KEPT = ("risk", "snc1")
+FLOW = fc.Flow(rtol=1e-6)
+DESCENT = fc.Descent("sgd", num_steps=60, learning_rate=0.05)
+"""What the laws of the engine are tested with: it compiles in no time."""
+
+OPTIONS = {"ts": 5, "metrics": KEPT, "progress": False}
+
+
+@pytest.fixture(scope="module")
+def grid(paper_model):
+    return fc.sweep(paper_model, FLOW, eps=[1.0, 0.1], seeds=5, width=4, **OPTIONS)
+
+
+def alone(model, method, eps, seed, ts=5):
+    start = fc.initial.sphere(model, eps, key=jax.random.key(seed))
+    return fc.simulate(model, start, method, ts, metrics=KEPT)
+
+
+def assert_lane(cell, path, rtol=1e-9):
+    """The cell of a sweep holds this run, up to the rounding that blocks of lanes have of their own."""
+    for name in KEPT:
+        np.testing.assert_allclose(cell[name], path.metrics[name], rtol=rtol, atol=1e-11)
+    np.testing.assert_allclose(cell["t_end"], path.t_end, rtol=1e-12)
+    assert int(cell["verdict"]) == int(path.code)
+
+
+def test_each_lane_is_its_run_alone(grid, paper_model):
+    assert grid["risk"].dims == ("eps", "seed", "time")
+    for eps, seed in ((1.0, 0), (0.1, 4)):
+        path, cell = alone(paper_model, FLOW, eps, seed), grid.sel(eps=eps, seed=seed)
+        assert_lane(cell, path)
+        np.testing.assert_allclose(cell["t"], path.ts, rtol=1e-12)
+        assert int(cell["steps_accepted"]) == int(path.stats["accepted"])
+
+
+@pytest.mark.parametrize("method", [FLOW, DESCENT], ids=["flow", "descent"])
+def test_same_lane_same_numbers_in_any_company(method, paper_model, grid):
+    whole = grid if method is FLOW else fc.sweep(paper_model, method, eps=[1.0, 0.1], seeds=5, width=4, **OPTIONS)
+    some = {"eps": [0.1, 0.3, 1.0], "seeds": [4, 7, 1]}
+    same_width = fc.sweep(paper_model, method, **some, width=4, lanes_per_task=8, devices=1, **OPTIONS)
+    narrow = fc.sweep(paper_model, method, **some, width=1, lanes_per_task=2, **OPTIONS)
+    common = {"eps": [1.0, 0.1], "seed": [1, 4]}
+    expected = whole.sel(common)
+    for name in expected.data_vars:
+        np.testing.assert_array_equal(same_width.sel(common)[name], expected[name], err_msg=name)
+        np.testing.assert_allclose(narrow.sel(common)[name], expected[name], rtol=1e-8, atol=1e-11, err_msg=name)
+
+
+def test_a_lane_that_fails_changes_no_other(paper_model):
+    options = {"eps": [0.1], "seeds": 3, "width": 4, "devices": 1, **OPTIONS}
+    good = fc.sweep(paper_model, DESCENT, learning_rate=[0.05], **options)
+    mixed = fc.sweep(paper_model, DESCENT, learning_rate=[0.05, 9.0], **options)
+    assert (mixed["verdict"].sel(learning_rate=9.0) == fc.Verdict.non_finite).all()
+    for name in KEPT:
+        np.testing.assert_array_equal(mixed[name].sel(learning_rate=0.05), good[name].sel(learning_rate=0.05))
+
+
+def test_a_lane_at_its_step_limit_changes_no_other(paper_model):
+    # 40 steps are enough for an rtol of 1e-3 and not for 1e-10: both kinds of lanes stand in one block.
+    short = fc.Flow(rtol=1e-6, max_steps=40)
+    options = {"eps": [0.1], "seeds": 2, "width": 4, "devices": 1, **OPTIONS}
+    mixed, good = (fc.sweep(paper_model, short, rtol=rtol, **options) for rtol in ([1e-10, 1e-3], [1e-3, 1e-4]))
+    assert (mixed["verdict"].sel(rtol=1e-10) == fc.Verdict.step_limit).all()
+    assert (good["verdict"].sel(rtol=1e-3) == fc.Verdict.plateau).all()
+    np.testing.assert_array_equal(mixed["snc1"].sel(rtol=1e-3), good["snc1"].sel(rtol=1e-3))
+
+
+SMALL = fc.UFM(num_classes=3, samples_per_class=2, num_features=4)
+
+AXES = {
+    "num_classes": (DESCENT, [2, 3]),
+    "samples_per_class": (DESCENT, [2, 4]),
+    "num_features": (DESCENT, [2, 5]),
+    "weight_decay": (DESCENT, [0.0, 0.1]),
+    "learning_rate": (DESCENT, [0.02, 0.1]),
+    "rtol": (FLOW, [1e-3, 1e-6]),
+    "t1": (FLOW, [2.0, 9.0]),
+}
+
+
+def changed(model, **fields):
+    names = ("num_classes", "samples_per_class", "num_features", "weight_decay")
+    return fc.UFM(**({name: getattr(model, name) for name in names} | fields))
+
+
+@pytest.mark.parametrize("name", AXES)
+def test_every_axis_by_name(name):
+    method, values = AXES[name]
+    found = fc.sweep(SMALL, method, eps=[0.1], seeds=2, **{name: values}, **OPTIONS)
+    assert found["risk"].dims == (name, "eps", "seed", "time")
+    for value in values:
+        of_method = name in method.numbers
+        one = method.with_numbers({name: value}) if of_method else method
+        model = SMALL if of_method else changed(SMALL, **{name: value})
+        assert_lane(found.sel({name: value, "eps": 0.1, "seed": 1}), alone(model, one, 0.1, 1))
+
+
+def test_times_that_all_lanes_share():
+    ts, rates = [0.0, 0.5, 1.0], [0.02, 0.05]
+    found = fc.sweep(SMALL, DESCENT, eps=[0.1], seeds=2, learning_rate=rates, **(OPTIONS | {"ts": ts}))
+    assert found["time"].values.tolist() == ts
+    for rate in rates:
+        path = alone(SMALL, DESCENT.with_numbers({"learning_rate": rate}), 0.1, 1, ts)
+        assert_lane(found.sel(learning_rate=rate, eps=0.1, seed=1), path)
+
+
+def test_values_of_several_numbers_and_unequal_counts():
+    decays, counts = [(0.1, 0.2, 0.0), (0.2, 0.1, 0.3)], [2, (1, 2, 3)]
+    found = fc.sweep(
+        SMALL,
+        DESCENT,
+        eps=[0.1],
+        seeds=1,
+        weight_decay=decays,
+        samples_per_class=counts,
+        **(OPTIONS | {"metrics": ["risk"]}),
+    )
+    assert found["risk"].dims[:2] == ("samples_per_class", "weight_decay")
+    np.testing.assert_array_equal(found["weight_decay_values"], decays)
+    np.testing.assert_array_equal(found["samples_per_class_values"], [[2, np.nan, np.nan], [1, 2, 3]])
+    model = changed(SMALL, samples_per_class=(1, 2, 3), weight_decay=decays[1])
+    start = fc.initial.sphere(model, 0.1, key=jax.random.key(0))
+    path = fc.simulate(model, start, DESCENT, 5, metrics=("risk",))
+    np.testing.assert_allclose(found["risk"][1, 1, 0, 0], path.metrics["risk"], rtol=1e-9)
+
+
+def test_one_program_a_shape_and_none_for_other_numbers():
+    before = engine._run._cache_size()
+    options = {"seeds": 4, "num_features": [3, 5], "lanes_per_task": 3, **OPTIONS}
+    fc.sweep(SMALL, DESCENT, eps=[0.1, 0.2], **options)
+    assert engine._run._cache_size() == before + 2
+    fc.sweep(SMALL, DESCENT.with_numbers({"learning_rate": 0.01}), eps=[0.3, 0.4], **options)
+    assert engine._run._cache_size() == before + 2
+
+
+def test_end_states_of_different_shapes_are_filled_up():
+    found = fc.sweep(SMALL, DESCENT, eps=[0.1], seeds=1, num_features=[3, 5], keep_final=True, **OPTIONS)
+    for p in (3, 5):
+        path = alone(changed(SMALL, num_features=p), DESCENT, 0.1, 0)
+        cell = found.sel(num_features=p).squeeze()
+        np.testing.assert_allclose(cell["H"][:p], path.final.H, atol=1e-12)
+        np.testing.assert_allclose(cell["W"][:, :p], path.final.W, atol=1e-12)
+        np.testing.assert_allclose(cell["b"], path.final.b, atol=1e-12)
+        assert np.isnan(cell["H"][p:]).all()
+
+
+def test_starts_on_the_subspace_stay_there(paper_model):
+    options = {"ts": 3, "metrics": ["distance"], "progress": False}
+    found = fc.sweep(paper_model, DESCENT, eps=[0.1], seeds=2, start="on-subspace", **options)
+    assert float(found["distance"].max()) < 1e-13
+
+
+def test_the_dataset_says_what_is_in_it(grid):
+    for name, values in {**grid.data_vars, **grid.coords}.items():
+        assert values.attrs["long_name"], name
+    assert grid["snc1"].attrs["units"] == grid["eps"].attrs["units"] == "1"
+    about = grid["verdict"].attrs
+    meanings = dict(zip(about["flag_values"].tolist(), about["flag_meanings"].split(), strict=True))
+    assert meanings[-1] == "missing"
+    assert all(meanings[int(v)] == v.name for v in fc.Verdict)
+    assert json.loads(grid.attrs["model"])["num_features"] == 15
+    assert grid.attrs["precision"] == "float64"
+    assert grid.attrs["lanes_computed"] == 10
+    assert 0 < grid.attrs["lane_efficiency"] <= 1
+    assert grid.attrs["lanes_per_second"] > 0
+
+
+def test_all_metrics_that_the_lanes_have_in_common():
+    model = changed(SMALL, num_classes=2)
+    found = fc.sweep(model, DESCENT, eps=[0.1], seeds=1, ts=2, progress=False, samples_per_class=[2, (1, 3)])
+    assert "nc1" in found
+    assert "snc1" not in found  # S is defined for equal counts
+
+
+BAD = {
+    "an empty axis": ({"eps": []}, "eps is empty"),
+    "a value twice": ({"eps": [0.1, 0.1]}, "eps holds 0.1 twice"),
+    "a norm of zero": ({"eps": [0.1, 0.0]}, "eps must be positive"),
+    "no seeds": ({"seeds": 0}, "seeds must be at least 1"),
+    "a seed twice": ({"seeds": [1, 1]}, "seeds holds 1 twice"),
+    "a seed below zero": ({"seeds": [-1]}, "seeds must be integers from 0"),
+    "a number for an axis": ({"eps": 0.1}, "eps must be a list"),
+    "an unknown axis": ({"learning_rat": [0.1]}, "axis 'learning_rat' is not one of"),
+    "an axis of another method": ({"momentum": [0.1]}, "axis 'momentum' is not one of"),
+    "a tolerance below zero": ({"rtol": [-1.0]}, "rtol must be positive"),
+    "a shape that cannot be": ({"num_classes": [1, 2]}, "num_classes must be"),
+    "decays of both kinds": ({"weight_decay": [0.1, (0.1, 0.1, 0.1)]}, "mixes single numbers and lists"),
+    "an unknown metric": ({"metrics": ["snc4"]}, "did you mean 'snc"),
+    "an unknown start": ({"start": "spere"}, "did you mean 'sphere'"),
+    "no saves": ({"ts": 0}, "ts must be a positive integer"),
+    "times that fall": ({"ts": [1.0, 0.5]}, "ts must be finite and increase"),
+    "times beyond the end": ({"ts": [0.0, 5.0], "t1": [9.0, 4.0]}, "ts ends at 5.0, after t1"),
+    "no devices": ({"devices": 0}, "devices must be a positive integer"),
+    "no width": ({"width": 0}, "width must be a positive integer"),
+    "processes without a store": ({"distributed": True}, "distributed=True needs a store"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_refused_before_anything_runs(case, paper_model, monkeypatch):
+    monkeypatch.setattr(engine.Engine, "submit", None)
+    options, message = BAD[case]
+    with pytest.raises(fc.UsageError, match=message):
+        fc.sweep(paper_model, FLOW, **({"eps": [0.1], "seeds": 2, "progress": False} | options))
+
+
+def test_times_beyond_the_end_of_a_descent_are_refused(paper_model):
+    descent = fc.Descent("sgd", num_steps=10, learning_rate=0.1)
+    with pytest.raises(fc.UsageError, match=r"ts ends at 0.9, but .*'learning_rate': 0.05.* ends at 0.5"):
+        fc.sweep(paper_model, descent, eps=[0.1], ts=[0.0, 0.9], learning_rate=[0.1, 0.05])
+
+
+def test_what_is_not_a_model_or_a_method_is_refused(paper_model):
+    with pytest.raises(fc.UsageError, match="model must be"):
+        fc.sweep(None, FLOW, eps=[0.1])  # pyright: ignore[reportArgumentType]
+    with pytest.raises(fc.UsageError, match="method must be"):
+        fc.sweep(paper_model, "flow", eps=[0.1])  # pyright: ignore[reportArgumentType]
