@@ -87,14 +87,14 @@ def spread(count: int, most: int) -> np.ndarray:
     return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int))
 
 
-def tex(number: float) -> str:
+def tex(number: int | float) -> str:
     """A number as it stands inside a formula: powers of ten beyond the thousands, as `10^k` or `a x 10^k`."""
     if not math.isfinite(number) or number == 0:
         return f"{number:g}"
     exponent = round(math.log10(abs(number)))
     if abs(exponent) > 3 and math.isclose(number, 10.0**exponent, rel_tol=1e-9):
         return rf"10^{{{exponent}}}"
-    mantissa, _, power = f"{number:g}".partition("e")
+    mantissa, _, power = (f"{number:g}" if isinstance(number, float) else f"{number}").partition("e")
     return rf"{mantissa} \times 10^{{{int(power)}}}" if power else mantissa
 
 
@@ -122,4 +122,4 @@ def log_ticks(low: float, high: float) -> tuple[Locator, Formatter]:
     if decades >= 2:
         return LogLocator(numticks=9), LogFormatterSciNotation()
     plain = FuncFormatter(lambda value, _: f"${tex(value)}$")
-    return LogLocator(subs=(1, 2, 5)) if decades > 0.7 else MaxNLocator(5), plain
+    return LogLocator(subs=(1, 2, 5)) if decades > 0.7 else MaxNLocator(5, steps=[1, 2, 5, 10]), plain
