@@ -18,6 +18,7 @@ from ._files import check_writable, write_netcdf
 from .descent import Descent
 from .flow import Flow
 from .model import UFM, problem_of
+from .powers import FIT_UP_TO, POWERS, fitted_eps, fitted_power
 from .provenance import options, provenance
 from .stopping import Verdict, plateau_time
 from .sweeps.engine import CPU_WIDTH, Engine
@@ -26,12 +27,6 @@ from .trajectory import verdict_attributes
 
 NAMES = ("snc1", "snc2", "snc3", "distance", "relative_distance", "risk")
 """The curves that are kept."""
-
-POWERS = {"snc1": 2, "snc2": 1, "snc3": 1, "distance": 1, "risk": 4}
-"""The power of eps that each error has at the plateau, as eps goes to zero (derived here)."""
-
-FIT_UP_TO = 1e-2
-"""The powers are fitted from this eps down: above it, the next orders of eps still bend the errors."""
 
 FILES = ("reproduce.nc", "figure1.png", "figure1.pdf", "figure2.png", "figure2.pdf")
 """What `write` leaves in its folder."""
@@ -237,19 +232,6 @@ def table(dataset: xr.Dataset) -> str:
     if used[0] > FIT_UP_TO * (1 + 1e-9):
         chosen += f" (above {FIT_UP_TO:g} the next orders still bend them)"
     return "\n".join([*lines, "", f"Powers of eps, fitted to these values at eps = {chosen}:", *_aligned(rows)])
-
-
-def fitted_eps(eps: np.ndarray) -> np.ndarray:
-    """The eps that enter the fit: those up to `FIT_UP_TO`, or the two smallest if these are fewer than two."""
-    ordered = np.sort(eps)
-    small = ordered[ordered <= FIT_UP_TO * (1 + 1e-9)]
-    return (small if len(small) >= 2 else ordered[:2])[::-1]
-
-
-def fitted_power(errors: xr.DataArray, eps: np.ndarray) -> float:
-    """The slope of log error against log eps, by least squares."""
-    values = errors.sel(eps=eps).values
-    return float(np.polyfit(np.log(eps), np.log(values), 1)[0]) if np.all(values > 0) else math.nan
 
 
 def _counted(seeds: int) -> str:

@@ -1,30 +1,17 @@
-"""Figures from Datasets: every function draws on the axes it is given, or on new ones, and returns them."""
+"""The paper's two figures, and the curves of one run."""
 
-import contextlib
 import itertools
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
-import matplotlib as mpl
-import matplotlib.pyplot as plt
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import LogLocator, NullLocator
 
-from ._errors import UsageError
-from ._files import check_picture, replacing
-
-LABELS = {
-    "snc1": (r"SNC1 error", r"$\|W W^{\top} - \sqrt{N}\,(I - \frac{1}{C}\,\mathbf{1}\mathbf{1}^{\!\top})\|_F$"),
-    "snc2": (r"SNC2 error", r"$\|H - \frac{1}{\sqrt{N}}\,(W \otimes \mathbf{1}_N)^{\!\top}\|_F \,/\, \|H\|_F$"),
-    "snc3": (r"SNC3 error", r"$\|b - \frac{1}{C}\,\mathbf{1}\|_2$"),
-    "relative_distance": (r"relative distance to $S$", r"$\|Z - \Pi_S Z\|_E \,/\, \|Z\|_E$"),
-}
-"""What the figures call the curves, and their formulas."""
+from .._errors import UsageError
+from ._axes import BAND, DASHED, DOTTED, GREY, LABELS, LEGEND, OKABE_ITO, log_against_time, palette, panels, spread, tex
 
 IN_A_PATH = {
     "snc1": "SNC1 error",
@@ -34,25 +21,6 @@ IN_A_PATH = {
     "risk": "risk",
 }
 """The curves of one run that `path` shows."""
-
-OKABE_ITO = ("#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#0072B2", "#D55E00")
-"""Colours that all common kinds of colour vision tell apart (Okabe and Ito 2008)."""
-
-DOTTED, DASHED, GREY = (0, (1, 2)), (0, (5, 2)), "0.35"
-
-STYLE: dict[Any, Any] = {
-    "font.family": "STIXGeneral",
-    "mathtext.fontset": "stix",
-    "font.size": 10,
-    "axes.labelsize": 10,
-    "xtick.labelsize": 9,
-    "ytick.labelsize": 9,
-    "legend.fontsize": 9,
-    "axes.linewidth": 0.7,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-}
-"""How new figures look; axes that are given keep their own looks."""
 
 
 def figure1(dataset: xr.Dataset, ax: Sequence[Axes] | np.ndarray | None = None, *, seed: int | None = None):
@@ -79,7 +47,7 @@ def figure1(dataset: xr.Dataset, ax: Sequence[Axes] | np.ndarray | None = None, 
         >>> axes.shape, axes[0].get_yscale()
         ((3,), 'log')
     """
-    with _axes(ax, 3, (8.0, 2.9)) as axes:
+    with panels(ax, 3, (8.0, 2.9)) as axes:
         for one, name in zip(axes, ("snc1", "snc2", "snc3"), strict=True):
             _curves(dataset, name, one, seed)
         _legend(dataset, axes[0], outside=ax is None)
@@ -110,7 +78,7 @@ def figure2(dataset: xr.Dataset, ax: Axes | None = None, *, seed: int | None = N
         >>> ax.get_yscale()
         'log'
     """
-    with _axes(ax, 1, (5.2, 3.5)) as (one,):
+    with panels(ax, 1, (5.2, 3.5)) as (one,):
         _curves(dataset, "relative_distance", one, seed)
         _legend(dataset, one, outside=ax is None)
     return one
@@ -136,44 +104,16 @@ def path(dataset: xr.Dataset, ax: Axes | None = None) -> Axes:
     names = [name for name in IN_A_PATH if name in curves] or curves
     if not names or "time" not in dataset.coords:
         raise UsageError("dataset holds no metric over time alone: pass one run, as Trajectory.to_xarray() gives it.")
-    with _axes(ax, 1, (5.2, 3.3)) as (one,):
+    with panels(ax, 1, (5.2, 3.3)) as (one,):
         marker = "." if dataset.sizes["time"] < 20 else None
         for i, name in enumerate(names):
             color, dashes = OKABE_ITO[i % len(OKABE_ITO)], ("-", "--", ":", "-.")[(i // len(OKABE_ITO)) % 4]
             one.plot(
                 dataset["time"], dataset[name], ls=dashes, marker=marker, color=color, label=IN_A_PATH.get(name, name)
             )
-        _log_against_time(one, dataset)
+        log_against_time(one, float(dataset["time"][-1]))
         one.legend(frameon=False, fontsize="small" if len(names) > 6 else None, ncols=1 + (len(names) > 8))
     return one
-
-
-@contextlib.contextmanager
-def _axes(ax: Any, columns: int, size: tuple[float, float]) -> Iterator[np.ndarray]:
-    """The axes given, or a row of new ones in the style of this module."""
-    if ax is not None:
-        given = np.array([ax] if isinstance(ax, Axes) else ax, dtype=object)
-        if given.shape != (columns,) or not all(isinstance(one, Axes) for one in given):
-            raise UsageError(f"ax must be {columns} matplotlib Axes, got {ax!r}.")
-        yield given
-        return
-    with mpl.rc_context(STYLE):
-        figure, new = plt.subplots(1, columns, figsize=size, layout="constrained", squeeze=False)
-        yield new[0]
-        figure.draw_without_rendering()  # ticks are made, and take their looks, when they are first drawn
-
-
-def save(axes: Axes, file: Path) -> None:
-    """The figure that the axes are part of as PNG, PDF or SVG, by the file's suffix; written whole or not at all.
-
-    Raises:
-        UsageError: for another suffix, or if the file cannot be written.
-    """
-    check_picture(file)
-    figure = axes.get_figure(root=True)
-    assert figure is not None
-    with mpl.rc_context({"pdf.fonttype": 42}), replacing(file) as part:
-        figure.savefig(part, format=file.suffix[1:].lower(), dpi=300)
 
 
 def _curves(dataset: xr.Dataset, name: str, ax: Axes, seed: int | None) -> None:
@@ -181,7 +121,7 @@ def _curves(dataset: xr.Dataset, name: str, ax: Axes, seed: int | None) -> None:
     values = _full(dataset, name)
     shown = _shown(dataset, values, seed)
     times = dataset["time"].values
-    for color, one_eps in zip(_colors(values.sizes["eps"]), values.transpose("eps", ...), strict=True):
+    for color, one_eps in zip(palette(values.sizes["eps"]), values.transpose("eps", ...), strict=True):
         first, *others = one_eps
         seeds = first.values[np.isfinite(first.values).all(axis=1)]
         if len(seeds) > 1:
@@ -192,7 +132,7 @@ def _curves(dataset: xr.Dataset, name: str, ax: Axes, seed: int | None) -> None:
         for other in others:
             ax.plot(times, other[shown], color="black", lw=1.1, ls=DOTTED)
     ax.set_ylabel("\n".join(LABELS[name]))
-    _log_against_time(ax, dataset)
+    log_against_time(ax, float(times[-1]))
 
 
 def _full(dataset: xr.Dataset, name: str) -> xr.DataArray:
@@ -218,53 +158,32 @@ def _shown(dataset: xr.Dataset, values: xr.DataArray, seed: int | None) -> int:
     return int(found[0])
 
 
-def _colors(count: int) -> Sequence[Any]:
-    """One colour for each eps, none so dark that dots drawn over it are lost."""
-    return OKABE_ITO[:count] if count <= 6 else list(mpl.colormaps["viridis"](np.linspace(0.25, 0.9, count)))
-
-
 def _legend(dataset: xr.Dataset, ax: Axes, *, outside: bool) -> None:
     """The colours in a first row, the kinds of lines in a second: above the whole figure, or inside the axes."""
     values = _full(dataset, next(name for name in LABELS if name in dataset))
     colors: list[Any] = []
     if "eps" in dataset.dims:
-        eps, palette = dataset["eps"].values, _colors(dataset.sizes["eps"])
-        picked = np.unique(np.linspace(0, len(eps) - 1, min(len(eps), 6)).round().astype(int))
+        eps, shades = dataset["eps"].values, palette(dataset.sizes["eps"])
         colors = [
-            Line2D([], [], color=palette[i], lw=1.8, label=rf"$\varepsilon = {_tex(float(eps[i]))}$") for i in picked
+            Line2D([], [], color=shades[i], lw=1.8, label=rf"$\varepsilon = {tex(float(eps[i]))}$")
+            for i in spread(len(eps), 6)
         ]
     lines: list[Any] = [Line2D([], [], color=GREY, lw=1.8, label=_method(dataset, 0))]
     if values.sizes["method"] > 1:
         lines.append(Line2D([], [], color="black", lw=1.1, ls=DOTTED, label=_method(dataset, 1)))
     if values.sizes["seed"] > 1:
         lines.append(Line2D([], [], color=GREY, lw=0.9, ls=DASHED, label=f"median of {values.sizes['seed']} seeds"))
-        lines.append(Patch(color=GREY, alpha=0.25, lw=0, label="5\N{EN DASH}95 %"))
+        lines.append(Patch(color=GREY, alpha=0.25, lw=0, label=BAND))
     blank = Line2D([], [], alpha=0, label=" ")
-    style: dict[str, Any] = {"frameon": False, "handlelength": 1.8, "labelspacing": 0.3, "columnspacing": 1.5}
     if not outside:
-        ax.legend(handles=[*colors, *lines], loc="best", **style)
+        ax.legend(handles=[*colors, *lines], loc="best", **LEGEND)
         return
     columns = list(itertools.zip_longest(colors, lines, fillvalue=blank)) if colors else [lines]
     handles = list(itertools.chain(*columns))
-    ax.figure.legend(handles=handles, ncols=len(handles) // 2 or 1, loc="outside upper center", **style)
+    ax.figure.legend(handles=handles, ncols=len(handles) // 2 or 1, loc="outside upper center", **LEGEND)
 
 
 def _method(dataset: xr.Dataset, index: int) -> str:
     if "method" not in dataset.coords:
         return "flow"
     return f"{np.atleast_1d(dataset['method'].values)[index]}"
-
-
-def _tex(number: float) -> str:
-    exponent = round(float(np.log10(number)))
-    exact = np.isclose(number, 10.0**exponent, rtol=1e-9, atol=0)
-    return rf"10^{{{exponent}}}" if exact and abs(exponent) > 3 else f"{number:g}"
-
-
-def _log_against_time(ax: Axes, dataset: xr.Dataset) -> None:
-    ax.set_yscale("log")
-    if dataset["time"][-1] > 0:
-        ax.set_xlim(0, float(dataset["time"][-1]))
-    ax.set_xlabel("time $t$")
-    ax.yaxis.set_major_locator(LogLocator(numticks=9))
-    ax.yaxis.set_minor_locator(NullLocator())

@@ -1,0 +1,6 @@
+"""Figures from Datasets: every function draws on the axes it is given, or on new ones, and returns them."""
+
+from ._axes import save as save
+from .overview import sweep as sweep
+from .paper import IN_A_PATH as IN_A_PATH, figure1 as figure1, figure2 as figure2, path as path
+from .sweeps import bands as bands, heatmap as heatmap, limit as limit, verdicts as verdicts

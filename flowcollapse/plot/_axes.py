@@ -1,0 +1,125 @@
+"""What all figures share: their style and colours, names and numbers as text, logarithmic axes, and files."""
+
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import Formatter, FuncFormatter, Locator, LogFormatterSciNotation, LogLocator, MaxNLocator
+
+from .._errors import UsageError
+from .._files import check_picture, replacing
+
+LABELS = {
+    "snc1": (r"SNC1 error", r"$\|W W^{\top} - \sqrt{N}\,(I - \frac{1}{C}\,\mathbf{1}\mathbf{1}^{\!\top})\|_F$"),
+    "snc2": (r"SNC2 error", r"$\|H - \frac{1}{\sqrt{N}}\,(W \otimes \mathbf{1}_N)^{\!\top}\|_F \,/\, \|H\|_F$"),
+    "snc3": (r"SNC3 error", r"$\|b - \frac{1}{C}\,\mathbf{1}\|_2$"),
+    "relative_distance": (r"relative distance to $S$", r"$\|Z - \Pi_S Z\|_E \,/\, \|Z\|_E$"),
+}
+"""What the figures call the curves, and their formulas."""
+
+OKABE_ITO = ("#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#0072B2", "#D55E00")
+"""Colours that all common kinds of colour vision tell apart (Okabe and Ito 2008)."""
+
+DOTTED, DASHED, GREY = (0, (1, 2)), (0, (5, 2)), "0.35"
+
+BAND = "5\N{EN DASH}95 %"
+
+STYLE: dict[Any, Any] = {
+    "font.family": "STIXGeneral",
+    "mathtext.fontset": "stix",
+    "font.size": 10,
+    "axes.labelsize": 10,
+    "axes.titlesize": 10,
+    "xtick.labelsize": 9,
+    "ytick.labelsize": 9,
+    "legend.fontsize": 9,
+    "legend.title_fontsize": 9,
+    "axes.linewidth": 0.7,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}
+"""How new figures look; axes that are given keep their own looks."""
+
+LEGEND: dict[str, Any] = {"frameon": False, "handlelength": 1.8, "labelspacing": 0.3, "columnspacing": 1.5}
+
+
+@contextlib.contextmanager
+def panels(ax: Any, count: int, size: tuple[float, float], rows: int = 1) -> Iterator[np.ndarray]:
+    """The axes given, or new ones in the style of this package, row by row."""
+    if ax is not None:
+        given = np.array([ax] if isinstance(ax, Axes) else ax, dtype=object)
+        if given.shape != (count,) or not all(isinstance(one, Axes) for one in given):
+            raise UsageError(f"ax must be {count} matplotlib Axes, got {ax!r}.")
+        yield given
+        return
+    with mpl.rc_context(STYLE):
+        figure, new = plt.subplots(rows, count // rows, figsize=size, layout="constrained", squeeze=False)
+        yield new.ravel()
+        figure.draw_without_rendering()  # ticks are made, and take their looks, when they are first drawn
+
+
+def save(axes: Axes, file: Path) -> None:
+    """The figure that the axes are part of as PNG, PDF or SVG, by the file's suffix; written whole or not at all.
+
+    Raises:
+        UsageError: for another suffix, or if the file cannot be written.
+    """
+    check_picture(file)
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    with mpl.rc_context({"pdf.fonttype": 42}), replacing(file) as part:
+        figure.savefig(part, format=file.suffix[1:].lower(), dpi=300)
+
+
+def palette(count: int) -> Sequence[Any]:
+    """One colour for each value of an axis, none so dark that dots drawn over it are lost."""
+    return OKABE_ITO[:count] if count <= 6 else list(mpl.colormaps["viridis"](np.linspace(0.25, 0.9, count)))
+
+
+def spread(count: int, most: int) -> np.ndarray:
+    """At most so many of `count` positions, evenly from the first to the last: those that get a label."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int))
+
+
+def tex(number: int | float) -> str:
+    """A number as it stands inside a formula: powers of ten beyond the thousands, as `10^k` or `a x 10^k`."""
+    if not math.isfinite(number) or number == 0:
+        return f"{number:g}"
+    exponent = round(math.log10(abs(number)))
+    if abs(exponent) > 3 and math.isclose(number, 10.0**exponent, rel_tol=1e-9):
+        return rf"10^{{{exponent}}}"
+    mantissa, _, power = (f"{number:g}" if isinstance(number, float) else f"{number}").partition("e")
+    return rf"{mantissa} \times 10^{{{int(power)}}}" if power else mantissa
+
+
+def log_against_time(ax: Axes, end: float) -> None:
+    """Logarithmic values over times from 0 to the end."""
+    if end > 0:
+        ax.set_xlim(0, end)
+    ax.set_xlabel("time $t$")
+    log_scale(ax, "y")
+
+
+def log_scale(ax: Axes, which: str) -> None:
+    """A logarithmic x or y axis with few ticks, all of them labelled. To be called when all is drawn."""
+    axis = ax.xaxis if which == "x" else ax.yaxis
+    (ax.set_xscale if which == "x" else ax.set_yscale)("log")
+    locator, formatter = log_ticks(*(ax.get_xlim() if which == "x" else ax.get_ylim()))
+    axis.set_major_locator(locator)
+    axis.set_major_formatter(formatter)
+    axis.minorticks_off()
+
+
+def log_ticks(low: float, high: float) -> tuple[Locator, Formatter]:
+    """Powers of ten, and less round numbers where the range holds too few of them."""
+    decades = abs(math.log10(high / low))
+    if decades >= 2:
+        return LogLocator(numticks=9), LogFormatterSciNotation()
+    plain = FuncFormatter(lambda value, _: f"${tex(value)}$")
+    return LogLocator(subs=(1, 2, 5)) if decades > 0.7 else MaxNLocator(5, steps=[1, 2, 5, 10]), plain

@@ -1,0 +1,164 @@
+"""What a picture takes from the Dataset of a sweep: some axes, one value of the others, and their names."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from .._errors import UsageError
+from ._axes import LABELS, tex
+
+AXES = {
+    "eps": (r"norm of $H_0$ and of $W_0$, ", r"\varepsilon"),
+    "num_classes": ("classes ", "C"),
+    "samples_per_class": ("samples per class ", "N"),
+    "num_features": ("features ", "p"),
+    "weight_decay": ("weight decay ", r"\lambda"),
+    "learning_rate": ("step size ", r"\eta"),
+    "t1": ("end ", "t_1"),
+}
+"""Words and symbol of the axes that have a symbol."""
+
+
+def metrics_of(dataset: xr.Dataset) -> list[str]:
+    """The metrics of a sweep: what it holds over time."""
+    return [str(name) for name, values in dataset.data_vars.items() if "time" in values.dims and name != "t"]
+
+
+def curves(dataset: xr.Dataset, name: str) -> xr.DataArray:
+    """A metric over time.
+
+    Raises:
+        UsageError: if the sweep has no such metric.
+    """
+    known = metrics_of(dataset)
+    if name not in known:
+        raise UsageError(f"metric {name!r} is not in the dataset, which has {', '.join(known) or 'none over time'}.")
+    return dataset[name]
+
+
+def ends(dataset: xr.Dataset, name: str) -> xr.DataArray:
+    """A metric at the last time, or one number a run such as the steps it took; NaN where there is none yet.
+
+    Only the last times are read from a Dataset that is on disk.
+
+    Raises:
+        UsageError: if the sweep has no such metric or number.
+    """
+    if name == "verdict" or name not in dataset.data_vars or "time" in dataset[name].dims:
+        return curves(dataset, name).isel(time=-1, drop=True).compute()
+    values = dataset[name].compute()
+    return values.where(values >= 0) if values.dtype.kind in "iu" else values
+
+
+def several(values: xr.DataArray) -> list[str]:
+    """The axes with more than one value, apart from seeds and times."""
+    return [str(axis) for axis, size in values.sizes.items() if size > 1 and axis not in ("seed", "time")]
+
+
+def having(values: xr.DataArray, *axes: str) -> xr.DataArray:
+    """The values over these axes too, of which one may have become a mere coordinate by selecting.
+
+    Raises:
+        UsageError: if one of the axes does not exist.
+    """
+    for axis in axes:
+        if axis not in values.dims and axis in values.coords and values[axis].ndim == 0:
+            values = values.expand_dims(axis)
+        if axis not in values.dims:
+            there = ", ".join(map(str, values.dims)) or "none"
+            raise UsageError(f"dataset has no axis {axis!r}, its axes are {there}: choose one, or pass a whole sweep.")
+    return values
+
+
+def only(values: xr.DataArray, *axes: str) -> xr.DataArray:
+    """The values over these axes, in this order; the others have one value each, which is kept as a coordinate.
+
+    Raises:
+        UsageError: if one of the axes does not exist, or another one has more than one value.
+    """
+    values = having(values, *axes)
+    for axis in several(values):
+        if axis not in axes:
+            value = values[axis].values[0]
+            raise UsageError(
+                f"dataset has {values.sizes[axis]} values of {axis!r}, of which a picture shows one: select it, as in "
+                f"dataset.sel({axis}={plain(value)!r})."
+            )
+    return values.squeeze([axis for axis in values.dims if axis not in axes]).transpose(*axes)
+
+
+def drawable(axis: str | None) -> None:
+    """Raise `UsageError` for an axis that every curve, point or cell has to itself."""
+    if axis in ("seed", "time"):
+        raise UsageError(f"axis {axis!r} cannot be chosen here: choose another, such as 'eps'.")
+
+
+def finite_medians(values: xr.DataArray) -> xr.DataArray:
+    """The median over the seeds that have a value; NaN where none has."""
+    return values.where(np.isfinite(values)).median("seed")
+
+
+def plain(value: Any) -> Any:
+    """A coordinate's value as Python's own."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def value_text(value: Any) -> str:
+    """A coordinate's value as text: numbers as formulas, of four digits unless they count, lists and words as is."""
+    value = plain(value)
+    if not isinstance(value, int | float):
+        return str(value).strip("()[]")
+    return f"${tex(float(f'{value:.4g}') if isinstance(value, float) else value)}$"
+
+
+def symbol(axis: str) -> str:
+    """An axis as a formula."""
+    words = axis.replace("_", r"\ ")
+    return f"${AXES[axis][1]}$" if axis in AXES else rf"$\mathrm{{{words}}}$"
+
+
+def axis_label(axis: str) -> str:
+    """An axis in words, with its symbol."""
+    return f"{AXES[axis][0]}{symbol(axis)}" if axis in AXES else axis.replace("_", " ")
+
+
+def equals(axis: str, value: Any) -> str:
+    """`axis = value`."""
+    return f"{symbol(axis)} = {value_text(value)}".replace("$ = $", " = ")
+
+
+def metric_label(dataset: xr.Dataset, name: str) -> str:
+    """A metric in words."""
+    return LABELS[name][0] if name in LABELS else dataset[name].attrs.get("long_name", name.replace("_", " "))
+
+
+def end_label(dataset: xr.Dataset, name: str) -> str:
+    """A metric at the last time, or one number a run, in words."""
+    return f"{metric_label(dataset, name)} at the end" if "time" in dataset[name].dims else metric_label(dataset, name)
+
+
+def header(values: xr.DataArray, *, missing: int = 0, more: Sequence[str] = ()) -> str:
+    """What a picture says above itself: the axes that are held fixed, and how many runs have no value, if any."""
+    fixed = [
+        equals(str(axis), value.item())
+        for axis, value in values.coords.items()
+        if value.ndim == 0 and axis not in ("seed", "time", "t")
+    ]
+    facts = [*fixed, *more]
+    lines = [", ".join(facts[i : i + 4]) for i in range(0, len(facts), 4)]
+    runs = values.size // values.sizes.get("time", 1)
+    return "\n".join([*lines, f"{missing} of {runs} runs without a value"] if missing else lines)
+
+
+def numbers(values: xr.DataArray, axis: str) -> np.ndarray:
+    """The values of an axis, as numbers.
+
+    Raises:
+        UsageError: if it has none, or they are not numbers.
+    """
+    found = values[axis].values
+    if axis not in values.coords or found.dtype.kind not in "iuf":
+        raise UsageError(f"axis {axis!r} has no numbers as coordinates: choose another, or assign_coords({axis}=...).")
+    return found.astype(float)

@@ -1,0 +1,70 @@
+"""All pictures of a sweep in one figure."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+
+from ._axes import panels
+from ._select import curves, ends, having, metrics_of, several
+from .sweeps import bands, codes_of, draw_verdicts, heatmap, limit
+
+
+def sweep(dataset: xr.Dataset, name: str | None = None) -> np.ndarray:
+    """An overview of a sweep in one figure: `bands`, `limit`, `heatmap` and `verdicts`, as far as its axes go.
+
+    Args:
+        dataset: a sweep, see `fc.sweep`.
+        name: the metric. Default: `snc1`, or the first that there is.
+
+    Returns:
+        An array of the axes: curves along eps (or along the first axis, if there is one eps), the limit against eps if
+        there are several, a heat map over the first two axes with several values, and verdicts along the axis of the
+        curves. Of an axis that a panel cannot show, it shows the last of the values for which most runs are done, and
+        says which; verdicts count all runs.
+
+    Raises:
+        UsageError: for an unknown metric, or a Dataset without eps, seeds or times.
+
+    Example:
+        >>> import numpy, xarray, flowcollapse as fc
+        >>> errors = numpy.exp(-numpy.arange(12.0)).reshape(2, 3, 2)
+        >>> sweep = xarray.Dataset({"snc1": (("eps", "seed", "time"), errors)}, {"eps": [1.0, 0.1], "time": [0.0, 1.0]})
+        >>> fc.plot.sweep(sweep).shape
+        (2,)
+    """
+    known = metrics_of(dataset)
+    name = name or next(iter([key for key in known if key == "snc1"] + known), "snc1")
+    curves(dataset, name)
+    final = ends(dataset, name)
+    axes = several(final)
+    along = axes[0] if axes and "eps" not in axes else "eps"
+    having(final, along, "seed")
+    pictures: list[Callable[[Axes], Axes]] = [
+        lambda ax: bands(_fullest(dataset, final, along), name, ax, along=along),
+    ]
+    if "eps" in axes:
+        pictures.append(lambda ax: limit(_fullest(dataset, final, "eps"), name, ax))
+    if len(axes) > 1:
+        pictures.append(lambda ax: heatmap(_fullest(dataset, final, *axes[:2]), name, ax))
+    if "verdict" in dataset:
+        codes, names = codes_of(dataset)
+        pictures.append(lambda ax: draw_verdicts(having(codes, along), names, along, ax))
+    rows = 2 if len(pictures) == 4 else 1
+    with panels(None, len(pictures), (4.6 * len(pictures) / rows, 3.7 * rows), rows) as all_axes:
+        for ax, draw in zip(all_axes, pictures, strict=True):
+            draw(ax)
+    return all_axes
+
+
+def _fullest(dataset: xr.Dataset, final: xr.DataArray, *drawn: str) -> xr.Dataset:
+    """The Dataset at one value of each axis that is not drawn: the last of those for which most runs are done."""
+    hidden = [axis for axis in several(final) if axis not in drawn]
+    if not hidden:
+        return dataset
+    backwards = {axis: slice(None, None, -1) for axis in hidden}
+    done: Any = np.isfinite(final.isel(backwards))
+    best = done.sum([axis for axis in final.dims if axis not in hidden]).argmax(hidden)
+    return dataset.isel(backwards).isel({axis: int(best[axis]) for axis in hidden})
