@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 AHEAD = 2
 """Tasks that each worker is given at once: the next is at hand when one ends, and few are lost with a worker."""
 
+PATIENCE = "20s"
+"""How long a scheduler may take to answer."""
+
 
 def connect(
     address: str, *, ca_file: Path | None = None, cert: Path | None = None, key: Path | None = None
@@ -47,7 +50,7 @@ def connect(
         raise UsageError(f"{address} needs certificates: give the authority's, this client's, and its key.")
     security = Security(require_encryption=True, **given) if given else None
     try:
-        return Client(address, security=security, timeout="20s")
+        return Client(address, security=security, timeout=PATIENCE)
     except (OSError, ValueError, TypeError) as error:
         raise UsageError(f"scheduler {address} does not answer: {error}.") from None
 
