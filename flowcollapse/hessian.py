@@ -1,0 +1,180 @@
+"""The Hessian of the risk: its products with vectors, its trace and its largest eigenvalue, the sharpness."""
+
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float
+
+from ._checks import check_integer
+from ._errors import UsageError
+from ._lanczos import Apply, krylov
+from .coordinates import enter
+from .losses import LOSSES
+from .model import UFM, Point, Problem, State, check_state, over_batch, problem_of
+
+ITERATIONS = 32
+"""Steps of the Lanczos method, unless told otherwise."""
+
+
+def hessian_vector_product(model: UFM, state: State, direction: State) -> State:
+    """The Hessian of the risk times a direction, by one derivative of the flow's field: no matrix is made.
+
+    Args:
+        model: the model.
+        state: one state of it (use `jax.vmap` for more).
+        direction: H, W and b of the direction, in the same columns.
+
+    Raises:
+        UsageError: if the state or the direction does not fit the model, or the two differ in their columns.
+
+    Source: derived here; the Jacobian of the gradient flow's field is minus the Hessian.
+
+    Example:
+        >>> import jax, flowcollapse as fc
+        >>> from flowcollapse.hessian import hessian_vector_product
+        >>> model = fc.UFM(num_classes=3, samples_per_class=3, num_features=4)
+        >>> state = fc.initial.collapsed(model, key=jax.random.key(0))
+        >>> along_b = fc.State(H=0 * state.H, W=0 * state.W, b=state.b)
+        >>> bool(abs(hessian_vector_product(model, state, along_b).b - 9 * state.b).max() < 1e-6)
+        True
+    """
+    check_state(model, state)
+    check_state(model, direction)
+    if direction.X.shape != state.X.shape or direction.coordinates != state.coordinates:
+        raise UsageError(
+            f"direction has {direction.coordinates} columns of shape {direction.X.shape} but the state has "
+            f"{state.coordinates} columns of shape {state.X.shape}: give both in the same columns."
+        )
+    problem, point = problem_of(model, state)
+    with jax.default_matmul_precision("highest"):
+        W, X, b = _times(problem, point, problem_of(model, direction)[1])
+    return State(X=X, W=W, b=b, columns=state.columns)
+
+
+def sharpness(model: UFM, state: State, *, iterations: int = ITERATIONS) -> Float[Array, "*batch"]:
+    """The largest eigenvalue of the Hessian of the risk, by the Lanczos method in the cheapest exact coordinates.
+
+    Args:
+        model: the model.
+        state: a state of it, with any leading axes (time, lanes).
+        iterations: steps of the Lanczos method, one product with the Hessian each.
+
+    Returns:
+        The sharpness, one number for each leading axis. It is never too large; more iterations bring it closer. Its
+        derivative is that of the quotient of its vector (Hellmann and Feynman), so no iteration is differentiated;
+        where the eigenvalue is not simple, that is one of several one-sided derivatives.
+
+    Raises:
+        UsageError: if the state does not fit the model, or iterations is not a positive integer.
+
+    Source: Lanczos 1950; the coordinates are derived here. At strong collapse the sharpness is `C N + sqrt N`.
+
+    Example:
+        >>> import jax, flowcollapse as fc
+        >>> from flowcollapse.hessian import sharpness
+        >>> model = fc.UFM(num_classes=3, samples_per_class=4, num_features=5)
+        >>> round(float(sharpness(model, fc.initial.collapsed(model, key=jax.random.key(0)))), 4)
+        14.0
+    """
+    check_integer("iterations", iterations)
+    model, state = floating(model, state)
+    return _sharpness(model, state, iterations)
+
+
+@eqx.filter_jit
+def _sharpness(model: UFM, state: State, iterations: int) -> Float[Array, "*batch"]:
+    def of_one(one: State) -> Float[Array, ""]:
+        frame, problem, point = enter(*jax.lax.stop_gradient((model, one)), "auto")
+        away = frame.leave(_top_vector(problem, point, iterations))
+        X = away.H if one.columns is None else away.X
+        return _quotient(*problem_of(model, one), Point(away.W, X, away.b))
+
+    with jax.default_matmul_precision("highest"):
+        return over_batch(of_one, state)
+
+
+def largest_eigenvalue(problem: Problem, point: Point, iterations: int = ITERATIONS) -> Float[Array, ""]:
+    """The largest eigenvalue of the Hessian in the problem's own coordinates, which is that in all; see `sharpness`."""
+    return _quotient(problem, point, _top_vector(*jax.lax.stop_gradient((problem, point)), iterations))
+
+
+def hessian_trace(model: UFM, state: State) -> Float[Array, "*batch"]:
+    """The trace of the Hessian, the sum of all its eigenvalues, in closed form.
+
+    `C ||H||^2 + n_tot ||W||^2 + C n_tot` (the last with a bias) `+ lam_W C p + lam_H p n_tot + lam_b C`: the residual
+    enters the Hessian off the diagonal alone (derived here).
+
+    Args:
+        model: the model.
+        state: a state of it, with any leading axes.
+
+    Raises:
+        UsageError: if the state does not fit the model, or the loss is not the squared error.
+
+    Example:
+        >>> import jax, flowcollapse as fc
+        >>> from flowcollapse.hessian import hessian_trace
+        >>> model = fc.UFM(num_classes=3, samples_per_class=4, num_features=5)
+        >>> round(float(hessian_trace(model, fc.initial.collapsed(model, key=jax.random.key(0)))), 3)
+        96.0
+    """
+    check_state(model, state)
+    check_squared_error(model)
+    C, p, num_samples = model.num_classes, model.num_features, model.num_samples
+    lam_W, lam_H, lam_b = (decay.astype(state.W.dtype) for decay in model.decays)
+    trace = C * jnp.sum(state.X**2, axis=(-2, -1)) + num_samples * jnp.sum(state.W**2, axis=(-2, -1))
+    return trace + C * p * lam_W + p * num_samples * lam_H + (C * (num_samples + lam_b) if model.use_bias else 0)
+
+
+def check_squared_error(model: UFM) -> None:
+    """Raise `UsageError` unless the model has the loss that closed forms are known for."""
+    if not LOSSES[model.loss].separates_columns:
+        raise UsageError(
+            f'loss is {model.loss!r} but closed forms are known for the squared error: use loss="squared".'
+        )
+
+
+def operator(problem: Problem, point: Point) -> tuple[Apply, Callable[[Float[Array, " size"]], Point], int]:
+    """The Hessian as a map of flat vectors, what point such a vector is, and its size. A missing bias has no part."""
+    moving = 3 if problem.model.use_bias else 2
+    flat, unravel = ravel_pytree(tuple(point)[:moving])
+    # Linearised once: what depends on the point alone is not computed again for every vector.
+    _, push = jax.linearize(problem.field, point)
+
+    def as_point(vector: Float[Array, " size"]) -> Point:
+        return Point(*(*unravel(vector), jnp.zeros_like(point.b))[:3])
+
+    def apply(vector: Float[Array, " size"]) -> Float[Array, " size"]:
+        return -ravel_pytree(tuple(push(as_point(vector)))[:moving])[0]
+
+    return apply, as_point, flat.size
+
+
+def _times(problem: Problem, point: Point, direction: Point) -> Point:
+    return Point(*(-part for part in jax.jvp(problem.field, (point,), (direction,))[1]))
+
+
+def _quotient(problem: Problem, point: Point, direction: Point) -> Float[Array, ""]:
+    """The Hessian's quadratic form over the direction's squared norm."""
+    flat, image = (ravel_pytree(tuple(of))[0] for of in (direction, _times(problem, point, direction)))
+    return jnp.vdot(flat, image) / jnp.vdot(flat, flat)
+
+
+def _top_vector(problem: Problem, point: Point, iterations: int) -> Point:
+    """The vector of the largest eigenvalue, from a start that is fixed, and as good as any."""
+    apply, as_point, size = operator(problem, point)
+    start = jax.random.normal(jax.random.key(0), (size, 1), point.X.dtype)
+    Q, T = krylov(apply, start, min(iterations, size))
+    return as_point(Q @ jnp.linalg.eigh(T)[1][:, -1])
+
+
+def floating(model: UFM, state: State) -> tuple[UFM, State]:
+    """Both with arrays of one precision, so that a decay of another value is not another program."""
+    check_state(model, state)
+    dtype = jnp.result_type(state.X, state.W, state.b, jnp.float32)
+    X, W, b = (jnp.asarray(x, dtype) for x in (state.X, state.W, state.b))
+    model = jax.tree.map(lambda x: jnp.asarray(x, dtype), model)
+    return model, State(X=X, W=W, b=b, columns=state.columns)

@@ -1,0 +1,3 @@
+"""What is known of the model in closed form."""
+
+from . import landscape as landscape
