@@ -99,10 +99,9 @@ class UFM(eqx.Module):
 def _checked_decay(decay):
     """The decay as given, after its length and, where they are known, its signs have been checked."""
     values = tuple(decay) if isinstance(decay, list | tuple) else decay
-    if (isinstance(values, tuple) and len(values) != 3) or np.ndim(values) > 1 or np.shape(values) not in ((), (3,)):
-        raise UsageError(
-            f"weight_decay must be one number or three, for W, H and b, got {decay!r} of shape {np.shape(values)}."
-        )
+    shape = tuple(map(np.shape, values)) if isinstance(values, tuple) else np.shape(values)
+    if shape not in ((), (3,), ((), (), ())):
+        raise UsageError(f"weight_decay must be one number or three, for W, H and b, got {decay!r} of shape {shape}.")
     known = [np.asarray(x) for x in jax.tree.leaves(values) if not is_traced(x)]
     if not all(x.dtype.kind in "iuf" for x in known):
         raise UsageError(f"weight_decay must be one number or three, for W, H and b, got {decay!r}.")
