@@ -21,12 +21,9 @@ MARK = "row: "
 
 def rows_of(script: str, spec: Row, timeout_s: float) -> Iterator[Row]:
     """What the worker measures, row by row as it comes; a last row says so if it failed or had to be stopped."""
-    path = Path(__file__).with_name(script)
-    paths = [str(path.parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
-    command = [sys.executable, str(path), json.dumps(spec)]
+    command = [sys.executable, str(Path(__file__).with_name(script)), json.dumps(spec)]
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment()
     ) as worker:
         stop = threading.Timer(timeout_s, worker.kill)
         stop.start()
@@ -44,6 +41,12 @@ def rows_of(script: str, spec: Row, timeout_s: float) -> Iterator[Row]:
     if worker.returncode:
         reason = f"stopped after {timeout_s:.0f} s" if worker.returncode == -9 else last
         yield {**spec, "failed": f"exit code {worker.returncode}: {reason}"}
+
+
+def environment() -> dict[str, str]:
+    """This process's environment, in which the package of this source tree is found first."""
+    paths = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
 
 
 def spec_of_this_worker() -> Row:

@@ -33,7 +33,7 @@ EPS = (1.0, 1e-1, 1e-2, 1e-3)
 MODEL = fc.UFM(num_classes=3, samples_per_class=3, num_features=15)
 SAVES = 41
 BLOCK = 16
-SLOW = {"torchdiffeq_dopri5": 8, "scipy_dop853": 2, "scipy_rk45": 2}
+SLOW = {"torchdiffeq_dopri5": 8, "scipy_dop853": 2, "scipy_rk45": 2, "scipy_lsoda": 4}
 """How many times fewer lanes a slow peer runs."""
 
 

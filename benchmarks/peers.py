@@ -25,6 +25,7 @@ from peer_batch import (
     Timing,
     fastest,
     flow_metrics,
+    no_curves,
     numpy_field,
     one_blas_thread,
     pack,
@@ -44,6 +45,15 @@ REPEATS = 3
 
 def vmap_diffeqsolve(batch: Batch) -> Timing:
     """diffrax as its documentation shows it: one solve, vmapped over the lanes and jitted."""
+    return _vmap_diffeqsolve(batch, save=True)
+
+
+def vmap_diffeqsolve_end_only(batch: Batch) -> Timing:
+    """The same without save times: the curves are NaN."""
+    return _vmap_diffeqsolve(batch, save=False)
+
+
+def _vmap_diffeqsolve(batch: Batch, *, save: bool) -> Timing:
     jax, diffrax = require("jax"), require("diffrax")
     if not jax.config.jax_enable_x64:
         raise PeerUnavailable("JAX runs in 32 bits: set jax_enable_x64 first")
@@ -57,12 +67,8 @@ def vmap_diffeqsolve(batch: Batch) -> Timing:
         return -W.T @ residual, -residual @ H.T, -residual.sum(1)
 
     def solve(H0: Any, W0: Any, b0: Any, ts: Any, atol: Any) -> Any:
-        save = diffrax.SaveAt(
-            subs=[
-                diffrax.SubSaveAt(ts=ts, fn=lambda t, y, args: flow_metrics(jnp, y[0], y[1], y[2], samples)),
-                diffrax.SubSaveAt(t1=True),
-            ]
-        )
+        observe = diffrax.SubSaveAt(ts=ts, fn=lambda t, y, args: flow_metrics(jnp, y[0], y[1], y[2], samples))
+        end = diffrax.SubSaveAt(t1=True)
         solution = diffrax.diffeqsolve(
             diffrax.ODETerm(field),
             diffrax.Tsit5(),
@@ -70,12 +76,12 @@ def vmap_diffeqsolve(batch: Batch) -> Timing:
             t1=ts[-1],
             dt0=None,
             y0=(H0, W0, b0),
-            saveat=save,
+            saveat=diffrax.SaveAt(subs=[observe, end] if save else [end]),
             stepsize_controller=diffrax.PIDController(rtol=batch.rtol, atol=atol),
             max_steps=100_000,
         )
-        curve, final = solution.ys
-        return curve, jax.tree.map(lambda leaf: leaf[0], final), solution.stats["num_steps"]
+        *curves, final = solution.ys
+        return curves, jax.tree.map(lambda leaf: leaf[0], final), solution.stats["num_steps"]
 
     inputs = jax.block_until_ready([jnp.asarray(x) for x in (batch.H0, batch.W0, batch.b0, batch.ts, batch.atol)])
     begin = time.perf_counter()
@@ -84,9 +90,60 @@ def vmap_diffeqsolve(batch: Batch) -> Timing:
     jax.block_until_ready(compiled(*inputs))  # the first run also pays for memory
     (curves, final, steps), wall_s, cpu_s = fastest(lambda: jax.block_until_ready(compiled(*inputs)), REPEATS)
     H, W, b = (np.asarray(leaf) for leaf in final)
+    curves = np.asarray(curves[0]) if save else no_curves(batch)
+    name = "vmap_diffeqsolve" if save else "vmap_diffeqsolve_end_only"
     remark = "Tsit5, rms norm of diffrax, all lanes in lockstep; 6 evaluations a step of the lane's own, 2 to start"
     evaluations = 6 * np.asarray(steps) + 2
-    return Timing("vmap_diffeqsolve", H, W, b, np.asarray(curves), compile_s, wall_s, cpu_s, evaluations, remark)
+    return Timing(name, H, W, b, curves, compile_s, wall_s, cpu_s, evaluations, remark)
+
+
+# --- PyTorch, all lanes at once ---------------------------------------------------------------------------------
+
+
+def torchode_tsit5(batch: Batch) -> Timing:
+    """torchode's Tsit5 in float64, as its documentation compiles it: all lanes at once, each with steps of its own."""
+    return _torchode(batch, save=True)
+
+
+def torchode_tsit5_end_only(batch: Batch) -> Timing:
+    """The same without save times: the curves are NaN."""
+    return _torchode(batch, save=False)
+
+
+def _torchode(batch: Batch, *, save: bool) -> Timing:
+    torch, torchode = require("torch"), require("torchode")
+    p, columns = batch.H0.shape[1:]
+    num_classes = batch.W0.shape[1]
+    sizes = [p * columns, num_classes * p, num_classes]
+    target = torch.from_numpy(target_of(batch))
+
+    def field(t: Any, y: Any) -> Any:
+        h, w, b = y.split(sizes, dim=1)
+        H, W = h.reshape(-1, p, columns), w.reshape(-1, num_classes, p)
+        residual = target - b[:, :, None] - W @ H
+        return torch.cat([(W.mT @ residual).flatten(1), (residual @ H.mT).flatten(1), residual.sum(2)], dim=1)
+
+    term = torchode.ODETerm(field)
+    # The absolute tolerance is one a lane; as a NumPy array it also sets the precision of the tolerances.
+    control = torchode.IntegralController(atol=batch.atol[:, None], rtol=batch.rtol, term=term)
+    solver = torchode.AutoDiffAdjoint(torchode.Tsit5(term=term), control)
+    y0, ts = torch.from_numpy(pack(batch)), torch.from_numpy(batch.ts)
+    problem = torchode.InitialValueProblem(y0, ts[:, 0], ts[:, -1], ts if save else None)
+    solve = torch.compile(solver.solve)
+    with torch.inference_mode():
+        begin = time.perf_counter()
+        solve(problem)
+        first_s = time.perf_counter() - begin
+        solution, wall_s, cpu_s = fastest(lambda: solve(problem), REPEATS)
+        states = solution.ys.numpy()
+    if int(solution.status.max()) != 0:
+        raise RuntimeError(f"torchode: status {int(solution.status.max())}")
+    H, W, b = unpack(batch, states[:, -1])
+    curves = flow_metrics(np, *unpack(batch, states), batch.samples_per_class) if save else no_curves(batch)
+    evaluations = 6 * solution.stats["n_steps"].numpy() + 2
+    name = "torchode_tsit5" if save else "torchode_tsit5_end_only"
+    remark = "Tsit5, elementwise rms norm, all lanes at once; 6 evaluations a step of the lane's own, 2 to start"
+    return Timing(name, H, W, b, curves, first_s - wall_s, wall_s, cpu_s, evaluations, remark)
 
 
 # --- loops over lanes ---------------------------------------------------------------------------------------------
@@ -97,25 +154,42 @@ def scipy_dop853(batch: Batch) -> Timing:
     return _scipy_loop(batch, "DOP853")
 
 
+def scipy_dop853_end_only(batch: Batch) -> Timing:
+    """The same without save times: the curves are NaN."""
+    return _scipy_loop(batch, "DOP853", save=False)
+
+
 def scipy_rk45(batch: Batch) -> Timing:
     """scipy's RK45 (Dormand-Prince), one lane after the other."""
     return _scipy_loop(batch, "RK45")
 
 
-def _scipy_loop(batch: Batch, method: str) -> Timing:
+def scipy_lsoda(batch: Batch) -> Timing:
+    """scipy's LSODA (multistep, switching between stiff and not), one lane after the other."""
+    return _scipy_loop(batch, "LSODA")
+
+
+def scipy_lsoda_end_only(batch: Batch) -> Timing:
+    """The same without save times: the curves are NaN."""
+    return _scipy_loop(batch, "LSODA", save=False)
+
+
+def _scipy_loop(batch: Batch, method: str, *, save: bool = True) -> Timing:
     integrate = require("scipy.integrate")
     field = numpy_field(batch)
 
-    def run() -> tuple[list[Any], list[Any]]:
-        solutions, curves = [], []
-        for y0, ts, atol in zip(pack(batch), batch.ts, batch.atol, strict=True):
+    def run() -> tuple[list[Any], np.ndarray]:
+        solutions, curves = [], no_curves(batch)
+        for lane, (y0, ts, atol) in enumerate(zip(pack(batch), batch.ts, batch.atol, strict=True)):
+            when = ts if save else ts[-1:]
             solution = integrate.solve_ivp(
-                field, (0.0, ts[-1]), y0, method=method, t_eval=ts, rtol=batch.rtol, atol=atol
+                field, (0.0, ts[-1]), y0, method=method, t_eval=when, rtol=batch.rtol, atol=atol
             )
             if not solution.success:
                 raise RuntimeError(f"scipy {method}: {solution.message}")
             solutions.append(solution)
-            curves.append(flow_metrics(np, *unpack(batch, solution.y.T), batch.samples_per_class))
+            if save:
+                curves[lane] = flow_metrics(np, *unpack(batch, solution.y.T), batch.samples_per_class)
         return solutions, curves
 
     with one_blas_thread():
@@ -123,7 +197,8 @@ def _scipy_loop(batch: Batch, method: str) -> Timing:
     H, W, b = unpack(batch, np.stack([solution.y[:, -1] for solution in solutions]))
     evaluations = np.array([solution.nfev for solution in solutions])
     remark = f"{method}, elementwise rms norm, one lane at a time, one BLAS thread"
-    return Timing(f"scipy_{method.lower()}", H, W, b, np.stack(curves), 0.0, wall_s, cpu_s, evaluations, remark)
+    name = f"scipy_{method.lower()}" + ("" if save else "_end_only")
+    return Timing(name, H, W, b, curves, 0.0, wall_s, cpu_s, evaluations, remark)
 
 
 def torchdiffeq_dopri5(batch: Batch) -> Timing:
@@ -221,7 +296,7 @@ def _c_tsit5(batch: Batch, *, save: bool) -> Timing:
     compile_s = time.perf_counter() - begin
     inputs = [np.ascontiguousarray(x, np.float64) for x in (batch.H0, batch.W0, batch.b0, batch.ts)]
     H, W, b = (np.empty_like(x) for x in inputs[:3])
-    curves = np.full((*batch.ts.shape, len(METRICS)), np.nan)
+    curves = no_curves(batch)
     accepted, rejected = np.zeros(batch.lanes, np.intc), np.zeros(batch.lanes, np.intc)
 
     def pointer(x: np.ndarray) -> ctypes.c_void_p:
@@ -271,11 +346,25 @@ PEERS: dict[str, Callable[[Batch], Timing]] = {
     peer.__name__: peer
     for peer in (
         vmap_diffeqsolve,
+        torchode_tsit5,
         scipy_dop853,
         scipy_rk45,
+        scipy_lsoda,
         torchdiffeq_dopri5,
         numpy_descent,
         c_tsit5,
         c_tsit5_end_only,
     )
 }
+
+END_ONLY: dict[str, Callable[[Batch], Timing]] = {
+    peer.__name__.removesuffix("_end_only"): peer
+    for peer in (
+        vmap_diffeqsolve_end_only,
+        torchode_tsit5_end_only,
+        scipy_dop853_end_only,
+        scipy_lsoda_end_only,
+        c_tsit5_end_only,
+    )
+}
+"""The same peers without save times."""
