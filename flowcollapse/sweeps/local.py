@@ -1,6 +1,5 @@
 """The tasks of a sweep on this process's devices, one program for each combination of shapes."""
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -16,9 +15,6 @@ NUMBERS_A_TASK = 2**18
 
 BYTES_A_TASK = 2**28
 """What is kept of a task fits into this."""
-
-UNDER_WAY = 2
-"""Tasks handed to the devices at once: the next computes while one is written."""
 
 COSTLY = ("steps_taken", "steps_accepted", "steps_rejected")
 """The variables whose sum is the number of steps that a lane computed."""
@@ -48,14 +44,18 @@ class Local:
         self._engines: dict[str, Engine] = {}
 
     def results(self, todo: Iterable[Task]) -> Iterator[Result]:
-        """The results of the tasks, in order; while one is in the caller's hands the next ones compute."""
-        under_way: deque[Callable[[], Result]] = deque()
+        """The results of the tasks, in order; while one is in the caller's hands the next computes.
+
+        Never two at once: with two programs under way on several CPU devices, jax 0.10.1 was seen to wait for ever.
+        """
+        running: Callable[[], Result] | None = None
         for task in todo:
-            under_way.append(self.submit(task))
-            if len(under_way) == UNDER_WAY:
-                yield under_way.popleft()()
-        while under_way:
-            yield under_way.popleft()()
+            finished = None if running is None else running()
+            running = self.submit(task)
+            if finished is not None:
+                yield finished
+        if running is not None:
+            yield running()
 
     def submit(self, task: Task) -> Callable[[], Result]:
         """Start a task; the function that is returned waits for its result."""
