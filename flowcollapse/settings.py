@@ -29,12 +29,27 @@ def use_cpu_cores(count: int | None = None) -> None:
     check_integer("count", wanted)
     try:
         jax.config.update("jax_num_cpu_devices", wanted)
+        os.environ.setdefault(THREADS, str(max(wanted + 1, cpu_cores())))
     except RuntimeError:
         if count is not None and len(jax.local_devices(backend="cpu")) < count:
             raise UsageError(
                 f"use_cpu_cores({count}) comes too late, JAX runs on {len(jax.local_devices(backend='cpu'))} CPU "
                 "device(s) already: call it at the top of the program."
             ) from None
+
+
+THREADS = "NPROC"
+"""The environment variable from which JAX takes, at its start, how many threads its CPU devices share."""
+
+
+def cpu_threads() -> int:
+    """The threads that JAX's CPU devices share.
+
+    LAPACK on a batch of matrices waits on one of them for work that it hands to the others. With no more threads than
+    devices all of them can wait for each other, and jax 0.10.1 then does, for ever.
+    """
+    text = os.environ.get(THREADS, "")
+    return int(text) if text.isdigit() else cpu_cores()
 
 
 def cpu_cores() -> int:

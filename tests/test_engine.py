@@ -68,3 +68,20 @@ def test_devices_by_number_and_by_list():
     assert engine.chosen_devices(None) == local
     assert engine.chosen_devices(1) == local[:1]
     assert engine.chosen_devices(local[1:]) == local[1:]
+
+
+def test_more_devices_than_threads_are_refused(monkeypatch):
+    monkeypatch.setenv("NPROC", "2")
+    with pytest.raises(UsageError, match="2 CPU devices share 2 threads"):
+        engine.chosen_devices(2)
+    assert len(engine.chosen_devices(1)) == 1
+
+
+def test_batches_of_factorisations_end_on_all_devices():
+    # With no more threads than devices, LAPACK on a batch of matrices would wait for ever (jax 0.10.1).
+    def size(_, matrix):
+        return jax.numpy.abs(jax.numpy.linalg.qr(matrix)[1]).sum()
+
+    matrices = np.random.default_rng(0).normal(size=(256, 40, 20))
+    found = Engine(size, 256, width=16).map(matrices)
+    np.testing.assert_allclose(found, [np.abs(np.linalg.qr(matrix)[1]).sum() for matrix in matrices], rtol=1e-10)

@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Int, PyTree
 from .._checks import check_integer
 from .._errors import UsageError
 from ..model import UFM
+from ..settings import THREADS, cpu_threads
 
 LOCKSTEP_UP_TO = 512
 """On a CPU, states of more numbers than this run one lane at a time: lockstep gains nothing (`benchmarks/sweep.py`)."""
@@ -153,17 +154,23 @@ def chosen_devices(devices: int | Sequence[Device] | None) -> list[Device]:
     Raises:
         UsageError: for none, or more than there are.
     """
-    local = jax.local_devices()
-    if devices is None:
-        return local
-    if not isinstance(devices, int):
+    chosen = jax.local_devices()
+    if isinstance(devices, int):
+        check_integer("devices", devices)
+        if devices > len(chosen):
+            raise UsageError(
+                f"devices={devices}, but JAX sees {len(chosen)}: ask for at most that many, or, on a CPU, call "
+                "fc.use_cpu_cores() before JAX is first used."
+            )
+        chosen = chosen[:devices]
+    elif devices is not None:
         if not devices or not all(isinstance(device, jax.Device) for device in devices):
             raise UsageError(f"devices must be a number or a list of jax devices, at least one, got {devices!r}.")
-        return list(devices)
-    check_integer("devices", devices)
-    if devices > len(local):
+        chosen = list(devices)
+    if chosen[0].platform == "cpu" and 1 < len(chosen) >= cpu_threads():
         raise UsageError(
-            f"devices={devices}, but JAX sees {len(local)}: ask for at most that many, or, on a CPU, call "
-            "fc.use_cpu_cores() before JAX is first used."
+            f"{len(chosen)} CPU devices share {cpu_threads()} threads and could wait for each other for ever: call "
+            f"fc.use_cpu_cores({len(chosen)}) at the top of the program, which sees to it, or set the environment "
+            f"variable {THREADS}={len(chosen) + 1} before it starts."
         )
-    return local[:devices]
+    return chosen

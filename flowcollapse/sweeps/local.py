@@ -44,10 +44,7 @@ class Local:
         self._engines: dict[str, Engine] = {}
 
     def results(self, todo: Iterable[Task]) -> Iterator[Result]:
-        """The results of the tasks, in order; while one is in the caller's hands the next computes.
-
-        Never two at once: with two programs under way on several CPU devices, jax 0.10.1 was seen to wait for ever.
-        """
+        """The results of the tasks, in order; while one is in the caller's hands the next computes."""
         running: Callable[[], Result] | None = None
         for task in todo:
             finished = None if running is None else running()
