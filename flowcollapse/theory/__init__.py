@@ -1,0 +1,3 @@
+"""What is known of the model without a simulation: the invariant subspace, and paths in closed form."""
+
+from . import subspace as subspace
