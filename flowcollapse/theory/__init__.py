@@ -1,3 +1,3 @@
 """What is known of the model without a simulation: the invariant subspace, and paths in closed form."""
 
-from . import subspace as subspace
+from . import exact as exact, subspace as subspace
