@@ -1,4 +1,4 @@
-from . import initial as initial, metrics as metrics, plot as plot
+from . import initial as initial, metrics as metrics, plot as plot, theory as theory
 from ._errors import UsageError as UsageError
 from .coordinates import to_class_means as to_class_means
 from .descent import Descent as Descent

@@ -1,3 +1,3 @@
-"""What is known of the model in closed form."""
+"""What is known of the model without a simulation: its invariant subspace, paths in closed form, limits, landscape."""
 
-from . import landscape as landscape
+from . import exact as exact, landscape as landscape, subspace as subspace

@@ -1,0 +1,218 @@
+"""Paths of the model in closed form: what flow and descent do, at any time, without an integration.
+
+| function | holds on | gives |
+|---|---|---|
+| `subspace_flow` | the invariant subspace S, equal decay of W and H, any decay of b | the state |
+| `subspace_descent` | the same, any step size | the state |
+| `balanced_flow` | `W^T W - H H^T = lam I`, no bias or one that stays apart | the state, features rotated |
+| `second_phase` | class means fitted, within-class part orthogonal to them | the state, samples rotated |
+| `half_time` | one mode on S | the time at which it is half grown |
+
+Outside of these sets the formulas are wrong by as much as the start is outside, and it is refused where its values are
+known. Every factor that grows is divided out before it is formed, so that any time is as good as any other.
+
+`s = sqrt N`, `P = I - 1 1^T / C`; times are a list `ts`, and states come back with a leading axis of times. Use
+`jax.vmap` for several starts. All can be differentiated in decays and in times above 0, those on S in the start too.
+"""
+
+from collections.abc import Sequence
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from .._checks import Number, check_integer, check_positive, is_traced
+from .._errors import UsageError
+from ..model import UFM, State, problem_of
+from ..simulation import as_arrays
+from ..stopping import Growth, growing_part, target_modes
+from ._shared import (
+    Times,
+    bias,
+    bias_rate,
+    check_equal_decay,
+    check_squared,
+    checked_start,
+    checked_times,
+    integral,
+    least,
+)
+from .riccati import balanced_flow as balanced_flow, second_phase as second_phase
+from .subspace import check_balanced, check_on_subspace, point_with
+
+
+def subspace_flow(model: UFM, start: State, ts: Times, *, rtol: Number | None = None) -> State:
+    """The gradient flow on the invariant subspace S.
+
+    Args:
+        model: the model, with balanced classes and equal decay of W and H, whether below `sqrt N`, at it or above.
+        start: a state on S, in any columns, without leading axes.
+        ts: times, from 0 on, shape (time,).
+        rtol: how far the start may be off S, see `fc.theory.subspace.contains`.
+
+    Returns:
+        The states, with a leading axis of times, in the start's columns.
+
+    Raises:
+        UsageError: for a start off S, imbalanced classes, unequal decay of W and H, or times that are negative.
+
+    Source: the paper's flow on S, `W' = -(W W^T - r P) W`, `r = s - lam`. It keeps the singular vectors of W, each
+    squared singular value follows `mu' = 2 mu (r - mu)`, and the bias relaxes to `N / (C N + lam_b)` at the rate
+    `C N + lam_b`. A mode that W lacks, to rounding, stays away; in a computed run rounding grows it after `t ~ 36/r`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, flowcollapse as fc
+        >>> model = fc.UFM(num_classes=3, samples_per_class=3, num_features=15)
+        >>> start = fc.initial.on_subspace(model, eps=1e-3, key=jax.random.key(0))
+        >>> states = fc.theory.exact.subspace_flow(model, start, [0.0, 1.0, 1e4])
+        >>> states.H.shape, bool(jnp.max(fc.risk(model, states)[-1]) < 1e-8)
+        ((3, 15, 9), True)
+    """
+    start = checked_start(model, start)
+    ts = checked_times(ts, start.W.dtype)
+    _check_start(model, start, rtol)
+    return _subspace_flow(as_arrays(model, ts.dtype), start, ts)
+
+
+@eqx.filter_jit
+def _subspace_flow(model: UFM, start: State, ts: Float[Array, " time"]) -> State:
+    left, sigma, right, r = _subspace_modes(model, start)
+    slow = jnp.where(r < 0, -r, r)  # |r|, but with the derivative of what holds at r = 0
+    decayed = jnp.exp(-slow * ts)[:, None]
+    shrink, floor = jnp.where(r < 0, decayed, 1.0), jnp.where(r < 0, 1.0, jnp.maximum(decayed, least(ts.dtype)))
+    sigmas = sigma * shrink / jnp.sqrt(floor**2 + 2 * sigma**2 * integral(2 * slow, ts[:, None]))
+    return _on_subspace(model, start, left, sigmas, right, bias(model, jnp.mean(start.b), ts))
+
+
+def subspace_descent(
+    model: UFM,
+    start: State,
+    steps: Sequence[int] | Int[np.ndarray, " kept"],
+    *,
+    learning_rate: Number,
+    rtol: Number | None = None,
+) -> State:
+    """Gradient descent on the invariant subspace S, by one scalar recursion a mode.
+
+    Args:
+        model: the model, with balanced classes and equal decay of W and H.
+        start: a state on S, in any columns, without leading axes.
+        steps: the numbers of steps after which states are wanted, 0 or more each.
+        learning_rate: the step size, also one so large that descent does not follow the flow.
+        rtol: how far the start may be off S, see `fc.theory.subspace.contains`.
+
+    Returns:
+        The states, with a leading axis of `len(steps)`, in the start's columns.
+
+    Raises:
+        UsageError: for a start off S, imbalanced classes, unequal decay of W and H, steps that are not integers from 0
+            on, or a learning rate that is not positive.
+
+    Source: S is invariant under descent too, by the paper; on it a singular value of W obeys
+    `sigma <- sigma (1 + eta (r - sigma^2))`, `r = s - lam`, and the bias
+    `beta <- beta - eta (C N (beta - 1/C) + lam_b beta)` (derived here).
+
+    Example:
+        >>> import jax, flowcollapse as fc
+        >>> model = fc.UFM(num_classes=3, samples_per_class=3, num_features=15)
+        >>> start = fc.initial.on_subspace(model, eps=0.1, key=jax.random.key(0))
+        >>> fc.theory.exact.subspace_descent(model, start, [0, 10, 1000], learning_rate=0.05).W.shape
+        (3, 3, 15)
+    """
+    start = checked_start(model, start)
+    _check_start(model, start, rtol)
+    check_positive("learning_rate", learning_rate)
+    for k in steps:
+        check_integer("steps", k, least=0)
+    model, eta = as_arrays((model, learning_rate), start.W.dtype)
+    return _subspace_descent(model, start, eta, jnp.asarray(steps, int), int(max(steps, default=0)))
+
+
+@eqx.filter_jit
+def _subspace_descent(model: UFM, start: State, eta, steps: Int[Array, " kept"], num_steps: int) -> State:
+    left, sigma, right, r = _subspace_modes(model, start)
+    rate = bias_rate(model, sigma.dtype)
+
+    def step(modes, _):
+        sigma, beta = modes
+        after = sigma * (1 + eta * (r - sigma**2)), beta - eta * (rate * beta - model.counts[0] * model.use_bias)
+        return after, after
+
+    first = sigma, jnp.mean(start.b)
+    _, rest = jax.lax.scan(step, first, None, num_steps)
+    sigmas, betas = (jnp.concatenate([one[None], more])[steps] for one, more in zip(first, rest, strict=True))
+    return _on_subspace(model, start, left, sigmas, right, jnp.repeat(betas[:, None], model.num_classes, axis=1))
+
+
+def half_time(model: UFM, mu: Float[Array | np.ndarray, "*shape"] | Number) -> Float[Array, "*shape"]:
+    """The time at which a mode on S, an eigenvalue `mu` of `W W^T`, is half of what it grows to.
+
+    Args:
+        model: the model, with balanced classes and equal decay of W and H.
+        mu: eigenvalues at time 0, between 0 and `r = sqrt N - lam`, which is what they grow to. Any shape.
+
+    Returns:
+        Times; negative where a mode is more than half grown already.
+
+    Raises:
+        UsageError: for a mode outside 0 to r, imbalanced classes or unequal decay of W and H.
+
+    Source: `ln((r - mu) / mu) / (2 r)`, from the logistic law of `subspace_flow`.
+
+    Example:
+        >>> import flowcollapse as fc
+        >>> model = fc.UFM(num_classes=3, samples_per_class=4, num_features=15)
+        >>> float(fc.theory.exact.half_time(model, 1.0))
+        0.0
+    """
+    check_balanced(model)
+    _check_decay(model)
+    mu = jnp.asarray(mu, jnp.result_type(mu, float))
+    r = _subspace_rate(model, mu.dtype)
+    inside = (mu > 0) & (mu < r)
+    if not is_traced(inside) and not bool(jnp.all(inside)):
+        raise UsageError(f"mu must lie between 0 and {float(r):g}, where a mode grows to, got {mu}.")
+    return jnp.log1p((r - 2 * mu) / mu) / (2 * r)
+
+
+def _subspace_rate(model: UFM, dtype) -> Float[Array, ""]:
+    """`r = s - lam`: what the eigenvalues of `W W^T` grow to on S, and half the rate at which they do."""
+    return model.counts[0] ** 0.5 - model.decays[0].astype(dtype)
+
+
+def _subspace_modes(model: UFM, start: State):
+    """A start on S as `W = left diag(sigma) right`, and `r`.
+
+    Rounding would grow to full size: `1^T W` is left out by going through the targets' own modes, and a singular value
+    below the rounding of W is zero.
+    """
+    problem, point = problem_of(model, start)
+    r = _subspace_rate(model, point.W.dtype)
+    with jax.default_matmul_precision("highest"):
+        frame = jnp.asarray(target_modes(model)[0], point.W.dtype)
+        left, sigma, right = jnp.linalg.svd(growing_part(problem, point).T, full_matrices=False)
+        sigma = jnp.where(Growth.of(problem, point).values > 0, sigma, 0.0)
+        return frame @ left, sigma, right, r
+
+
+def _on_subspace(model: UFM, start: State, left, sigmas, right, b: Float[Array, "time C"]) -> State:
+    """The states of S with the given singular values."""
+    problem, _ = problem_of(model, start)
+    with jax.default_matmul_precision("highest"):
+        W = (left * sigmas[:, None, :]) @ right
+        W, X, b = jax.vmap(lambda W, b: point_with(problem, W, b, start.X.shape[-1]))(W, b)
+    return State(X=X, W=W, b=b, columns=start.columns)
+
+
+def _check_decay(model: UFM) -> None:
+    """Raise `UsageError` unless the flow of the model stays on S."""
+    check_squared(model)
+    check_equal_decay(model, "unequal decay of W and H leads away from S")
+
+
+def _check_start(model: UFM, start: State, rtol: Number | None) -> None:
+    """Raise `UsageError` where the paths on S do not hold."""
+    check_on_subspace(model, start, rtol)
+    _check_decay(model)

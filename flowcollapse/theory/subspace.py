@@ -1,0 +1,217 @@
+"""The invariant subspace S: projection, distance, membership, and the risk on it.
+
+For classes of N samples each, with `s = sqrt N`,
+
+    S = { H = (W (x) 1_N)^T / s,  1^T W = 0,  b in span(1) }
+
+is invariant under the gradient flow and under descent at any step size (Mixon, Parshall and Pi, arXiv 2011.11619), also
+if W and H decay alike. In class-mean columns it is `L = 0`, `B = W^T`. Without a bias nothing asks for `1^T W = 0`. All
+lengths are of the energy norm, `||(H, W, b)||^2 = ||H||_F^2 + ||W||_F^2 + ||b||^2`.
+"""
+
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from .. import metrics
+from .._checks import Number, is_traced
+from .._errors import UsageError
+from ..columns import root_counts
+from ..metrics import View
+from ..model import UFM, Point, Problem, State, check_state, over_batch, problem_of
+
+
+class RiskParts(NamedTuple):
+    """The risk on S in two parts that do not interact: the classifier's, and the bias's."""
+
+    classifier: Float[Array, "*batch"]
+    bias: Float[Array, "*batch"]
+
+
+def dimension(model: UFM) -> int:
+    """The dimension of S: `p (C - 1) + 1`, and `p C` without a bias.
+
+    Raises:
+        UsageError: if the classes are not balanced.
+
+    Source: the paper's invariant subspace.
+
+    Example:
+        >>> import flowcollapse as fc
+        >>> fc.theory.subspace.dimension(fc.UFM(num_classes=3, samples_per_class=3, num_features=15))
+        31
+    """
+    check_balanced(model)
+    C, p = model.num_classes, model.num_features
+    return p * (C - 1) + 1 if model.use_bias else p * C
+
+
+def project(model: UFM, state: State) -> State:
+    """The nearest point of S: its classifier is `P (W + B^T) / 2`, its bias the mean of b.
+
+    Args:
+        model: the model, with balanced classes.
+        state: a state of it in any columns, with any leading axes (time, lanes).
+
+    Returns:
+        A state of the same shapes in the same columns.
+
+    Raises:
+        UsageError: if the classes are not balanced or the state's shapes do not fit the model.
+
+    Source: the orthogonal projection on the paper's subspace, derived here; `B` holds the class means times `sqrt N`,
+    and `P = I - 1 1^T / C`, or the identity without a bias.
+
+    Example:
+        >>> import jax, flowcollapse as fc
+        >>> model = fc.UFM(num_classes=3, samples_per_class=3, num_features=15)
+        >>> state = fc.initial.sphere(model, eps=1.0, key=jax.random.key(0))
+        >>> bool(fc.theory.subspace.contains(model, fc.theory.subspace.project(model, state)))
+        True
+    """
+    check_state(model, state)
+    check_balanced(model)
+
+    def one(state):
+        problem, point = problem_of(model, state)
+        view = View(problem, point, *problem.split(point.X), None)
+        W = view.centre((point.W + view.B.T) / 2)
+        return point_with(problem, W, jnp.full_like(point.b, jnp.mean(point.b)), point.X.shape[-1])
+
+    with jax.default_matmul_precision("highest"):
+        W, X, b = over_batch(one, state)
+    return State(X=X, W=W, b=b, columns=state.columns)
+
+
+def point_with(problem: Problem, W: Float[Array, "C p"], b: Float[Array, " C"], n: int) -> Point:
+    """The point with `n` columns whose class means, times `sqrt N`, are the rows of W; on S if W and b are.
+
+    The targets `T` repeat a class's column once a sample, so `X = Hbar T` in every kind of columns.
+    """
+    means = W.T / root_counts(problem.model.counts, W.dtype)
+    return Point(W, means @ problem.columns.targets(n, W.dtype), b)
+
+
+def distance(model: UFM, state: State) -> Float[Array, "*batch"]:
+    """The distance `||z - Pi_S z||` of a state to S: the metric `distance`, one number for each leading axis.
+
+    Raises:
+        UsageError: if the classes are not balanced or the state's shapes do not fit the model.
+
+    Source: the paper; without forming the projection, so that it keeps its digits close to S (derived here):
+    `||L||^2 + 1/2 ||P (W - B^T)||^2 + (||W^T 1||^2 + ||B 1||^2) / C + ||P b||^2`.
+
+    Example:
+        >>> import jax, flowcollapse as fc
+        >>> model = fc.UFM(num_classes=3, samples_per_class=3, num_features=15)
+        >>> state = fc.initial.on_subspace(model, eps=1.0, key=jax.random.key(0))
+        >>> bool(fc.theory.subspace.distance(model, state) < 1e-6)
+        True
+    """
+    return metrics.evaluate(model, state, ("distance",))["distance"]
+
+
+def relative_distance(model: UFM, state: State) -> Float[Array, "*batch"]:
+    """The distance to S over the norm of the state, as the paper's Figure 2 plots it; NaN at the origin.
+
+    Raises:
+        UsageError: if the classes are not balanced or the state's shapes do not fit the model.
+
+    Example:
+        >>> import jax, flowcollapse as fc
+        >>> model = fc.UFM(num_classes=3, samples_per_class=3, num_features=15)
+        >>> state = fc.initial.sphere(model, eps=1.0, key=jax.random.key(0))
+        >>> bool(0.5 < fc.theory.subspace.relative_distance(model, state) < 1)
+        True
+    """
+    return metrics.evaluate(model, state, ("relative_distance",))["relative_distance"]
+
+
+def contains(model: UFM, state: State, rtol: Number | None = None) -> Bool[Array, "*batch"]:
+    """Whether a state is on S, up to rounding or up to `rtol`.
+
+    Args:
+        model: the model, with balanced classes.
+        state: a state of it in any columns, with any leading axes.
+        rtol: how far it may be off. `(H, W)` is held against its own norm, so that a small start is judged by its own
+            size, and b against that of 1/C or its own. Default: a thousand times the rounding of the state's precision.
+
+    Raises:
+        UsageError: if the classes are not balanced or the state's shapes do not fit the model.
+
+    Source: the paper's invariant subspace.
+
+    Example:
+        >>> import jax, flowcollapse as fc
+        >>> model = fc.UFM(num_classes=3, samples_per_class=3, num_features=15)
+        >>> bool(fc.theory.subspace.contains(model, fc.initial.collapsed(model, key=jax.random.key(0))))
+        True
+        >>> bool(fc.theory.subspace.contains(model, fc.initial.sphere(model, eps=1e-9, key=jax.random.key(0))))
+        False
+    """
+    allowed = jnp.asarray(default_rtol(state) if rtol is None else rtol)
+    off = distance(model, State(X=state.X, W=state.W, b=jnp.zeros_like(state.b), columns=state.columns))
+    size = jnp.sqrt(jnp.sum(state.W**2, axis=(-2, -1)) + jnp.sum(state.X**2, axis=(-2, -1)))
+    uneven = jnp.linalg.norm(state.b - jnp.mean(state.b, axis=-1, keepdims=True), axis=-1)
+    bias_size = jnp.maximum(jnp.linalg.norm(state.b, axis=-1), model.num_classes**-0.5)
+    return (off <= allowed * size) & (uneven <= allowed * bias_size)
+
+
+def risk_parts(model: UFM, state: State, rtol: Number | None = None) -> RiskParts:
+    """The risk on S as a sum: `1/2 ||W W^T - s P||_F^2` of the classifier and `(C N / 2) ||b - 1/C||^2` of the bias.
+
+    Args:
+        model: the model, with balanced classes; what decay adds goes to the part that decays.
+        state: a state on S in any columns, with any leading axes.
+        rtol: how far it may be off S, see `contains`.
+
+    Returns:
+        `RiskParts(classifier, bias)`, one number each for each leading axis; together they are `fc.risk`.
+
+    Raises:
+        UsageError: if a state is off S, the classes are not balanced or the shapes do not fit the model.
+
+    Source: the paper; on S the residual is `W W^T - s P` plus a multiple of `1 1^T`, which are orthogonal.
+
+    Example:
+        >>> import jax, flowcollapse as fc
+        >>> model = fc.UFM(num_classes=3, samples_per_class=3, num_features=15)
+        >>> state = fc.initial.on_subspace(model, eps=1e-4, key=jax.random.key(0))
+        >>> [round(float(part), 4) for part in fc.theory.subspace.risk_parts(model, state)]
+        [3.0, 1.5]
+    """
+    check_state(model, state)
+    check_on_subspace(model, state, rtol)
+    lam_W, lam_H, lam_b = (decay.astype(state.W.dtype) for decay in model.decays)
+    values = metrics.evaluate(model, state, ("snc1", "snc3"))
+    classifier = values["snc1"] ** 2 + (lam_W + lam_H) * jnp.sum(state.W**2, axis=(-2, -1))
+    bias = model.num_samples * values["snc3"] ** 2 + lam_b * jnp.sum(state.b**2, axis=-1)
+    return RiskParts(classifier / 2, bias / 2)
+
+
+def default_rtol(state: State) -> float:
+    """What rounding may leave of an equality between the parts of a state."""
+    return 1e3 * float(jnp.finfo(jnp.result_type(state.W, jnp.float32)).eps)
+
+
+def check_balanced(model: UFM) -> None:
+    """Raise `UsageError` unless the classes are balanced."""
+    if not model.balanced:
+        raise UsageError(
+            f"samples_per_class={model.samples_per_class} is imbalanced, but the subspace S is defined for equal "
+            "counts: use equal counts."
+        )
+
+
+def check_on_subspace(model: UFM, state: State, rtol: Number | None) -> None:
+    """Raise `UsageError` if the state is known and off S."""
+    check_balanced(model)
+    on = eqx.filter_jit(contains)(model, state, None if rtol is None else jnp.asarray(rtol))
+    if not is_traced(on) and not bool(jnp.all(on)):
+        raise UsageError(
+            f"state is off the invariant subspace S, at the distance {distance(model, state)}: project it first, with "
+            "fc.theory.subspace.project(model, state)."
+        )
