@@ -1,4 +1,4 @@
-from . import initial as initial, metrics as metrics, plot as plot
+from . import initial as initial, metrics as metrics, plot as plot, theory as theory
 from ._errors import UsageError as UsageError
 from .coordinates import to_class_means as to_class_means
 from .descent import Descent as Descent
@@ -7,6 +7,7 @@ from .model import UFM as UFM, State as State, risk as risk, velocity as velocit
 from .precision import enable_x64 as enable_x64
 from .simulation import simulate as simulate
 from .stopping import Verdict as Verdict
+from .theory.prediction import predict as predict
 from .trajectory import Trajectory as Trajectory
 
 __all__: list[str]
