@@ -76,21 +76,21 @@ def runs(name: str) -> Runs:
         path = simulate(starts, ts)
         found, final = jax.device_get(path.metrics), path.final
     else:
-        lanes = [systems.arrays(starts_at(starts, i)) for i in range(len(SIZES))]
+        lanes = [systems.arrays(lane(starts, i)) for i in range(len(SIZES))]
         paths = [systems.flow(z, model.counts, t, use_bias=model.use_bias) for z, t in zip(lanes, ts, strict=True)]
         values = [
-            [measured(model, systems.Arrays(*z), lane) for z in zip(*path, strict=True)]
-            for lane, path in zip(lanes, paths, strict=True)
+            [measured(model, systems.Arrays(*z), start) for z in zip(*path, strict=True)]
+            for start, path in zip(lanes, paths, strict=True)
         ]
-        found = {metric: np.array([[one[metric] for one in lane] for lane in values]) for metric in METRICS}
+        found = {metric: np.array([[one[metric] for one in path] for path in values]) for metric in METRICS}
         final = fc.State(*(jnp.asarray(np.stack([path[i][-1] for path in paths])) for i in range(3)))
     path, plateau, both = predict(starts, ts)
     assert np.all(path.result == fc.Verdict.plateau)
     return Runs(found, parts_of(model, final), jax.device_get(path.metrics), plateau, both)
 
 
-def starts_at(starts: fc.State, i: int) -> fc.State:
-    return jax.tree.map(lambda x: x[i], starts)
+def lane(batch, i: int):
+    return jax.tree.map(lambda x: x[i], batch)
 
 
 def measured(model: fc.UFM, point: systems.Arrays, start: systems.Arrays) -> dict[str, float]:
@@ -174,7 +174,7 @@ def test_the_plateau(name):
 
 def test_the_slow_phase_to_first_order():
     """At the time f/eps^2 the drift of u and L is off by f^2; left out it would be off by f."""
-    fractions, start = np.array([0.03, 0.1, 0.3]), starts_at(starts_of(PAPER), 0)
+    fractions, start = np.array([0.03, 0.1, 0.3]), lane(starts_of(PAPER), 0)
     starts = jax.tree.map(lambda x: jnp.stack([x] * 3), start)
     ts = jnp.asarray(fractions)[:, None] / SIZES[0] ** 2 * jnp.linspace(0, 1, NUM_TIMES)
     simulate, predict = programs("p > C - 1")
@@ -260,7 +260,7 @@ def test_descent_on_the_subspace_is_exact_at_any_size():
 @pytest.mark.parametrize("rate", [0.02, 0.1])
 def test_descent_from_a_small_start_and_its_number_of_steps(rate):
     """The risk follows the recursion on S, and L is down to e^-20 at the number of steps, to within one step."""
-    start = starts_at(starts_of(SYSTEMS["p = C - 1"]), 2)
+    start = lane(starts_of(SYSTEMS["p = C - 1"]), 2)
     model = SYSTEMS["p = C - 1"]
     steps = int(limits.plateau_steps(model, start, rate))
     curve = curves.descent_curve(model, start, rate, steps)
@@ -283,9 +283,9 @@ def test_descent_from_a_small_start_and_its_number_of_steps(rate):
 
 
 def test_the_dataset_is_laid_out_like_that_of_a_run():
-    start, ts = starts_at(starts_of(PAPER), 2), np.linspace(0.0, 10.0, NUM_TIMES)
+    start, ts = lane(starts_of(PAPER), 2), np.linspace(0.0, 10.0, NUM_TIMES)
     lanes = programs("p > C - 1")[0](starts_of(PAPER), jnp.stack([jnp.asarray(ts)] * 3))
-    found = starts_at(lanes, 2).to_xarray()
+    found = lane(lanes, 2).to_xarray()
     predicted = fc.predict(PAPER, start, ts, metrics=("risk", "balancedness"))
     assert set(predicted.variables) == {"time", "risk", "balancedness", "verdict", "t_end"}
     assert set(predicted.variables) - {"balancedness"} <= set(found.variables)
@@ -345,6 +345,6 @@ def test_models_that_are_not_covered_are_refused(change, message):
 def test_starts_that_are_not_covered_are_refused():
     with pytest.raises(fc.UsageError, match="leading axes"):
         fc.predict(PAPER, starts_of(PAPER))
-    start = starts_at(starts_of(PAPER), 0)
+    start = lane(starts_of(PAPER), 0)
     with pytest.raises(fc.UsageError, match="differs between the classes"):
         fc.predict(PAPER, fc.State(H=start.H, W=start.W, b=jnp.array([0.0, 0.5, 0.0])))
