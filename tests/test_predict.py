@@ -123,13 +123,17 @@ def parts_of(model: fc.UFM, states: fc.State) -> dict[str, np.ndarray]:
 # ---- whole paths and plateaus
 
 
-def errors(metric: str, name: str, found, predicted):
-    """`|predicted - found|` over `K eps^2`, less what the flow itself may be wrong by.
+def accuracy(metric: str, name: str) -> float:
+    """What the flow itself may be wrong by. Its gradient at the plateau is a difference of numbers of order one."""
+    if SYSTEMS[name] is not PAPER:
+        return 1e-11
+    return 1e-12 if metric == "grad_norm" else 0.0
 
-    K is larger for what is of order eps^3 and eps^6, where the flow has fewer digits left.
-    """
-    K, accuracy = 60 if metric in ("nc1", "grad_norm") else 10, 0.0 if SYSTEMS[name] is PAPER else 1e-11
-    return np.maximum(np.abs(predicted - found) - accuracy, 0.0) / (K * SIZES[:, None] ** 2)
+
+def errors(metric: str, name: str, found, predicted):
+    """`|predicted - found|` over `K eps^2`; K is larger for what is of order eps^3 and eps^6."""
+    K = 60 if metric in ("nc1", "grad_norm") else 10
+    return np.maximum(np.abs(predicted - found) - accuracy(metric, name), 0.0) / (K * SIZES[:, None] ** 2)
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
@@ -166,8 +170,9 @@ def test_the_plateau(name):
     assert set(run.plateau.metrics) >= {"snc1", "snc2", "snc3", "distance", "relative_distance", "nc1_trace", "risk"}
     for metric, value in run.plateau.metrics.items():
         if metric in limits.powers(SYSTEMS[name]):
-            errors = np.abs(value / run.found[metric][:, -1] - 1)
-            np.testing.assert_array_less(errors, 60 * SIZES**2, err_msg=metric)
+            found = run.found[metric][:, -1]
+            allowed = 60 * SIZES**2 * found + accuracy(metric, name)
+            np.testing.assert_array_less(np.abs(value - found), allowed, err_msg=metric)
         else:
             assert np.all(value < 1e-25), metric
 
@@ -195,6 +200,31 @@ def test_learning_curves(name):
     assert np.all(corrected < 0.03)
     assert plain[2] > 2 * corrected[2]
     assert plain[2] > 1.2 * plain[0]
+
+
+@pytest.mark.parametrize("large", ["L", "u", "v"])
+def test_each_part_of_the_correction(large):
+    """One mode, watched at the same phases of its escape: the error over eps^2 is one number, with K2 only."""
+    model, rng = fc.UFM(num_classes=2, samples_per_class=3, num_features=4), np.random.default_rng(3)
+    W, Hbar, L = rng.normal(size=(2, 4)), rng.normal(size=(4, 2)), rng.normal(size=(4, 6))
+    L -= np.repeat(L.reshape(4, 2, 3).mean(axis=2), 3, axis=1)
+    u, v = np.outer(np.ones(2), W.mean(axis=0)), np.outer(Hbar.mean(axis=1), np.ones(2))
+    W, Hbar, L = (W + 3 * u, Hbar, L) if large == "u" else (W, Hbar + 3 * v, L) if large == "v" else (W, Hbar, 3 * L)
+    growing = (W - W.mean(axis=0) + np.sqrt(3) * (Hbar.T - Hbar.mean(axis=1))) / 2
+    curve = systems.compiled(
+        lambda start, ts: [curves.learning_curve(model, start, ts, corrected=c).risk for c in (True, False)]
+    )
+    found = []
+    for size in (1e-3, 1e-4):
+        start = systems.Arrays(size * (np.repeat(Hbar, 3, axis=1) + L), size * W, np.zeros(2))
+        mu = size**2 * np.sum(growing**2)
+        ts = np.concatenate([[0.0], np.log(np.sqrt(3) / mu) / (2 * np.sqrt(3)) + np.array([-0.3, 0.0, 0.3])])
+        path = systems.flow(start, model.counts, ts)
+        risks = np.array([systems.risk(systems.Arrays(*z), model.counts) for z in zip(*path, strict=True)])
+        predicted = curve(fc.State(*map(jnp.asarray, start)), jnp.asarray(ts))
+        found.append([(np.asarray(one) - risks)[1:] / size**2 for one in predicted])
+    corrected, plain = (np.abs(found[0][i] - found[1][i]) for i in (0, 1))
+    np.testing.assert_array_less(corrected, 0.02 * plain)
 
 
 # ---- laws without a run

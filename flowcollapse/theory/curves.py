@@ -47,8 +47,8 @@ def learning_curve(model: UFM, start: State, ts: Any, *, corrected: bool = True)
         >>> import jax, flowcollapse as fc
         >>> model = fc.UFM(num_classes=3, samples_per_class=3, num_features=15)
         >>> start = fc.initial.sphere(model, eps=1e-3, key=jax.random.key(0))
-        >>> fc.theory.curves.learning_curve(model, start, [0.0, 3.0, 12.0]).risk.round(3).tolist()
-        [4.5, 3.0, 0.0]
+        >>> fc.theory.curves.learning_curve(model, start, [0.0, 3.0, 12.0]).risk.round(2).tolist()
+        [4.5, 2.99, 0.0]
     """
     check_small_start(model, start)
     return _learning_curve(model, start, jnp.asarray(ts, start.X.dtype), bool(corrected))
@@ -85,8 +85,8 @@ def descent_curve(model: UFM, start: State, learning_rate: Number, num_steps: in
         >>> import jax, flowcollapse as fc
         >>> model = fc.UFM(num_classes=3, samples_per_class=3, num_features=15)
         >>> start = fc.initial.sphere(model, eps=1e-3, key=jax.random.key(0))
-        >>> fc.theory.curves.descent_curve(model, start, 0.05, 300).risk[jnp.array([0, 50, 300])].round(3).tolist()
-        [4.5, 3.0, 0.0]
+        >>> fc.theory.curves.descent_curve(model, start, 0.05, 300).risk[::50].round(2).tolist()
+        [4.5, 3.0, 0.76, 0.0, 0.0, 0.0, 0.0]
     """
     check_positive("learning_rate", learning_rate)
     check_integer("num_steps", num_steps)
@@ -134,8 +134,8 @@ def mean_modes(model: UFM, start: State, ts: Any) -> tuple[Float[Array, "time p"
         >>> model = fc.UFM(num_classes=3, samples_per_class=3, num_features=2)
         >>> start = fc.initial.sphere(model, eps=1e-3, key=jax.random.key(0))
         >>> u, v = fc.theory.curves.mean_modes(model, start, [2.0, 20.0])
-        >>> bool(jnp.linalg.norm(u[1]) < 1e-6), float(jnp.linalg.norm(v[1]) / jnp.linalg.norm(v[0]).round(4))
-        (True, 0.9087)
+        >>> bool(jnp.linalg.norm(u[1]) < 1e-9), round(float(jnp.linalg.norm(v[1]) / jnp.linalg.norm(v[0])), 3)
+        (True, 0.909)
     """
     check_small_start(model, start)
     return _mean_modes(model, start, jnp.asarray(ts, start.X.dtype))
