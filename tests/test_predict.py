@@ -376,5 +376,8 @@ def test_starts_that_are_not_covered_are_refused():
     with pytest.raises(fc.UsageError, match="leading axes"):
         fc.predict(PAPER, starts_of(PAPER))
     start = lane(starts_of(PAPER), 0)
+    for ts in (1.0, [], [-1.0, 0.0], [0.0, np.inf]):
+        with pytest.raises(fc.UsageError, match="ts must be"):
+            fc.predict(PAPER, start, ts)
     with pytest.raises(fc.UsageError, match="differs between the classes"):
         fc.predict(PAPER, fc.State(H=start.H, W=start.W, b=jnp.array([0.0, 0.5, 0.0])))

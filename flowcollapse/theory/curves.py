@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from .._checks import Number, check_integer, check_positive
 from ..model import UFM, State
-from .escape import Escape, check_small_start
+from .escape import Escape, check_small_start, checked_times
 
 
 class LearningCurve(NamedTuple):
@@ -38,7 +38,7 @@ def learning_curve(model: UFM, start: State, ts: Any, *, corrected: bool = True)
             of O(eps^2 ln 1/eps).
 
     Raises:
-        UsageError: for a model with decay or unequal counts, or a start that does not fit it.
+        UsageError: for a model with decay or unequal counts, or a start or times that do not fit.
 
     On S the curve is exact at any size (the flow of `W' = -(W W^T - s P) W`, after the paper); that a small start
     shadows it, and K2, are derived here.
@@ -51,7 +51,7 @@ def learning_curve(model: UFM, start: State, ts: Any, *, corrected: bool = True)
         [4.5, 2.99, 0.0]
     """
     check_small_start(model, start)
-    return _learning_curve(model, start, jnp.asarray(ts, start.X.dtype), bool(corrected))
+    return _learning_curve(model, start, checked_times(ts, start.X.dtype), bool(corrected))
 
 
 @eqx.filter_jit
@@ -138,7 +138,7 @@ def mean_modes(model: UFM, start: State, ts: Any) -> tuple[Float[Array, "time p"
         (True, 0.909)
     """
     check_small_start(model, start)
-    return _mean_modes(model, start, jnp.asarray(ts, start.X.dtype))
+    return _mean_modes(model, start, checked_times(ts, start.X.dtype))
 
 
 @eqx.filter_jit

@@ -24,7 +24,7 @@ Without a bias `P = I`, there are C modes, and neither u nor v nor b.
 
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -271,6 +271,18 @@ def check_small_start(model: UFM, start: State) -> None:
             f"start.b is {b}, which differs between the classes by more than the start squared: the theory of small "
             "starts needs b0 = beta0 1, as fc.initial gives it; use fc.simulate."
         )
+
+
+def checked_times(ts: Any, dtype) -> Float[Array, " time"]:
+    """The times in the state's precision; raises `UsageError` unless they are a list of numbers, finite and from 0 on."""
+    if is_traced(ts):
+        return ts.astype(dtype)
+    times = np.asarray(ts)
+    if times.ndim != 1 or times.size == 0 or times.dtype.kind not in "iuf":
+        raise UsageError(f"ts must be a list of times, got {ts!r} of shape {times.shape}.")
+    if not np.all(np.isfinite(times) & (times >= 0)):
+        raise UsageError(f"ts must be finite and not below 0, where the start is, got {times}.")
+    return jnp.asarray(times, dtype)
 
 
 def check_plain(model: UFM) -> None:
