@@ -274,7 +274,7 @@ def check_small_start(model: UFM, start: State) -> None:
 
 
 def checked_times(ts: Any, dtype) -> Float[Array, " time"]:
-    """The times in the state's precision; raises `UsageError` unless they are a list of numbers, finite and from 0 on."""
+    """The times in the state's precision; raises `UsageError` unless they are a list of finite numbers from 0 on."""
     if is_traced(ts):
         return ts.astype(dtype)
     times = np.asarray(ts)
