@@ -1,3 +1,11 @@
-"""What is known of the model without a simulation: its invariant subspace, paths in closed form, limits, landscape."""
+"""What is known of the model without running it: its invariant subspace, paths in closed form, limits of small starts,
+learning curves and predictions, and the landscape."""
 
-from . import exact as exact, landscape as landscape, subspace as subspace
+from . import (
+    curves as curves,
+    exact as exact,
+    landscape as landscape,
+    limits as limits,
+    prediction as prediction,
+    subspace as subspace,
+)
