@@ -12,8 +12,7 @@ from . import metrics as metrics_module
 from ._checks import is_traced
 from ._errors import UsageError
 from .coordinates import enter
-from .descent import Descent
-from .flow import Flow
+from .method import Method, check_method
 from .model import UFM, Point, Problem, State, check_state
 from .stopping import Verdict, verdict
 from .trajectory import Trajectory
@@ -24,7 +23,7 @@ NUM_SAVES = 101
 def simulate(
     model: UFM,
     start: State,
-    method: Flow | Descent,
+    method: Method,
     ts: Real[Array | np.ndarray, " time"] | Sequence[float | int] | int = NUM_SAVES,
     *,
     save_states: bool = False,
@@ -35,7 +34,7 @@ def simulate(
     Args:
         model: the model.
         start: one state of it (use `jax.vmap` for more).
-        method: `fc.Flow(...)` or `fc.Descent(...)`.
+        method: `fc.Flow(...)`, `fc.Descent(...)`, `fc.ModifiedFlow(...)` or `fc.HeavyBallFlow(...)`.
         ts: increasing times, from 0 on, at which metrics are saved, or a number of equal times up to the end.
         save_states: keep `path.states`, the state at every time of `ts`.
         metrics: names of the metrics to save; default all that the model and the start have.
@@ -60,8 +59,7 @@ def simulate(
         ('plateau', (15, 9))
     """
     start = _checked_start(model, start)
-    if not isinstance(method, Flow | Descent):
-        raise UsageError(f"method must be an fc.Flow or an fc.Descent, got {method!r}.")
+    check_method(method)
     names = metrics_module.checked_names(model, start.columns, metrics)
     if metrics is None and model.num_features * model.num_samples > metrics_module.SAMPLES_UP_TO:
         names = tuple(name for name in names if not metrics_module.METRICS[name].samples)
@@ -145,7 +143,7 @@ def _checked_start(model: UFM, start: State) -> State:
     return start
 
 
-def checked_times(ts, method: Flow | Descent, dtype) -> Array:
+def checked_times(ts, method: Method, dtype) -> Array:
     """The save times as an array, after making sure that they increase, from 0 on, and end before the method does."""
     if is_traced(ts):
         return ts.astype(dtype)

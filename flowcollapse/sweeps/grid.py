@@ -8,8 +8,7 @@ import numpy as np
 
 from .._checks import check_positive
 from .._errors import UsageError, nearest
-from ..descent import Descent
-from ..flow import Flow
+from ..method import Method, check_method
 from ..model import UFM
 
 SHAPE_AXES = ("num_classes", "samples_per_class", "num_features")
@@ -25,7 +24,7 @@ class Grid(NamedTuple):
     """
 
     model: UFM
-    method: Flow | Descent
+    method: Method
     axes: dict[str, tuple[Any, ...]]
 
     @property
@@ -59,7 +58,7 @@ class Task(NamedTuple):
 
 
 def make_grid(
-    model: UFM, method: Flow | Descent, eps: Sequence[float], seeds: int | Sequence[int], axes: Mapping[str, Any]
+    model: UFM, method: Method, eps: Sequence[float], seeds: int | Sequence[int], axes: Mapping[str, Any]
 ) -> Grid:
     """The grid of a sweep.
 
@@ -68,8 +67,7 @@ def make_grid(
     """
     if not isinstance(model, UFM):
         raise UsageError(f"model must be an fc.UFM, got {model!r}.")
-    if not isinstance(method, Flow | Descent):
-        raise UsageError(f"method must be an fc.Flow or an fc.Descent, got {method!r}.")
+    check_method(method)
     allowed = (*MODEL_AXES, *method.numbers)
     for name in axes:
         if name not in allowed:
@@ -121,7 +119,7 @@ def _plain(value: Any) -> Any:
     return np.asarray(value).item() if isinstance(value, np.generic) or hasattr(value, "dtype") else value
 
 
-def of_lane(model: UFM, method: Flow | Descent, values: Mapping[str, Any]) -> tuple[UFM, Flow | Descent]:
+def of_lane(model: UFM, method: Method, values: Mapping[str, Any]) -> tuple[UFM, Method]:
     """The model and the method with the numbers of one lane, which may be traced."""
     of_model = {name: value for name, value in values.items() if name in MODEL_AXES}
     of_method = {name: value for name, value in values.items() if name not in (*MODEL_AXES, "eps", "seed")}
