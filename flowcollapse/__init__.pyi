@@ -1,5 +1,6 @@
 from . import initial as initial, metrics as metrics, plot as plot
 from ._errors import UsageError as UsageError
+from .comparison import compare as compare
 from .coordinates import to_class_means as to_class_means
 from .descent import Descent as Descent
 from .flow import Flow as Flow

@@ -197,14 +197,15 @@ class Descent(Method):
         return jax.lax.fori_loop(0, self.num_steps, lambda _, carry: tick(carry), begin)[0]
 
     def steps_until(self, time: Float[Array, ""], most: int) -> Int[Array, ""]:
-        """How many steps it takes until a time is reached, at most so many; fewer where the clock runs backwards."""
+        """How many steps it takes until a time is reached; `most` if that many are not enough."""
         tick, begin = self._ticking(time.dtype)
 
         def before(carry):
             step, (now, _) = carry
             return (now < time) & (step < most) & (now >= 0)
 
-        return jax.lax.while_loop(before, lambda c: (c[0] + 1, tick(c[1])), (jnp.zeros((), int), begin))[0]
+        step, (now, _) = jax.lax.while_loop(before, lambda c: (c[0] + 1, tick(c[1])), (jnp.zeros((), int), begin))
+        return jnp.where(now >= time, step, most)
 
     def _ticking(self, dtype):
         """How the optimizer takes one number along under a constant unit force: a step, and what it begins with."""

@@ -58,7 +58,9 @@ def simulate(
         >>> path.result.name, path.final.H.shape
         ('plateau', (15, 9))
     """
-    start = _checked_start(model, start)
+    start = checked_start(model, start)
+    if start.W.ndim != 2:
+        raise UsageError(f"start has leading axes {start.W.shape[:-2]}: map over them with jax.vmap.")
     check_method(method)
     names = metrics_module.checked_names(model, start.columns, metrics)
     if metrics is None and model.num_features * model.num_samples > metrics_module.SAMPLES_UP_TO:
@@ -120,7 +122,8 @@ def as_arrays(tree, dtype):
     return jax.tree.map(of_leaf, tree)
 
 
-def _checked_start(model: UFM, start: State) -> State:
+def checked_start(model: UFM, start: State) -> State:
+    """A start, or several, of one precision, after making sure that it fits the model."""
     if not isinstance(start, State):
         raise UsageError(
             f"start must be an fc.State, got {type(start).__name__}: make one with fc.initial or fc.State."
@@ -135,8 +138,6 @@ def _checked_start(model: UFM, start: State) -> State:
     X, W, b = (jnp.asarray(x) for x in (start.X, start.W, start.b))
     dtype = jnp.result_type(X, W, b, jnp.float32)
     start = State(X=X.astype(dtype), W=W.astype(dtype), b=b.astype(dtype), columns=start.columns)
-    if start.W.ndim != 2:
-        raise UsageError(f"start has leading axes {start.W.shape[:-2]}: map over them with jax.vmap.")
     check_state(model, start)
     if not model.use_bias and not is_traced(start.b) and np.any(np.asarray(start.b)):
         raise UsageError("start.b is not zero but the model has no bias: pass zeros, or use_bias=True.")

@@ -68,7 +68,25 @@ def make_grid(
     if not isinstance(model, UFM):
         raise UsageError(f"model must be an fc.UFM, got {model!r}.")
     check_method(method)
-    allowed = (*MODEL_AXES, *method.numbers)
+    grid = Grid(model, method, checked_axes((*MODEL_AXES, *method.numbers), eps, seeds, axes))
+    for values in grid.shapes():
+        with_values(model, values)
+    for name, values in grid.axes.items():
+        if name not in (*SHAPE_AXES, "eps", "seed"):
+            for value in values:
+                of_lane(model, method, {name: value})
+    return grid
+
+
+def checked_axes(
+    allowed: Sequence[str], eps: Sequence[float], seeds: int | Sequence[int], axes: Mapping[str, Any]
+) -> dict[str, tuple[Any, ...]]:
+    """The axes in order, shapes first, eps and seed last, each a tuple of values.
+
+    Raises:
+        UsageError: for an axis that is empty, holds a value twice or is not allowed, and for eps and seeds that cannot
+            be.
+    """
     for name in axes:
         if name not in allowed:
             raise UsageError(f"axis {name!r} is not one of {', '.join(allowed)}{nearest(name, allowed)}.")
@@ -77,23 +95,13 @@ def make_grid(
             raise UsageError(f"seeds must be at least 1, got {seeds}.")
         seeds = range(int(seeds))
     ordered = sorted(axes, key=lambda name: SHAPE_AXES.index(name) if name in SHAPE_AXES else len(SHAPE_AXES))
-    grid = Grid(
-        model,
-        method,
-        {name: _checked_axis(name, axes[name]) for name in ordered}
-        | {"eps": _checked_axis("eps", eps), "seed": _checked_axis("seeds", seeds)},
-    )
-    check_positive("eps", list(grid.axes["eps"]))
-    for seed in grid.axes["seed"]:
+    checked = {name: _checked_axis(name, axes[name]) for name in ordered}
+    checked |= {"eps": _checked_axis("eps", eps), "seed": _checked_axis("seeds", seeds)}
+    check_positive("eps", list(checked["eps"]))
+    for seed in checked["seed"]:
         if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
             raise UsageError(f"seeds must be integers from 0 to 2^63 - 1, got {seed!r}.")
-    for values in grid.shapes():
-        with_values(model, values)
-    for name in ordered:
-        for value in grid.axes[name]:
-            if name not in SHAPE_AXES:
-                of_lane(model, method, {name: value})
-    return grid
+    return checked
 
 
 def _checked_axis(name: str, values: Any) -> tuple[Any, ...]:
