@@ -162,7 +162,12 @@ def _all_steps(one: Rival, method: Descent, axes: Axes, end: float) -> Int[np.nd
     places = np.meshgrid(*(np.asarray(axes[name], float) for name in one.open), indexing="ij") if one.open else []
     numbers = {name: jnp.asarray(place.ravel()) for name, place in zip(one.open, places, strict=True)}
     dtype = jnp.result_type(float)
-    return np.asarray(_steps_until(as_arrays(method, dtype), numbers, jnp.asarray(end * (1 - 1e-6), dtype)))
+    return np.asarray(_steps_until(as_arrays(method, dtype), numbers, jnp.asarray(almost(end), dtype)))
+
+
+def almost(time: float) -> float:
+    """A little before a time: clocks are sums of many steps, and those of schedules are in single precision."""
+    return time * (1 - max(1e-6, 1e4 * float(jnp.finfo(jnp.result_type(float)).eps)))
 
 
 @eqx.filter_jit
@@ -186,7 +191,7 @@ def save_times(count: int, rivals: Sequence[Rival], axes: Axes, end: float) -> F
         return np.linspace(0, end, count + (count == 1))[-count:]
     coarsest = with_steps(min(descents, key=lambda one: steps_needed(one, axes, end)), axes, end)
     clock = np.asarray(_clock(as_arrays(coarsest, jnp.result_type(float))))
-    last = int(np.searchsorted(clock, end * (1 - 1e-6)))
+    last = int(np.searchsorted(clock, almost(end)))
     return clock[np.unique(np.round(np.linspace(last, 0, count)).astype(int))]
 
 
