@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
+from ._checks import check_integer
 from ._errors import UsageError, nearest
 from .flow import AbstractFlow
 from .initial import STARTS
@@ -17,7 +18,7 @@ from .metrics import checked_names
 from .model import UFM, State
 from .provenance import options, provenance
 from .race import Plateau, Race, Setting, Shared
-from .rivals import Rival, check_axes, given_times, rival, rivals_of, save_times, with_steps
+from .rivals import Rival, check_axes, ending_at, given_times, rival, rivals_of, save_times
 from .simulation import as_arrays, checked_start
 from .sweeps.engine import CPU_WIDTH, Engine, block_width, chosen_devices, state_size
 from .sweeps.grid import MODEL_AXES, SHAPE_AXES, Grid, Task, checked_axes, lane_values, with_values
@@ -106,13 +107,16 @@ def compare(
         >>> import flowcollapse as fc
         >>> model = fc.UFM(num_classes=3, samples_per_class=3, num_features=15)
         >>> rates = [0.01, 0.02]
-        >>> runs = fc.compare(model, optimizers=["sgd"], eps=[0.1], seeds=2, metrics=["snc1"], learning_rate=rates)
-        >>> near, far = runs.max_distance_to_flow.sel({"method": "sgd"}).max(["eps", "seed"]).values
+        >>> runs = fc.compare(model, "sphere", ["sgd"], [1.0], eps=[0.1], seeds=1, metrics=(), learning_rate=rates)
+        >>> near, far = runs.max_distance_to_flow.sel({"method": "sgd"}).values.ravel()
         >>> bool(near < 0.6 * far)
         True
     """
     if not isinstance(model, UFM):
         raise UsageError(f"model must be an fc.UFM, got {model!r}.")
+    for name, value in (("ts", ts), ("num_steps", num_steps), ("width", width)):
+        if isinstance(value, int):
+            check_integer(name, value)
     reference = rival("flow", flow, axes)
     if not isinstance(reference.method, AbstractFlow):
         raise UsageError(f"flow must be a flow, such as fc.Flow() or fc.ModifiedFlow(0.05), got {flow!r}.")
@@ -120,7 +124,7 @@ def compare(
     check_axes(rivals, axes)
     grid, starts = _grid(model, start, eps, seeds, rivals, axes)
     kind = start if isinstance(start, str) else None
-    shape = starts if kind is None else jax.eval_shape(lambda: STARTS[start](model, 1.0, key=jax.random.key(0)))
+    shape = starts or jax.eval_shape(lambda: STARTS[str(kind)](model, 1.0, key=jax.random.key(0)))
     names = checked_names(model, shape.columns, cheap(model, shape.columns) if metrics is None else metrics)
     chosen, dtype = chosen_devices(devices), shape.W.dtype
 
@@ -130,15 +134,14 @@ def compare(
         times = save_times(ts, rivals, axes, end)
     else:
         times = given_times(ts)
-    methods = [reference.method.with_numbers({"t1": None})]
-    methods += [with_steps(one, axes, float(times[-1])) for one in rivals[1:]]
+    methods = [ending_at(one, axes, float(times[-1])) for one in rivals]
     numbers, structure = jax.tree.flatten(as_arrays((model, tuple(methods)), dtype))
     setting = Setting(structure, tuple(one.open for one in rivals), kind)
     shared = Shared(numbers, starts, jnp.asarray(times, dtype))
     width = width or _lane_width(model, methods, len(times), chosen[0])
     outcome = _outcome(Race(setting, names, keep_final), shared, grid, width, chosen, progress)
     dataset = _dataset(outcome, grid, [one.name for one in rivals], times)
-    if kind is None and start.W.ndim == 2:
+    if isinstance(start, State) and start.W.ndim == 2:
         dataset = dataset.isel(lane=0, drop=True)
     by_name = {one.name: {"name": m.name} | options(m) for one, m in zip(rivals, methods, strict=True)}
     about = provenance(model, methods[0], title="flowcollapse comparison", start=kind or "given")

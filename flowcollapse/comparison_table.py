@@ -36,7 +36,11 @@ def table(dataset: "xr.Dataset") -> str:
     axes = [*axes[1:], axes[0]]  # the methods side by side
     names = [name for name in SHOWN if name in dataset]
     names = names or [str(n) for n in dataset if "time" in dataset[n].dims and n not in ("t", "distance_to_flow")][:4]
-    ends = dataset[names].isel(time=-1).assign({name: dataset[name] for name in ("max_distance_to_flow", "steps")})
+    ends = (
+        dataset[names]
+        .isel(time=-1, missing_dims="ignore")
+        .assign({name: dataset[name] for name in ("max_distance_to_flow", "steps")})
+    )
     middle = ends.median(starts) if starts else ends
     rows = [(*axes, *names, "to flow", "steps", "verdicts")]
     shape = [dataset.sizes[axis] for axis in axes]

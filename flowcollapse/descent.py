@@ -1,7 +1,7 @@
 """Discrete descent by any optax optimizer, on the same problem, the same metrics and the same kind of trajectory."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import equinox as eqx
 import equinox.internal as eqxi
@@ -169,16 +169,16 @@ class Descent(Method):
             updates, state = optimizer.update(gradient, state, point)
             return step + 1, jax.tree.map(jnp.add, point, updates), state
 
-        def descend(carry, step):
-            return eqxi.while_loop(lambda c: c[0] < step, advance, carry, max_steps=self.num_steps, kind="checkpointed")
-
         def to_save(carry, step):
-            carry = descend(carry, step)
+            carry = eqxi.while_loop(
+                lambda c: c[0] < step, advance, carry, max_steps=self.num_steps, kind="checkpointed"
+            )
             return carry, observe(carry[1])
 
+        # The end is one more save, so that the step is compiled once.
         carry = (jnp.zeros((), int), start, optimizer.init(start))
-        carry, observed = jax.lax.scan(to_save, carry, steps)
-        end = descend(carry, last)[1]
+        (_, end, _), observed = jax.lax.scan(to_save, carry, jnp.append(steps, last))
+        observed = jax.tree.map(lambda x: x[:-1], observed)
         return Run(times[steps], observed, end, times[last], jnp.asarray(False), {"taken": last})
 
     def clock(self, dtype) -> Float[Array, " steps_and_start"]:
@@ -214,7 +214,7 @@ class Descent(Method):
         def tick(carry):
             time, state = carry
             updates, state = optimizer.update(-jnp.ones(1, dtype), state, rest)
-            return time + updates[0], state
+            return time + jnp.squeeze(cast(Array, updates)), state
 
         return tick, (jnp.zeros((), dtype), optimizer.init(rest))
 

@@ -88,14 +88,18 @@ class AbstractFlow(Method):
         return Verdict.time_limit
 
     def layout(self, start: Point) -> Layout | SecondOrder:
+        """How the solver holds the state of the flow."""
+        return self.layout_of_point(start)
+
+    def layout_of_point(self, start: Point) -> Layout:
         """How the solver holds a point."""
         (C, p), n = start.W.shape, start.X.shape[1]
         packed = self.mesh is None and start.W.size + start.X.size <= PACK_UP_TO
         return Layout(C, p, n, splits_stiff_part(solver_of(self.solver)), packed)
 
     def initial(self, problem: Problem, start: Point) -> PyTree:
-        """The start in that layout."""
-        return self.layout(start).state(problem, start)
+        """The state that the flow begins with, in its layout."""
+        return self.layout_of_point(start).state(problem, start)
 
     def run(self, problem: Problem, start: Point, ts: Array | int, observe: Callable[[Point], Any]) -> Run:
         """Integrate from `start` and observe at `ts`, or at that many equal times up to the end."""
@@ -184,6 +188,7 @@ class Flow(AbstractFlow):
     """
 
     name = "flow"
+    __init__ = AbstractFlow.__init__  # which type checkers do not see inherited
 
     def velocity(self, problem: Problem, point: Point) -> Point:
         """`-grad R`."""

@@ -26,7 +26,7 @@ from jaxtyping import Array, Float, PyTree
 from ._checks import Number, check_positive, is_traced
 from ._errors import UsageError
 from .flow import AbstractFlow
-from .layout import Layout, SecondOrder
+from .layout import SecondOrder
 from .model import Point, Problem
 from .solvers import solver_of, splits_stiff_part
 
@@ -89,14 +89,12 @@ class ModifiedFlow(_Lagging):
         >>> import jax, flowcollapse as fc
         >>> model = fc.UFM(num_classes=3, samples_per_class=3, num_features=15)
         >>> start = fc.initial.sphere(model, eps=0.1, key=jax.random.key(0))
-        >>> descent = fc.simulate(model, start, fc.Descent("sgd", 60, learning_rate=0.05), [3.0])
-        >>> near, far = (fc.simulate(model, start, m, [3.0]) for m in (fc.ModifiedFlow(0.05), fc.Flow()))
-        >>> risks = [float(path.metrics["risk"][-1]) for path in (descent, near, far)]
-        >>> abs(risks[1] - risks[0]) < 0.1 * abs(risks[2] - risks[0])
-        True
+        >>> fc.simulate(model, start, fc.ModifiedFlow(0.05, solver="tsit5"), metrics=()).result.name
+        'plateau'
     """
 
     name = "modified-flow"
+    __init__ = _Lagging.__init__  # which type checkers do not see inherited
 
     def velocity(self, problem: Problem, point: Point) -> Point:
         """`f - m Df f`."""
@@ -122,14 +120,13 @@ class HeavyBallFlow(_Lagging):
     initial velocity belongs to the clock of `fc.Descent` (derived here).
 
     Example:
-        >>> import jax, flowcollapse as fc
-        >>> model = fc.UFM(num_classes=3, samples_per_class=3, num_features=15)
-        >>> start = fc.initial.sphere(model, eps=0.1, key=jax.random.key(0))
-        >>> fc.simulate(model, start, fc.HeavyBallFlow(0.02, momentum=0.8), metrics=()).result.name
-        'plateau'
+        >>> import flowcollapse as fc
+        >>> round(float(fc.HeavyBallFlow(0.1, momentum=0.9).mass), 3)
+        9.5
     """
 
     name = "heavy-ball-flow"
+    __init__ = _Lagging.__init__
 
     def velocity(self, problem: Problem, point: Point) -> Point:
         """The force, `f`."""
@@ -137,9 +134,7 @@ class HeavyBallFlow(_Lagging):
 
     def layout(self, start: Point) -> SecondOrder:
         """The point and where it would drift to."""
-        of_point = super().layout(start)
-        assert isinstance(of_point, Layout)
-        return SecondOrder(of_point)
+        return SecondOrder(self.layout_of_point(start))
 
     def initial(self, problem: Problem, start: Point) -> PyTree:
         """The start, drifting as the gradient flow would."""

@@ -190,7 +190,8 @@ def _starts_last(dataset: xr.Dataset, name: str, along: str) -> xr.DataArray:
         raise UsageError(f"dataset has several values of {', '.join(several)}: select one of each first.")
     values = values.isel(dict.fromkeys(others, 0), drop=True)
     starts = [axis for axis in values.dims if axis in OVER]
-    return values.stack(start=starts, create_index=False).transpose("method", along, "start")
+    values = values.stack(start=starts, create_index=False) if starts else values.expand_dims("start")
+    return values.transpose("method", along, "start")
 
 
 def _draw(ax: Axes, dataset: xr.Dataset, values: xr.DataArray, x: np.ndarray, **style: Any) -> None:

@@ -106,9 +106,11 @@ def relative_distance(path: Trajectory, flow: Trajectory, there: Array) -> Float
 
     Where both ran in the same coordinates, it is measured in those, which are isometric; else sample by sample.
     """
+    assert path.points is not None
     here, reference = path.points, jax.tree.map(lambda x: x[there], flow.points)
     if path.coordinates != flow.coordinates:
-        here, reference = ((s.W, s.H, s.b) for s in (path.states, flow.frame.leave(reference)))
+        states = path.frame.leave(here), flow.frame.leave(reference)
+        here, reference = ((state.W, state.H, state.b) for state in states)
     difference = [x - y for x, y in zip(here, reference, strict=True)]
     return _norms(difference) / _norms(reference)
 

@@ -12,7 +12,6 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
-from ._checks import check_integer
 from ._errors import UsageError, nearest
 from .descent import Descent
 from .flow import Flow
@@ -129,7 +128,7 @@ def steps_needed(one: Rival, axes: Axes, end: float) -> int:
         UsageError: if it is to take fewer, or needs too many.
     """
     assert isinstance(one.method, Descent)
-    needed = int(_all_steps(one, one.method, axes, end).max())
+    needed = int(_all_steps(one, axes, end).max())
     counted = f"more than {MOST_STEPS}" if needed >= MOST_STEPS else f"{needed}"
     if one.settled and needed > one.method.num_steps:
         raise UsageError(
@@ -144,25 +143,25 @@ def steps_needed(one: Rival, axes: Axes, end: float) -> int:
     return needed
 
 
-def with_steps(one: Rival, axes: Axes, end: float) -> Method:
-    """The method; if it is a descent, with as many steps as it needs to reach the end, and ending there.
+def ending_at(one: Rival, axes: Axes, end: float) -> Method:
+    """The method up to a time: a descent has the steps that it takes, a flow ends with the last of the saves.
 
     Raises:
         UsageError: as `steps_needed`.
     """
     if not isinstance(one.method, Descent):
-        return one.method
+        return one.method.with_numbers({"t1": None})
     needed = steps_needed(one, axes, end)
     method = one.method if one.settled else one.method.with_steps(needed)
     return method.with_numbers({"t1": end})
 
 
-def _all_steps(one: Rival, method: Descent, axes: Axes, end: float) -> Int[np.ndarray, " values"]:
+def _all_steps(one: Rival, axes: Axes, end: float) -> Int[np.ndarray, " values"]:
     """How many steps a descent needs to reach the end, but for rounding, for each combination of its open numbers."""
     places = np.meshgrid(*(np.asarray(axes[name], float) for name in one.open), indexing="ij") if one.open else []
     numbers = {name: jnp.asarray(place.ravel()) for name, place in zip(one.open, places, strict=True)}
     dtype = jnp.result_type(float)
-    return np.asarray(_steps_until(as_arrays(method, dtype), numbers, jnp.asarray(almost(end), dtype)))
+    return np.asarray(_steps_until(as_arrays(one.method, dtype), numbers, jnp.asarray(almost(end), dtype)))
 
 
 def almost(time: float) -> float:
@@ -183,13 +182,12 @@ def save_times(count: int, rivals: Sequence[Rival], axes: Axes, end: float) -> F
     Where steps differ from lane to lane, or there is no descent, the times are equally far apart.
 
     Raises:
-        UsageError: if the number is not positive.
+        UsageError: as `steps_needed`.
     """
-    check_integer("ts", count)
     descents = [one for one in rivals if isinstance(one.method, Descent)]
     if not descents or any(one.open for one in descents):
         return np.linspace(0, end, count + (count == 1))[-count:]
-    coarsest = with_steps(min(descents, key=lambda one: steps_needed(one, axes, end)), axes, end)
+    coarsest = ending_at(min(descents, key=lambda one: steps_needed(one, axes, end)), axes, end)
     clock = np.asarray(_clock(as_arrays(coarsest, jnp.result_type(float))))
     last = int(np.searchsorted(clock, almost(end)))
     return clock[np.unique(np.round(np.linspace(last, 0, count)).astype(int))]
@@ -204,6 +202,9 @@ def given_times(ts: Any) -> Float[np.ndarray, " time"]:
     """The times that the user chose.
 
     Raises:
-        UsageError: unless they increase, from 0 on.
+        UsageError: unless they increase, from 0 on, and go beyond it.
     """
-    return np.asarray(checked_times(ts, Flow(), np.float64))
+    times = np.asarray(checked_times(ts, Flow(), np.float64))
+    if times[-1] == 0:
+        raise UsageError("ts holds 0 alone, where all methods are at the start: add later times.")
+    return times

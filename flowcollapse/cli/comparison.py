@@ -3,7 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -72,6 +72,7 @@ class Compare:
                 check_writable(file)
         fc.enable_x64(kept.precision == "float64")
         fc.use_cpu_cores(kept.devices)
+        axes: dict[str, Any] = self.lanes.axes()
         dataset = fc.compare(
             self.model.build(),
             self.lanes.start,
@@ -85,7 +86,7 @@ class Compare:
             keep_final=kept.keep_final,
             devices=kept.devices,
             progress=True,
-            **self.lanes.axes(),
+            **axes,
         ).assign_attrs(options=json.dumps(dataclasses.asdict(self), default=str))
         from ..comparison_table import table
 
