@@ -230,7 +230,7 @@ def test_every_optimizer_by_name_takes_steps():
     """All that optax has beside those that need more than gradients; under a constant force none of them goes back."""
     assert {"sgd", "adam", "adamw", "lion", "sign_sgd", "rmsprop", "radam", "sm3"} <= set(named())
     for name in named():
-        method = fc.Descent(name, 3, learning_rate=0.01)
+        method = fc.Descent(name, 3, learning_rate=0.01, coordinates="sample")
         clock = np.asarray(method.clock(jnp.float64))
         assert np.all(np.diff(clock) >= 0), name
         assert clock[-1] > 0, name
