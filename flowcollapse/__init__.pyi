@@ -1,9 +1,11 @@
 from . import initial as initial, metrics as metrics, plot as plot, theory as theory
 from ._errors import UsageError as UsageError
+from .comparison import compare as compare
 from .coordinates import to_class_means as to_class_means
 from .descent import Descent as Descent
 from .flow import Flow as Flow
 from .model import UFM as UFM, State as State, risk as risk, velocity as velocity
+from .modified import HeavyBallFlow as HeavyBallFlow, ModifiedFlow as ModifiedFlow
 from .settings import enable_x64 as enable_x64, use_cpu_cores as use_cpu_cores
 from .simulation import simulate as simulate
 from .stopping import Verdict as Verdict

@@ -7,17 +7,20 @@ import equinox as eqx
 import equinox.internal as eqxi
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
-from ._checks import check_integer, check_positive, is_traced
+from ._checks import Number, check_integer, check_positive, is_traced
 from ._errors import UsageError
 from .coordinates import check_coordinates
+from .method import Method
 from .model import Point, Problem
+from .optimizers import check_arguments, factory_of, structural
 from .stopping import Run, Verdict
 
 
-class Descent(eqx.Module):
+class Descent(Method):
     """Gradient descent, or any optax optimizer, with a fixed number of steps.
 
     Args:
@@ -25,6 +28,7 @@ class Descent(eqx.Module):
             or a function that makes one (`optax.adam`); the last two take their numbers from `hyperparameters`, so that
             one compilation serves all values.
         num_steps: how many steps.
+        t1: end at the step whose time is nearest to this, if that is before the last one.
         coordinates: `"auto"` (class means if the optimizer commutes with rotations, samples otherwise),
             `"class-mean"`, `"sample"`.
         **hyperparameters: `learning_rate=0.05`, `momentum=0.9`, ... for a name or function.
@@ -41,20 +45,19 @@ class Descent(eqx.Module):
     """
 
     hyperparameters: dict[str, Any]
+    t1: Number | None
     optimizer: str | Callable | optax.GradientTransformation = eqx.field(static=True)
     options: tuple[tuple[str, Any], ...] = eqx.field(static=True)
     num_steps: int = eqx.field(static=True)
     coordinates: str = eqx.field(static=True)
 
     name = "descent"
-    limit = Verdict.step_limit
 
-    def __init__(self, optimizer, num_steps: int, *, coordinates: str = "auto", **hyperparameters):
+    def __init__(
+        self, optimizer, num_steps: int, *, t1: Number | None = None, coordinates: str = "auto", **hyperparameters
+    ):
         check_integer("num_steps", num_steps)
-        if isinstance(optimizer, str) and not callable(getattr(optax, optimizer, None)):
-            raise UsageError(
-                f"optimizer {optimizer!r} is not one of optax's: use a name such as 'sgd', 'adam', 'lion'."
-            )
+        check_positive("t1", t1)
         if isinstance(optimizer, optax.GradientTransformation) and hyperparameters:
             raise UsageError(f"{sorted(hyperparameters)} cannot be set on a ready optimizer: pass its name instead.")
         if not callable(optimizer) and not isinstance(optimizer, str | optax.GradientTransformation):
@@ -64,10 +67,19 @@ class Descent(eqx.Module):
             )
         if not callable(hyperparameters.get("learning_rate")):  # a schedule
             check_positive("learning_rate", hyperparameters.get("learning_rate"))
-        numbers = {k: v for k, v in hyperparameters.items() if eqx.is_array_like(v) and not isinstance(v, bool)}
+        self.optimizer, self.num_steps, self.t1 = optimizer, num_steps, t1
+        fixed: tuple[str, ...] = ()
+        if not isinstance(optimizer, optax.GradientTransformation):
+            factory = factory_of(optimizer) if isinstance(optimizer, str) else optimizer
+            check_arguments(self._kind, factory, hyperparameters)
+            fixed = structural(factory) if isinstance(optimizer, str) else ()
+        numbers = {
+            name: value
+            for name, value in hyperparameters.items()
+            if eqx.is_array_like(value) and not isinstance(value, bool) and name not in fixed
+        }
         self.hyperparameters = numbers
         self.options = tuple((k, v) for k, v in sorted(hyperparameters.items()) if k not in numbers)
-        self.optimizer, self.num_steps = optimizer, num_steps
         self.coordinates = self._checked_coordinates(coordinates)
 
     def transformation(self) -> optax.GradientTransformation:
@@ -77,11 +89,11 @@ class Descent(eqx.Module):
     def _with(self, hyperparameters: dict[str, Any]) -> optax.GradientTransformation:
         if isinstance(self.optimizer, optax.GradientTransformation):
             return self.optimizer
-        factory = getattr(optax, self.optimizer) if isinstance(self.optimizer, str) else self.optimizer
+        factory = factory_of(self.optimizer) if isinstance(self.optimizer, str) else self.optimizer
         try:
             return factory(**hyperparameters, **dict(self.options))
         except TypeError as error:
-            raise UsageError(f"optimizer {self.label}: {error}.") from None
+            raise UsageError(f"optimizer {self._kind}: {error}.") from None
 
     @property
     def by_name(self) -> bool:
@@ -92,18 +104,40 @@ class Descent(eqx.Module):
     @property
     def numbers(self) -> tuple[str, ...]:
         """The names of its numbers, which vary without a new compilation."""
-        return tuple(self.hyperparameters)
+        return (*self.hyperparameters, "t1")
 
     def with_numbers(self, numbers: Mapping[str, Any]) -> "Descent":
         """The same descent with some of its `numbers` replaced."""
-        hyperparameters = dict(self.options) | self.hyperparameters | dict(numbers)
-        return Descent(self.optimizer, self.num_steps, coordinates=self.coordinates, **hyperparameters)
+        if not callable(numbers.get("learning_rate")):
+            check_positive("learning_rate", numbers.get("learning_rate"))
+        check_positive("t1", numbers.get("t1"))
+        if not numbers:
+            return self
+
+        def places(one: Descent) -> list:
+            return [one.t1 if name == "t1" else one.hyperparameters[name] for name in numbers]
+
+        # The kind of optimizer, and with it the coordinates, are known already.
+        return eqx.tree_at(places, self, list(numbers.values()), is_leaf=lambda x: x is None)
+
+    def with_steps(self, num_steps: int) -> "Descent":
+        """The same descent with another number of steps."""
+        numbers = dict(self.options) | self.hyperparameters
+        return Descent(self.optimizer, num_steps, t1=self.t1, coordinates=self.coordinates, **numbers)
+
+    @property
+    def limit(self) -> Verdict:
+        """The verdict of a run that ended before the plateau, as it was told to."""
+        return Verdict.step_limit if self.t1 is None else Verdict.time_limit
+
+    @property
+    def _kind(self) -> str:
+        return self.optimizer if isinstance(self.optimizer, str) else getattr(self.optimizer, "__name__", "optax")
 
     @property
     def label(self) -> str:
         """What tables call this method."""
-        name = self.optimizer if isinstance(self.optimizer, str) else getattr(self.optimizer, "__name__", "optax")
-        return f"descent ({name}, {self.num_steps} steps)"
+        return f"descent ({self._kind}, {self.num_steps} steps)"
 
     def _checked_coordinates(self, coordinates: str) -> str:
         check_coordinates(coordinates)
@@ -122,11 +156,12 @@ class Descent(eqx.Module):
     def run(self, problem: Problem, start: Point, ts: Array | int, observe: Callable[[Point], Any]) -> Run:
         """Descend from `start` and observe at the steps whose times are nearest to `ts`, or at that many of them."""
         optimizer, dtype = self.transformation(), start.X.dtype
-        times = self._clock(optimizer, dtype)
+        times = self.clock(dtype)
+        last = jnp.asarray(self.num_steps) if self.t1 is None else _nearest(times, jnp.asarray(self.t1, dtype))
         if isinstance(ts, int):
-            steps = jnp.round(jnp.linspace(self.num_steps, 0, min(ts, self.num_steps + 1))[::-1]).astype(int)
+            steps = jnp.round(jnp.linspace(last, 0, min(ts, self.num_steps + 1))[::-1]).astype(int)
         else:
-            steps = _nearest(times, ts)
+            steps = jnp.minimum(_nearest(times, ts), last)
 
         def advance(carry):
             step, point, state = carry
@@ -134,42 +169,57 @@ class Descent(eqx.Module):
             updates, state = optimizer.update(gradient, state, point)
             return step + 1, jax.tree.map(jnp.add, point, updates), state
 
-        def descend(carry, step):
-            return eqxi.while_loop(lambda c: c[0] < step, advance, carry, max_steps=self.num_steps, kind="checkpointed")
-
         def to_save(carry, step):
-            carry = descend(carry, step)
+            carry = eqxi.while_loop(
+                lambda c: c[0] < step, advance, carry, max_steps=self.num_steps, kind="checkpointed"
+            )
             return carry, observe(carry[1])
 
+        # The end is one more save, so that the step is compiled once.
         carry = (jnp.zeros((), int), start, optimizer.init(start))
-        carry, observed = jax.lax.scan(to_save, carry, steps)
-        end = descend(carry, jnp.asarray(self.num_steps))[1]
-        stats = {"taken": jnp.asarray(self.num_steps)}
-        return Run(times[steps], observed, end, times[-1], jnp.asarray(False), stats)
+        (_, end, _), observed = jax.lax.scan(to_save, carry, jnp.append(steps, last))
+        observed = jax.tree.map(lambda x: x[:-1], observed)
+        return Run(times[steps], observed, end, times[last], jnp.asarray(False), {"taken": last})
+
+    def clock(self, dtype) -> Float[Array, " steps_and_start"]:
+        """The time after each step, from 0 before the first."""
+        tick, begin = self._ticking(dtype)
+
+        def step(carry, _):
+            carry = tick(carry)
+            return carry, carry[0]
+
+        return jnp.concatenate([jnp.zeros(1, dtype), jax.lax.scan(step, begin, None, self.num_steps)[1]])
 
     def duration(self) -> Float[Array, ""]:
         """The time after the last step."""
-        return self._ticks(self.transformation(), jnp.result_type(float), keep=False)[0]
+        tick, begin = self._ticking(jnp.result_type(float))
+        return jax.lax.fori_loop(0, self.num_steps, lambda _, carry: tick(carry), begin)[0]
 
-    def _clock(self, optimizer: optax.GradientTransformation, dtype) -> Float[Array, " steps_and_start"]:
-        """The time after each step."""
-        times = self._ticks(optimizer, dtype, keep=True)[1]
-        return jnp.concatenate([jnp.zeros(1, dtype), cast(Array, times)])
+    def steps_until(self, time: Float[Array, ""], most: int) -> Int[Array, ""]:
+        """How many steps it takes until a time is reached; `most` if that many are not enough."""
+        tick, begin = self._ticking(time.dtype)
 
-    def _ticks(self, optimizer: optax.GradientTransformation, dtype, keep: bool):
-        """How far the optimizer takes one number under a constant unit force: at the end, and after each step."""
+        def before(carry):
+            step, (now, _) = carry
+            return (now < time) & (step < most) & (now >= 0)
 
-        def tick(carry, _):
-            position, state = carry
-            updates, state = optimizer.update(-jnp.ones((), dtype), state, jnp.zeros((), dtype))
-            return (position + updates, state), position + updates if keep else None
+        step, (now, _) = jax.lax.while_loop(before, lambda c: (c[0] + 1, tick(c[1])), (jnp.zeros((), int), begin))
+        return jnp.where(now >= time, step, most)
 
-        zero = jnp.zeros((), dtype)
-        (end, _), times = jax.lax.scan(tick, (zero, optimizer.init(zero)), None, self.num_steps)
-        return end, times
+    def _ticking(self, dtype):
+        """How the optimizer takes one number along under a constant unit force: a step, and what it begins with."""
+        optimizer, rest = self.transformation(), jnp.zeros(1, dtype)  # an array, as some optimizers need one
+
+        def tick(carry):
+            time, state = carry
+            updates, state = optimizer.update(-jnp.ones(1, dtype), state, rest)
+            return time + jnp.squeeze(cast(Array, updates)), state
+
+        return tick, (jnp.zeros((), dtype), optimizer.init(rest))
 
 
-def _nearest(times: Float[Array, " steps"], ts: Float[Array, " time"]):
+def _nearest(times: Float[Array, " steps"], ts: Float[Array, "*times"]) -> Int[Array, "*times"]:
     """For each of `ts`, the index of the nearest of the increasing `times`."""
     middles = (times[1:] + times[:-1]) / 2
     return jnp.searchsorted(middles, ts)
@@ -183,7 +233,7 @@ def commutes_with_rotations(optimizer: optax.GradientTransformation) -> bool:
     """
     with jax.ensure_compile_time_eval():
         parameters = jnp.array([[0.3, -0.2], [0.1, 0.4], [-0.5, 0.6]], jnp.float32)
-        gradients = [jnp.array(g, jnp.float32) for g in _TRIAL_GRADIENTS]
+        gradients = list(jnp.asarray(np.random.default_rng(0).standard_normal((TRIALS, 3, 2)), jnp.float32))
         rotation = jnp.array([[0.6, -0.8], [0.8, 0.6]], jnp.float32)
         plain = _updates(optimizer, parameters, gradients)
         rotated = _updates(optimizer, parameters @ rotation, [g @ rotation for g in gradients])
@@ -195,11 +245,8 @@ def commutes_with_rotations(optimizer: optax.GradientTransformation) -> bool:
     return max(float(d) for d in differences) < 1e-4
 
 
-_TRIAL_GRADIENTS = (
-    [[1.0, 0.2], [-0.3, 0.7], [0.1, -0.9]],
-    [[0.4, -1.2], [0.8, 0.3], [-0.6, 0.2]],
-    [[-0.7, 0.5], [0.2, 1.1], [0.9, -0.4]],
-)
+TRIALS = 8
+"""Steps that are tried: RAdam is momentum alone for the first five."""
 
 
 def _updates(optimizer: optax.GradientTransformation, parameters: Array, gradients: list[Array]) -> list[Array]:

@@ -1,5 +1,6 @@
 """The gradient flow, integrated by diffrax in the coordinates where it is cheap and not stiff."""
 
+import abc
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
@@ -14,7 +15,9 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from ._checks import Number, check_integer, check_positive
 from ._errors import UsageError
-from .coordinates import check_coordinates, from_mean_residual, mean_residual_field, to_mean_residual
+from .coordinates import check_coordinates
+from .layout import Layout, SecondOrder, stiff_rate
+from .method import Method
 from .model import Point, Problem
 from .solvers import BlockControl, solver_of, splits_stiff_part
 from .stopping import Run, Verdict, plateau_time, target_modes
@@ -29,7 +32,139 @@ SAVED_AT_ONCE = 2**22
 """Up to this many saved numbers, states are saved and observed in one batch; above, one by one as they pass."""
 
 
-class Flow(eqx.Module):
+class AbstractFlow(Method):
+    """A flow, integrated with adaptive steps: what its kinds have in common. Each has a `velocity` of its own."""
+
+    rtol: Number = 1e-8
+    atol: Number | None = None
+    t1: Number | None = None
+    solver: str | dfx.AbstractSolver = eqx.field(static=True, default="exponential")
+    max_steps: int = eqx.field(static=True, default=65_536)
+    coordinates: str = eqx.field(static=True, default="auto")
+    mesh: Mesh | None = eqx.field(static=True, default=None)
+
+    def __init__(
+        self,
+        solver: str | dfx.AbstractSolver = "exponential",
+        *,
+        rtol: Number = 1e-8,
+        atol: Number | None = None,
+        t1: Number | None = None,
+        max_steps: int = 65_536,
+        coordinates: str = "auto",
+        mesh: Mesh | None = None,
+    ):
+        solver_of(solver)
+        for name, value in (("rtol", rtol), ("atol", atol), ("t1", t1)):
+            check_positive(name, value)
+        check_coordinates(coordinates)
+        check_integer("max_steps", max_steps)
+        self.rtol, self.atol, self.t1 = rtol, atol, t1
+        self.solver, self.max_steps, self.coordinates, self.mesh = solver, max_steps, coordinates, mesh
+
+    @abc.abstractmethod
+    def velocity(self, problem: Problem, point: Point) -> Point:
+        """The right-hand side at a point."""
+
+    @property
+    def label(self) -> str:
+        """What tables call this method."""
+        solver = self.solver if isinstance(self.solver, str) else type(self.solver).__name__
+        return f"{self.name.replace('-', ' ')} ({solver})"
+
+    @property
+    def numbers(self) -> tuple[str, ...]:
+        """The names of its numbers, which vary without a new compilation."""
+        return tuple(field.name for field in dataclasses.fields(self) if not field.metadata.get("static", False))
+
+    def with_numbers(self, numbers: Mapping[str, Any]) -> "AbstractFlow":
+        """The same flow with some of its `numbers` replaced."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return type(self)(**(fields | dict(numbers)))
+
+    @property
+    def limit(self) -> Verdict:
+        """The verdict of a run that ended before the plateau, as it was told to."""
+        return Verdict.time_limit
+
+    def layout(self, start: Point) -> Layout | SecondOrder:
+        """How the solver holds the state of the flow."""
+        return self.layout_of_point(start)
+
+    def layout_of_point(self, start: Point) -> Layout:
+        """How the solver holds a point."""
+        (C, p), n = start.W.shape, start.X.shape[1]
+        packed = self.mesh is None and start.W.size + start.X.size <= PACK_UP_TO
+        return Layout(C, p, n, splits_stiff_part(solver_of(self.solver)), packed)
+
+    def initial(self, problem: Problem, start: Point) -> PyTree:
+        """The state that the flow begins with, in its layout."""
+        return self.layout_of_point(start).state(problem, start)
+
+    def run(self, problem: Problem, start: Point, ts: Array | int, observe: Callable[[Point], Any]) -> Run:
+        """Integrate from `start` and observe at `ts`, or at that many equal times up to the end."""
+        solver, dtype = solver_of(self.solver), start.X.dtype
+        t1 = self.t1 if self.t1 is not None else plateau_time(problem, start) if isinstance(ts, int) else ts[-1]
+        t1 = jnp.asarray(t1, dtype)
+        ts = t1 * jnp.linspace(1, 0, ts, dtype=dtype)[::-1] if isinstance(ts, int) else ts.astype(dtype)
+
+        if splits_stiff_part(solver) and not problem.loss.separates_columns:
+            raise UsageError(
+                f"{self.label} takes the mean residual of the squared error apart, but the loss is "
+                f'{problem.model.loss!r}: use solver="tsit5".'
+            )
+        start = start if self.mesh is None else start._replace(X=spread_columns(start.X, self.mesh))
+        layout, y0 = self.layout(start), self.initial(problem, start)
+        at_once = len(ts) * sum(x.size for x in start) <= SAVED_AT_ONCE
+
+        def save(t, y, args):
+            return y if at_once else args[1](layout.point(args[0], y))
+
+        # Where nothing is observed, nothing is saved, and the solver's output costs nothing.
+        observing = bool(jax.tree.leaves(jax.eval_shape(observe, start)))
+        output = [dfx.SubSaveAt(ts=ts, fn=save)] if observing else []
+        solution = dfx.diffeqsolve(
+            layout.terms(),
+            solver,
+            t0=jnp.zeros((), dtype),
+            t1=t1,
+            dt0=first_step(problem, self._rtol(dtype), solver),
+            y0=y0,
+            args=(problem, observe, self),
+            saveat=dfx.SaveAt(subs=[*output, dfx.SubSaveAt(t1=True)]),
+            stepsize_controller=self._control(layout, problem, y0, dtype),
+            max_steps=self.max_steps,
+            throw=False,
+        )
+        saves = cast(list, solution.ys)
+        end = layout.point(problem, jax.tree.map(lambda leaf: leaf[-1], saves[-1]))
+        if not observing:
+            observed = observe(end)
+        elif at_once:
+            observed = jax.vmap(lambda y: observe(layout.point(problem, y)))(saves[0])
+        else:
+            observed = saves[0]
+        ran_out = solution.result == dfx.RESULTS.max_steps_reached
+        return Run(ts, observed, end, t1, ran_out, _stats(solution, solver, observing))
+
+    def _rtol(self, dtype) -> Float[Array, ""]:
+        return jnp.maximum(jnp.asarray(self.rtol, dtype), 32 * jnp.finfo(dtype).eps)
+
+    def _control(self, layout: Layout | SecondOrder, problem: Problem, y0: PyTree, dtype) -> BlockControl:
+        scales = jax.lax.stop_gradient(layout.block_scales(layout.block_norms(problem, y0)))
+        rtol = self._rtol(dtype)
+        atol = rtol * scales if self.atol is None else jnp.broadcast_to(jnp.asarray(self.atol, dtype), scales.shape)
+        block_norms = functools.partial(layout.block_norms, problem)
+        return BlockControl(  # pyright: ignore[reportCallIssue]: diffrax's abstract fields atol and norm are properties
+            rtol=rtol,
+            block_atol=atol,
+            block_norms=block_norms,
+            block_scales=layout.block_scales,
+            longest=longest_step(problem, solver_of(self.solver), dtype),
+        )
+
+
+class Flow(AbstractFlow):
     """The gradient flow `z' = -grad R(z)`, integrated with adaptive steps.
 
     Args:
@@ -52,114 +187,12 @@ class Flow(eqx.Module):
     Source: the paper's gradient flow; the coordinates and the default solver are derived here.
     """
 
-    rtol: Number = 1e-8
-    atol: Number | None = None
-    t1: Number | None = None
-    solver: str | dfx.AbstractSolver = eqx.field(static=True, default="exponential")
-    max_steps: int = eqx.field(static=True, default=65_536)
-    coordinates: str = eqx.field(static=True, default="auto")
-    mesh: Mesh | None = eqx.field(static=True, default=None)
-
     name = "flow"
+    __init__ = AbstractFlow.__init__  # which type checkers do not see inherited
 
-    def __init__(
-        self,
-        solver: str | dfx.AbstractSolver = "exponential",
-        *,
-        rtol: Number = 1e-8,
-        atol: Number | None = None,
-        t1: Number | None = None,
-        max_steps: int = 65_536,
-        coordinates: str = "auto",
-        mesh: Mesh | None = None,
-    ):
-        solver_of(solver)
-        for name, value in (("rtol", rtol), ("atol", atol), ("t1", t1)):
-            check_positive(name, value)
-        check_coordinates(coordinates)
-        check_integer("max_steps", max_steps)
-        self.rtol, self.atol, self.t1 = rtol, atol, t1
-        self.solver, self.max_steps, self.coordinates, self.mesh = solver, max_steps, coordinates, mesh
-
-    @property
-    def label(self) -> str:
-        """What tables call this method."""
-        name = self.solver if isinstance(self.solver, str) else type(self.solver).__name__
-        return f"flow ({name})"
-
-    numbers = ("rtol", "atol", "t1")
-
-    def with_numbers(self, numbers: Mapping[str, Any]) -> "Flow":
-        """The same flow with some of its `numbers` replaced."""
-        fields = {name: getattr(self, name) for name in (*self.numbers, "max_steps", "coordinates", "mesh")}
-        return Flow(self.solver, **(fields | dict(numbers)))
-
-    def run(self, problem: Problem, start: Point, ts: Array | int, observe: Callable[[Point], Any]) -> Run:
-        """Integrate from `start` and observe at `ts`, or at that many equal times up to the end."""
-        solver, dtype = solver_of(self.solver), start.X.dtype
-        t1 = self.t1 if self.t1 is not None else plateau_time(problem, start) if isinstance(ts, int) else ts[-1]
-        t1 = jnp.asarray(t1, dtype)
-        ts = t1 * jnp.linspace(1, 0, ts, dtype=dtype)[::-1] if isinstance(ts, int) else ts.astype(dtype)
-
-        if splits_stiff_part(solver) and not problem.loss.separates_columns:
-            raise UsageError(
-                f"{self.label} takes the mean residual of the squared error apart, but the loss is "
-                f'{problem.model.loss!r}: use solver="tsit5".'
-            )
-        packed = self.mesh is None and start.W.size + start.X.size <= PACK_UP_TO
-        (C, p), n = start.W.shape, start.X.shape[1]
-        layout = Layout(C, p, n, splits_stiff_part(solver), packed)
-        start = start if self.mesh is None else start._replace(X=spread_columns(start.X, self.mesh))
-        y0 = layout.state(problem, start)
-        at_once = len(ts) * sum(x.size for x in start) <= SAVED_AT_ONCE
-
-        def save(t, y, args):
-            return y if at_once else args[1](layout.point(args[0], y))
-
-        # Where nothing is observed, nothing is saved, and the solver's output costs nothing.
-        observing = bool(jax.tree.leaves(jax.eval_shape(observe, start)))
-        output = [dfx.SubSaveAt(ts=ts, fn=save)] if observing else []
-        solution = dfx.diffeqsolve(
-            layout.terms(),
-            solver,
-            t0=jnp.zeros((), dtype),
-            t1=t1,
-            dt0=first_step(problem, self._rtol(dtype), solver),
-            y0=y0,
-            args=(problem, observe),
-            saveat=dfx.SaveAt(subs=[*output, dfx.SubSaveAt(t1=True)]),
-            stepsize_controller=self._control(layout, problem, y0, dtype),
-            max_steps=self.max_steps,
-            throw=False,
-        )
-        saves = cast(list, solution.ys)
-        end = layout.point(problem, jax.tree.map(lambda leaf: leaf[-1], saves[-1]))
-        if not observing:
-            observed = observe(end)
-        elif at_once:
-            observed = jax.vmap(lambda y: observe(layout.point(problem, y)))(saves[0])
-        else:
-            observed = saves[0]
-        ran_out = solution.result == dfx.RESULTS.max_steps_reached
-        return Run(ts, observed, end, t1, ran_out, _stats(solution, solver, observing))
-
-    limit = Verdict.time_limit
-
-    def _rtol(self, dtype) -> Float[Array, ""]:
-        return jnp.maximum(jnp.asarray(self.rtol, dtype), 32 * jnp.finfo(dtype).eps)
-
-    def _control(self, layout: "Layout", problem: Problem, y0: PyTree, dtype) -> BlockControl:
-        scales = jax.lax.stop_gradient(layout.block_scales(layout.block_norms(problem, y0)))
-        rtol = self._rtol(dtype)
-        atol = rtol * scales if self.atol is None else jnp.broadcast_to(jnp.asarray(self.atol, dtype), scales.shape)
-        block_norms = functools.partial(layout.block_norms, problem)
-        return BlockControl(  # pyright: ignore[reportCallIssue]: diffrax's abstract fields atol and norm are properties
-            rtol=rtol,
-            block_atol=atol,
-            block_norms=block_norms,
-            block_scales=layout.block_scales,
-            longest=longest_step(problem, solver_of(self.solver), dtype),
-        )
+    def velocity(self, problem: Problem, point: Point) -> Point:
+        """`-grad R`."""
+        return problem.field(point)
 
 
 def _stats(solution: dfx.Solution, solver: dfx.AbstractSolver, output: bool) -> dict[str, Int[Array, ""]]:
@@ -197,11 +230,6 @@ def first_step(problem: Problem, rtol: Float[Array, ""], solver: dfx.AbstractSol
     return FIRST_STEP * rtol ** (1 / order) / fastest
 
 
-def stiff_rate(problem: Problem, dtype) -> Float[Array, ""]:
-    """The rate `n_tot + lam_b` at which the mean residual decays; without a bias there is none to decay."""
-    return (problem.model.num_samples if problem.model.use_bias else 0) + problem.decays(dtype)[2]
-
-
 def longest_step(problem: Problem, solver: dfx.AbstractSolver, dtype) -> Float[Array, ""] | None:
     """The longest step in which the solver is stable, if it says how far it is and takes the mean residual apart.
 
@@ -214,59 +242,3 @@ def longest_step(problem: Problem, solver: dfx.AbstractSolver, dtype) -> Float[A
     lam_W, lam_H, _ = problem.decays(dtype)
     fastest = 2 * float(target_modes(problem.model)[1][0])
     return stable / (fastest + jnp.maximum(lam_W, lam_H))
-
-
-@dataclasses.dataclass(frozen=True)
-class Layout:
-    """How a point is laid out inside the solver: `(slow, e)` or `(slow, b)`, with slow packed flat if it is small."""
-
-    C: int
-    p: int
-    n: int
-    mean_residual: bool
-    packed: bool
-
-    def pack(self, W: Array, X: Array) -> PyTree:
-        return jnp.concatenate([W.ravel(), X.T.ravel()]) if self.packed else (W, X)
-
-    def unpack(self, slow: PyTree) -> tuple[Array, Array]:
-        if not self.packed:
-            return slow
-        cut = self.C * self.p
-        return slow[:cut].reshape(self.C, self.p), slow[cut:].reshape(self.n, self.p).T
-
-    def state(self, problem: Problem, point: Point) -> PyTree:
-        last = to_mean_residual(problem, point) if self.mean_residual else point.b
-        return self.pack(point.W, point.X), last
-
-    def point(self, problem: Problem, y: PyTree) -> Point:
-        W, X = self.unpack(y[0])
-        return from_mean_residual(problem, W, X, y[1]) if self.mean_residual else Point(W, X, y[1])
-
-    def terms(self) -> dfx.AbstractTerm:
-        """The flow's vector field, split into forcing and relaxation for the solvers that take them apart."""
-
-        def forcing(t, y, args):
-            W_velocity, X_velocity, g = mean_residual_field(args[0], *self.unpack(y[0]), y[1])
-            return self.pack(W_velocity, X_velocity), g
-
-        def relaxation(t, y, args):
-            return jax.tree.map(jnp.zeros_like, y[0]), -stiff_rate(args[0], y[1].dtype) * y[1]
-
-        def whole(t, y, args):
-            W, X, b = args[0].field(Point(*self.unpack(y[0]), y[1]))
-            return self.pack(W, X), b
-
-        if self.mean_residual:
-            return dfx.MultiTerm(dfx.ODETerm(forcing), dfx.ODETerm(relaxation))
-        return dfx.ODETerm(whole)
-
-    def block_norms(self, problem: Problem, y: PyTree) -> Float[Array, "4"]:
-        """The norms of W, B, L and of the mean residual or bias."""
-        W, X = self.unpack(y[0])
-        return jnp.sqrt(jnp.stack([jnp.sum(block**2) for block in (W, *problem.split(X), y[1])]))
-
-    def block_scales(self, norms: Float[Array, "4"]) -> Float[Array, "4"]:
-        """What the error of each block is measured against: its own size; B's for the mean residual and the bias."""
-        last = norms[1] if self.mean_residual else norms[1] + norms[3]
-        return norms.at[3].set(last)

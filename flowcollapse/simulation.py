@@ -12,8 +12,7 @@ from . import metrics as metrics_module
 from ._checks import is_traced
 from ._errors import UsageError
 from .coordinates import enter
-from .descent import Descent
-from .flow import Flow
+from .method import Method, check_method
 from .model import UFM, Point, Problem, State, check_state
 from .stopping import Verdict, verdict
 from .trajectory import Trajectory
@@ -24,7 +23,7 @@ NUM_SAVES = 101
 def simulate(
     model: UFM,
     start: State,
-    method: Flow | Descent,
+    method: Method,
     ts: Real[Array | np.ndarray, " time"] | Sequence[float | int] | int = NUM_SAVES,
     *,
     save_states: bool = False,
@@ -35,7 +34,7 @@ def simulate(
     Args:
         model: the model.
         start: one state of it (use `jax.vmap` for more).
-        method: `fc.Flow(...)` or `fc.Descent(...)`.
+        method: `fc.Flow(...)`, `fc.Descent(...)`, `fc.ModifiedFlow(...)` or `fc.HeavyBallFlow(...)`.
         ts: increasing times, from 0 on, at which metrics are saved, or a number of equal times up to the end.
         save_states: keep `path.states`, the state at every time of `ts`.
         metrics: names of the metrics to save; default all that the model and the start have.
@@ -59,9 +58,10 @@ def simulate(
         >>> path.result.name, path.final.H.shape
         ('plateau', (15, 9))
     """
-    start = _checked_start(model, start)
-    if not isinstance(method, Flow | Descent):
-        raise UsageError(f"method must be an fc.Flow or an fc.Descent, got {method!r}.")
+    start = checked_start(model, start)
+    if start.W.ndim != 2:
+        raise UsageError(f"start has leading axes {start.W.shape[:-2]}: map over them with jax.vmap.")
+    check_method(method)
     names = metrics_module.checked_names(model, start.columns, metrics)
     if metrics is None and model.num_features * model.num_samples > metrics_module.SAMPLES_UP_TO:
         names = tuple(name for name in names if not metrics_module.METRICS[name].samples)
@@ -122,7 +122,8 @@ def as_arrays(tree, dtype):
     return jax.tree.map(of_leaf, tree)
 
 
-def _checked_start(model: UFM, start: State) -> State:
+def checked_start(model: UFM, start: State) -> State:
+    """A start, or several, of one precision, after making sure that it fits the model."""
     if not isinstance(start, State):
         raise UsageError(
             f"start must be an fc.State, got {type(start).__name__}: make one with fc.initial or fc.State."
@@ -137,15 +138,13 @@ def _checked_start(model: UFM, start: State) -> State:
     X, W, b = (jnp.asarray(x) for x in (start.X, start.W, start.b))
     dtype = jnp.result_type(X, W, b, jnp.float32)
     start = State(X=X.astype(dtype), W=W.astype(dtype), b=b.astype(dtype), columns=start.columns)
-    if start.W.ndim != 2:
-        raise UsageError(f"start has leading axes {start.W.shape[:-2]}: map over them with jax.vmap.")
     check_state(model, start)
     if not model.use_bias and not is_traced(start.b) and np.any(np.asarray(start.b)):
         raise UsageError("start.b is not zero but the model has no bias: pass zeros, or use_bias=True.")
     return start
 
 
-def checked_times(ts, method: Flow | Descent, dtype) -> Array:
+def checked_times(ts, method: Method, dtype) -> Array:
     """The save times as an array, after making sure that they increase, from 0 on, and end before the method does."""
     if is_traced(ts):
         return ts.astype(dtype)

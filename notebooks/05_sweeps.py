@@ -61,8 +61,8 @@ _ = fc.plot.sweep(data, "snc3")
 
 # %% [markdown]
 # ## A law
-# On the plateau each error is a power of eps, the same for every number of samples: 2 for SNC1, 1 for SNC2, SNC3 and the
-# distance to S, 4 for the risk. Fitted from eps = 1e-2 down, with nothing else adjusted:
+# On the plateau each error is a power of eps, the same for every number of samples: 2 for SNC1, 1 for SNC2, SNC3 and
+# the distance to S, 4 for the risk. Fitted from eps = 1e-2 down, with nothing else adjusted:
 
 # %%
 powers = {"snc1": 2, "snc2": 1, "snc3": 1, "distance": 1, "risk": 4}

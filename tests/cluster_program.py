@@ -1,3 +1,5 @@
+# pyright: basic, reportArgumentType=false, reportAttributeAccessIssue=false
+# (distributed's classes are typed for their asynchronous use)
 """A sweep on a Dask cluster of two worker processes, run by `test_cluster.py`. Prints what it saw as JSON.
 
 python tests/cluster_program.py killed FOLDER    a worker is killed while it computes

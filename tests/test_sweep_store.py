@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import warnings
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,7 +19,14 @@ from flowcollapse.sweeps import store
 
 MODEL = fc.UFM(num_classes=3, samples_per_class=2, num_features=4)
 METHOD = fc.Descent("sgd", num_steps=60, learning_rate=0.05)
-OPTIONS = {"eps": [1.0, 0.1], "seeds": 6, "ts": 3, "metrics": ["risk", "snc1"], "width": 2, "progress": False}
+OPTIONS: dict[str, Any] = {
+    "eps": [1.0, 0.1],
+    "seeds": 6,
+    "ts": 3,
+    "metrics": ["risk", "snc1"],
+    "width": 2,
+    "progress": False,
+}
 TASK = 4
 """Lanes a task: 2 x 2 tasks, of which the last of each row are partly filled chunks."""
 

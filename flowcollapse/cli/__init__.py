@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import tyro
 
 from .._errors import UsageError
+from .comparison import Compare
 from .single import Info, Reproduce, Simulate
 from .sweeps import Plot, Sweep, with_config
 
@@ -31,7 +32,14 @@ def main(args: Sequence[str] | None = None) -> int:
     except UsageError as error:
         return refuse(error)
     command = tyro.extras.subcommand_cli_from_dict(
-        {"reproduce": Reproduce, "simulate": Simulate, "sweep": Sweep, "plot": Plot, "info": Info},
+        {
+            "reproduce": Reproduce,
+            "simulate": Simulate,
+            "sweep": Sweep,
+            "compare": Compare,
+            "plot": Plot,
+            "info": Info,
+        },
         prog="flowcollapse",
         description="Gradient flow and gradient descent of the unconstrained features model, and how far they are from "
         "neural collapse.",

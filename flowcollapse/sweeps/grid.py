@@ -8,8 +8,7 @@ import numpy as np
 
 from .._checks import check_positive
 from .._errors import UsageError, nearest
-from ..descent import Descent
-from ..flow import Flow
+from ..method import Method, check_method
 from ..model import UFM
 
 SHAPE_AXES = ("num_classes", "samples_per_class", "num_features")
@@ -25,7 +24,7 @@ class Grid(NamedTuple):
     """
 
     model: UFM
-    method: Flow | Descent
+    method: Method
     axes: dict[str, tuple[Any, ...]]
 
     @property
@@ -59,7 +58,7 @@ class Task(NamedTuple):
 
 
 def make_grid(
-    model: UFM, method: Flow | Descent, eps: Sequence[float], seeds: int | Sequence[int], axes: Mapping[str, Any]
+    model: UFM, method: Method, eps: Sequence[float], seeds: int | Sequence[int], axes: Mapping[str, Any]
 ) -> Grid:
     """The grid of a sweep.
 
@@ -68,9 +67,26 @@ def make_grid(
     """
     if not isinstance(model, UFM):
         raise UsageError(f"model must be an fc.UFM, got {model!r}.")
-    if not isinstance(method, Flow | Descent):
-        raise UsageError(f"method must be an fc.Flow or an fc.Descent, got {method!r}.")
-    allowed = (*MODEL_AXES, *method.numbers)
+    check_method(method)
+    grid = Grid(model, method, checked_axes((*MODEL_AXES, *method.numbers), eps, seeds, axes))
+    for values in grid.shapes():
+        with_values(model, values)
+    for name, values in grid.axes.items():
+        if name not in (*SHAPE_AXES, "eps", "seed"):
+            for value in values:
+                of_lane(model, method, {name: value})
+    return grid
+
+
+def checked_axes(
+    allowed: Sequence[str], eps: Sequence[float], seeds: int | Sequence[int], axes: Mapping[str, Any]
+) -> dict[str, tuple[Any, ...]]:
+    """The axes in order, shapes first, eps and seed last, each a tuple of values.
+
+    Raises:
+        UsageError: for an axis that is empty, holds a value twice or is not allowed, and for eps and seeds that cannot
+            be.
+    """
     for name in axes:
         if name not in allowed:
             raise UsageError(f"axis {name!r} is not one of {', '.join(allowed)}{nearest(name, allowed)}.")
@@ -79,23 +95,13 @@ def make_grid(
             raise UsageError(f"seeds must be at least 1, got {seeds}.")
         seeds = range(int(seeds))
     ordered = sorted(axes, key=lambda name: SHAPE_AXES.index(name) if name in SHAPE_AXES else len(SHAPE_AXES))
-    grid = Grid(
-        model,
-        method,
-        {name: _checked_axis(name, axes[name]) for name in ordered}
-        | {"eps": _checked_axis("eps", eps), "seed": _checked_axis("seeds", seeds)},
-    )
-    check_positive("eps", list(grid.axes["eps"]))
-    for seed in grid.axes["seed"]:
+    checked = {name: _checked_axis(name, axes[name]) for name in ordered}
+    checked |= {"eps": _checked_axis("eps", eps), "seed": _checked_axis("seeds", seeds)}
+    check_positive("eps", list(checked["eps"]))
+    for seed in checked["seed"]:
         if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
             raise UsageError(f"seeds must be integers from 0 to 2^63 - 1, got {seed!r}.")
-    for values in grid.shapes():
-        with_values(model, values)
-    for name in ordered:
-        for value in grid.axes[name]:
-            if name not in SHAPE_AXES:
-                of_lane(model, method, {name: value})
-    return grid
+    return checked
 
 
 def _checked_axis(name: str, values: Any) -> tuple[Any, ...]:
@@ -121,7 +127,7 @@ def _plain(value: Any) -> Any:
     return np.asarray(value).item() if isinstance(value, np.generic) or hasattr(value, "dtype") else value
 
 
-def of_lane(model: UFM, method: Flow | Descent, values: Mapping[str, Any]) -> tuple[UFM, Flow | Descent]:
+def of_lane(model: UFM, method: Method, values: Mapping[str, Any]) -> tuple[UFM, Method]:
     """The model and the method with the numbers of one lane, which may be traced."""
     of_model = {name: value for name, value in values.items() if name in MODEL_AXES}
     of_method = {name: value for name, value in values.items() if name not in (*MODEL_AXES, "eps", "seed")}

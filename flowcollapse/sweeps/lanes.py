@@ -32,6 +32,7 @@ AXES = {
     "atol": "absolute tolerance",
     "t1": "time at the end",
     "learning_rate": "learning rate",
+    "lane": "number of the start",
 }
 """Long names of the axes; others are numbers of the method and go by their own name."""
 
@@ -134,8 +135,16 @@ def empty_dataset(plan: Plan, chunks: Sequence[int] | None = None) -> "xr.Datase
         fill = np.nan if jnp.issubdtype(parts[0].dtype, jnp.floating) else MISSING
         values = _filled((*grid.shape, *tail), fill, parts[0].dtype, None if chunks is None else (*chunks, *tail))
         data[name] = ((*axes, *dimensions(name)), values, attributes(name))
+    coords = axis_coordinates(grid.axes)
+    if not isinstance(plan.ts, int):
+        coords["time"] = ("time", np.asarray(plan.ts, float), {"long_name": "time", "units": "1"})
+    return xr.Dataset(data, coords)
+
+
+def axis_coordinates(axes: Mapping[str, tuple[Any, ...]]) -> dict[str, Any]:
+    """The values of the axes as coordinates of a Dataset."""
     coords: dict[str, Any] = {}
-    for name, values in grid.axes.items():
+    for name, values in axes.items():
         about = {"long_name": AXES.get(name, name.replace("_", " ")), "units": "1"}
         parts = [value if isinstance(value, tuple) else (value,) for value in values]
         if all(len(part) == 1 for part in parts):
@@ -145,9 +154,7 @@ def empty_dataset(plan: Plan, chunks: Sequence[int] | None = None) -> "xr.Datase
             for row, part in zip(table, parts, strict=True):
                 row[: len(part)] = part
             coords[f"{name}_values"] = ((name, f"{name}_part"), table, about)
-    if not isinstance(plan.ts, int):
-        coords["time"] = ("time", np.asarray(plan.ts, float), {"long_name": "time", "units": "1"})
-    return xr.Dataset(data, coords)
+    return coords
 
 
 def _filled(shape: tuple[int, ...], fill: int | float, dtype, chunks: tuple[int, ...] | None) -> Any:

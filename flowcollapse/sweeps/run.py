@@ -19,8 +19,8 @@ from tqdm import tqdm
 from .._checks import check_integer
 from .._errors import UsageError, nearest
 from ..descent import Descent
-from ..flow import Flow
 from ..initial import STARTS
+from ..method import Method
 from ..model import UFM
 from ..provenance import provenance
 from ..simulation import checked_times
@@ -47,7 +47,7 @@ class Interrupted(KeyboardInterrupt):
 
 def sweep(
     model: UFM,
-    method: Flow | Descent,
+    method: Method,
     *,
     eps: Sequence[float],
     seeds: int | Sequence[int] = 256,
@@ -68,7 +68,7 @@ def sweep(
 
     Args:
         model: the model.
-        method: `fc.Flow(...)` or `fc.Descent("sgd", ...)`.
+        method: `fc.Flow(...)`, `fc.Descent("sgd", ...)`, `fc.ModifiedFlow(...)` or `fc.HeavyBallFlow(...)`.
         eps: norms of the starts.
         seeds: how many, or which. The start of a lane is `fc.initial.sphere(model, eps, key=jax.random.key(seed))`, so
             that it depends on its seed and eps alone.

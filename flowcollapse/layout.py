@@ -1,0 +1,108 @@
+"""How a point, or a point and its velocity, is laid out inside the solver, and the field and norms in that layout."""
+
+import dataclasses
+
+import diffrax as dfx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from .coordinates import from_mean_residual, mean_residual_field, to_mean_residual
+from .model import Point, Problem
+
+
+def stiff_rate(problem: Problem, dtype) -> Float[Array, ""]:
+    """The rate `n_tot + lam_b` at which the mean residual decays; without a bias there is none to decay."""
+    return (problem.model.num_samples if problem.model.use_bias else 0) + problem.decays(dtype)[2]
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How a point is laid out inside the solver: `(slow, e)` or `(slow, b)`, with slow packed flat if it is small."""
+
+    C: int
+    p: int
+    n: int
+    mean_residual: bool
+    packed: bool
+
+    def pack(self, W: Array, X: Array) -> PyTree:
+        return jnp.concatenate([W.ravel(), X.T.ravel()]) if self.packed else (W, X)
+
+    def unpack(self, slow: PyTree) -> tuple[Array, Array]:
+        if not self.packed:
+            return slow
+        cut = self.C * self.p
+        return slow[:cut].reshape(self.C, self.p), slow[cut:].reshape(self.n, self.p).T
+
+    def state(self, problem: Problem, point: Point) -> PyTree:
+        last = to_mean_residual(problem, point) if self.mean_residual else point.b
+        return self.pack(point.W, point.X), last
+
+    def point(self, problem: Problem, y: PyTree) -> Point:
+        W, X = self.unpack(y[0])
+        return from_mean_residual(problem, W, X, y[1]) if self.mean_residual else Point(W, X, y[1])
+
+    def terms(self) -> dfx.AbstractTerm:
+        """The flow's vector field, split into forcing and relaxation for the solvers that take them apart.
+
+        Its arguments are the problem, what observes, and the flow, whose `velocity` the field is.
+        """
+
+        def forcing(t, y, args):
+            W_velocity, X_velocity, g = mean_residual_field(args[0], *self.unpack(y[0]), y[1])
+            return self.pack(W_velocity, X_velocity), g
+
+        def relaxation(t, y, args):
+            return jax.tree.map(jnp.zeros_like, y[0]), -stiff_rate(args[0], y[1].dtype) * y[1]
+
+        def whole(t, y, args):
+            W, X, b = args[2].velocity(args[0], Point(*self.unpack(y[0]), y[1]))
+            return self.pack(W, X), b
+
+        if self.mean_residual:
+            return dfx.MultiTerm(dfx.ODETerm(forcing), dfx.ODETerm(relaxation))
+        return dfx.ODETerm(whole)
+
+    def block_norms(self, problem: Problem, y: PyTree) -> Float[Array, "4"]:
+        """The norms of W, B, L and of the mean residual or bias."""
+        W, X = self.unpack(y[0])
+        return jnp.sqrt(jnp.stack([jnp.sum(block**2) for block in (W, *problem.split(X), y[1])]))
+
+    def block_scales(self, norms: Float[Array, "4"]) -> Float[Array, "4"]:
+        """What the error of each block is measured against: its own size; B's for the mean residual and the bias."""
+        last = norms[1] if self.mean_residual else norms[1] + norms[3]
+        return norms.at[3].set(last)
+
+
+@dataclasses.dataclass(frozen=True)
+class SecondOrder:
+    """How a point that has a velocity is laid out: as z and as `u = z + m z'`, where it would drift to in the time m.
+
+    Then `m z'' + z' = f(z)` is `z' = (u - z) / m`, `u' = f(z)`, and both parts have the scales of a point.
+    """
+
+    of_point: Layout
+
+    def state(self, problem: Problem, point: Point, drifted: Point) -> PyTree:
+        return self.of_point.state(problem, point), self.of_point.state(problem, drifted)
+
+    def point(self, problem: Problem, y: PyTree) -> Point:
+        return self.of_point.point(problem, y[0])
+
+    def terms(self) -> dfx.AbstractTerm:
+        """The field of both parts; its arguments are those of a `Layout`'s, and the flow has a `mass` too."""
+
+        def field(t, y, args):
+            problem, _, flow = args
+            velocity = jax.tree.map(lambda z, u: (u - z) / flow.mass, *y)
+            return velocity, self.of_point.state(problem, flow.velocity(problem, self.point(problem, y)))
+
+        return dfx.ODETerm(field)
+
+    def block_norms(self, problem: Problem, y: PyTree) -> Float[Array, "8"]:
+        """The norms of W, B, L and the bias, of the point and of where it would drift to."""
+        return jnp.concatenate([self.of_point.block_norms(problem, part) for part in y])
+
+    def block_scales(self, norms: Float[Array, "8"]) -> Float[Array, "8"]:
+        return jnp.concatenate([self.of_point.block_scales(part) for part in jnp.split(norms, 2)])

@@ -1,0 +1,50 @@
+"""What a flow and a descent have in common: the way from a start to a path, with numbers that may vary."""
+
+import abc
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import equinox as eqx
+from jaxtyping import Array
+
+from ._errors import UsageError
+from .model import Point, Problem
+from .stopping import Run, Verdict
+
+
+class Method(eqx.Module):
+    """A way from a start to a path, a flow or a descent, as `fc.simulate` and `fc.sweep` take it."""
+
+    name: ClassVar[str]
+    """What files and tables call the kind of method."""
+
+    coordinates: eqx.AbstractVar[str]
+
+    @property
+    @abc.abstractmethod
+    def label(self) -> str:
+        """What tables call this method."""
+
+    @property
+    @abc.abstractmethod
+    def numbers(self) -> tuple[str, ...]:
+        """The names of its numbers, which vary without a new compilation."""
+
+    @abc.abstractmethod
+    def with_numbers(self, numbers: Mapping[str, Any]) -> "Method":
+        """The same method with some of its `numbers` replaced."""
+
+    @property
+    @abc.abstractmethod
+    def limit(self) -> Verdict:
+        """The verdict of a run that ended before the plateau, as it was told to."""
+
+    @abc.abstractmethod
+    def run(self, problem: Problem, start: Point, ts: Array | int, observe: Callable[[Point], Any]) -> Run:
+        """Run from `start` and observe at `ts`, or at that many times up to the end."""
+
+
+def check_method(method: Any) -> None:
+    """Raise `UsageError` unless `method` is a `Method`."""
+    if not isinstance(method, Method):
+        raise UsageError(f'method must be a flow or a descent, as fc.Flow() or fc.Descent("sgd", ...), got {method!r}.')
