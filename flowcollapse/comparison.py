@@ -20,7 +20,7 @@ from .provenance import options, provenance
 from .race import Plateau, Race, Setting, Shared
 from .rivals import Rival, check_axes, ending_at, given_times, rival, rivals_of, save_times
 from .simulation import as_arrays, checked_start
-from .sweeps.engine import CPU_WIDTH, Engine, block_width, chosen_devices, state_size
+from .sweeps.engine import CPU_WIDTH, Device, Engine, block_width, chosen_devices, state_size
 from .sweeps.grid import MODEL_AXES, SHAPE_AXES, Grid, Task, checked_axes, lane_values, with_values
 from .sweeps.lanes import attributes, axis_coordinates, cheap, dimensions
 from .sweeps.local import LANES_A_TASK, expected_cost
@@ -57,7 +57,7 @@ def compare(
     flow: AbstractFlow | str = "flow",
     num_steps: int | None = None,
     keep_final: bool = False,
-    devices: int | Sequence[jax.Device] | None = None,
+    devices: int | Sequence[Device] | None = None,
     width: int | None = None,
     progress: bool = False,
     **axes: Sequence[Any],
@@ -138,7 +138,7 @@ def compare(
     numbers, structure = jax.tree.flatten(as_arrays((model, tuple(methods)), dtype))
     setting = Setting(structure, tuple(one.open for one in rivals), kind)
     shared = Shared(numbers, starts, jnp.asarray(times, dtype))
-    width = width or _lane_width(model, methods, len(times), chosen[0])
+    width = width or _lane_width(model, methods, len(times), chosen, grid.num_lanes)
     outcome = _outcome(Race(setting, names, keep_final), shared, grid, width, chosen, progress)
     dataset = _dataset(outcome, grid, [one.name for one in rivals], times)
     if isinstance(start, State) and start.W.ndim == 2:
@@ -195,12 +195,12 @@ def _latest_plateau(grid: Grid, kind: str | None, starts: State | None, dtype, d
     return float(np.max(engine.map(lanes)))
 
 
-def _lane_width(model: UFM, methods: Sequence[Method], saves: int, device: jax.Device) -> int:
+def _lane_width(model: UFM, methods: Sequence[Method], saves: int, devices: Sequence[Device], lanes: int) -> int:
     """How many lanes run in lockstep: as in a sweep, but no more than have room for their states at all times."""
     whole = any(method.coordinates == "sample" for method in methods)
     size = model.num_features * model.num_samples if whole else state_size(model)
     bytes_a_lane = 8 * size * saves * 2 * len(methods)
-    return max(1, min(block_width(model, device), BYTES_UNDER_WAY // bytes_a_lane))
+    return max(1, min(block_width(model, devices, lanes), BYTES_UNDER_WAY // bytes_a_lane))
 
 
 def _outcome(race: Race, shared: Shared, grid: Grid, width: int, devices, progress: bool) -> dict[str, np.ndarray]:

@@ -6,7 +6,7 @@ import pytest
 import xarray as xr
 
 import flowcollapse as fc
-from flowcollapse import plot_comparison as pictures
+from flowcollapse import plot as pictures
 from flowcollapse.comparison_table import table
 
 METHODS, RATES, SEEDS, TIMES = ("flow", "gd", "adam"), (0.1, 0.01), (0, 1, 2, 3), np.linspace(0.0, 4.0, 5)

@@ -103,7 +103,7 @@ def changed(model, **fields):
 @pytest.mark.parametrize("name", AXES)
 def test_every_axis_by_name(name):
     method, values = AXES[name]
-    found = fc.sweep(SMALL, method, eps=[0.1], seeds=2, **{name: values}, **OPTIONS)
+    found = fc.sweep(SMALL, method, eps=[0.1], seeds=2, **cast(Any, OPTIONS | {name: values}))
     assert found["risk"].dims == (name, "eps", "seed", "time")
     for value in values:
         of_method = name in method.numbers
@@ -123,15 +123,8 @@ def test_times_that_all_lanes_share():
 
 def test_values_of_several_numbers_and_unequal_counts():
     decays, counts = [(0.1, 0.2, 0.0), (0.2, 0.1, 0.3)], [2, (1, 2, 3)]
-    found = fc.sweep(
-        SMALL,
-        DESCENT,
-        eps=[0.1],
-        seeds=1,
-        weight_decay=decays,
-        samples_per_class=counts,
-        **(OPTIONS | {"metrics": ["risk"]}),
-    )
+    axes: dict[str, Any] = {"weight_decay": decays, "samples_per_class": counts}
+    found = fc.sweep(SMALL, DESCENT, eps=[0.1], seeds=1, **cast(Any, OPTIONS | {"metrics": ["risk"]} | axes))
     assert found["risk"].dims[:2] == ("samples_per_class", "weight_decay")
     np.testing.assert_array_equal(found["weight_decay_values"], decays)
     np.testing.assert_array_equal(found["samples_per_class_values"], [[2, np.nan, np.nan], [1, 2, 3]])

@@ -96,7 +96,7 @@ class Compare:
             print(f"Wrote {kept.out}")
         if kept.plot is not None:
             draw_without_a_window()
-            from .. import plot, plot_comparison
+            from .. import plot
 
-            plot.save(plot_comparison.comparison(dataset, kept.metric)[0], kept.plot)
+            plot.save(plot.comparison(dataset, kept.metric)[0], kept.plot)
             print(f"Wrote {kept.plot}")

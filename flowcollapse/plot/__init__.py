@@ -1,6 +1,12 @@
 """Figures from Datasets: every function draws on the axes it is given, or on new ones, and returns them."""
 
 from ._axes import save as save
+from .comparison import (
+    comparison as comparison,
+    comparison_distance as comparison_distance,
+    comparison_ends as comparison_ends,
+    comparison_paths as comparison_paths,
+)
 from .overview import sweep as sweep
 from .paper import IN_A_PATH as IN_A_PATH, figure1 as figure1, figure2 as figure2, path as path
 from .sweeps import bands as bands, heatmap as heatmap, limit as limit, verdicts as verdicts

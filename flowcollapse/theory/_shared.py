@@ -11,7 +11,6 @@ from .._checks import is_traced
 from .._errors import UsageError
 from ..exponential import phi
 from ..model import UFM
-from ..simulation import _checked_start as checked_start  # noqa: F401, what a start is asked for is the same
 
 Times = Real[Array | np.ndarray, " time"] | Sequence[float | int]
 

@@ -26,7 +26,7 @@ from jaxtyping import Array, Float, Int
 from .._checks import Number, check_integer, check_positive, is_traced
 from .._errors import UsageError
 from ..model import UFM, State, problem_of
-from ..simulation import as_arrays
+from ..simulation import as_arrays, checked_start
 from ..stopping import Growth, growing_part, target_modes
 from ._shared import (
     Times,
@@ -34,7 +34,6 @@ from ._shared import (
     bias_rate,
     check_equal_decay,
     check_squared,
-    checked_start,
     checked_times,
     integral,
     least,

@@ -11,14 +11,13 @@ from .._checks import Number, is_traced
 from .._errors import UsageError
 from ..coordinates import to_class_means
 from ..model import UFM, State, problem_of
-from ..simulation import as_arrays
+from ..simulation import as_arrays, checked_start
 from ..stopping import target_modes
 from ._shared import (
     Times,
     bias,
     check_equal_decay,
     check_squared,
-    checked_start,
     checked_times,
     integral,
     known_decays,

@@ -10,8 +10,9 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator
 
-from ._errors import UsageError, nearest
-from .plot import IN_A_PATH, OKABE_ITO, _axes, _log_against_time
+from .._errors import UsageError, nearest
+from ._axes import OKABE_ITO, log_against_time, panels
+from .paper import IN_A_PATH
 
 OVER = ("seed", "lane")
 """The axes that become a median and a band."""
@@ -41,16 +42,16 @@ def comparison_paths(dataset: xr.Dataset, name: str = "snc1", ax: Axes | None = 
 
     Example:
         >>> import xarray
-        >>> from flowcollapse.plot_comparison import comparison_paths
+        >>> from flowcollapse.plot import comparison_paths
         >>> curves = {"snc1": (("method", "time"), [[1.0, 0.1], [1.0, 0.2]])}
         >>> ax = comparison_paths(xarray.Dataset(curves, {"method": ["flow", "gd"], "time": [0.0, 1.0]}))
         >>> [text.get_text() for text in ax.get_legend().get_texts()]
         ['flow', 'gd']
     """
     values = _starts_last(dataset, name, "time")
-    with _axes(ax, 1, (5.2, 3.3)) as (one,):
+    with panels(ax, 1, (5.2, 3.3)) as (one,):
         _draw(one, dataset, values, _times(dataset))
-        _log_against_time(one, dataset)
+        log_against_time(one, float(dataset["time"][-1]))
         one.set_ylabel(_label(name))
     return one
 
@@ -70,16 +71,16 @@ def comparison_distance(dataset: xr.Dataset, ax: Axes | None = None) -> Axes:
 
     Example:
         >>> import xarray
-        >>> from flowcollapse.plot_comparison import comparison_distance
+        >>> from flowcollapse.plot import comparison_distance
         >>> curves = {"distance_to_flow": (("method", "time"), [[0.0, 0.0], [0.0, 0.2]])}
         >>> ax = comparison_distance(xarray.Dataset(curves, {"method": ["flow", "gd"], "time": [0.0, 1.0]}))
         >>> [text.get_text() for text in ax.get_legend().get_texts()]
         ['gd']
     """
     values = _starts_last(dataset, "distance_to_flow", "time")
-    with _axes(ax, 1, (5.2, 3.3)) as (one,):
+    with panels(ax, 1, (5.2, 3.3)) as (one,):
         _draw(one, dataset, values.where(dataset["time"] > 0)[1:], _times(dataset))  # at first it is zero
-        _log_against_time(one, dataset)
+        log_against_time(one, float(dataset["time"][-1]))
         one.set_ylabel(_label("distance_to_flow"))
     return one
 
@@ -103,7 +104,7 @@ def comparison_ends(
 
     Example:
         >>> import xarray
-        >>> from flowcollapse.plot_comparison import comparison_ends
+        >>> from flowcollapse.plot import comparison_ends
         >>> ends = {"max_distance_to_flow": (("method", "learning_rate"), [[0.0, 0.0], [0.1, 0.2]])}
         >>> data = xarray.Dataset(ends, {"method": ["flow", "sgd"], "learning_rate": [0.01, 0.02]})
         >>> comparison_ends(data).get_xlabel()
@@ -120,7 +121,7 @@ def comparison_ends(
         )
     end = end.sortby(along)
     values = _starts_last(end.to_dataset(name=name), name, along)
-    with _axes(ax, 1, (5.2, 3.3)) as (one,):
+    with panels(ax, 1, (5.2, 3.3)) as (one,):
         few = end.sizes[along] <= 8
         shown = values[1:] if name == "max_distance_to_flow" else values
         _draw(one, dataset, shown.where(shown > 0), end[along].values, marker="." if few else None)
@@ -153,21 +154,21 @@ def comparison(dataset: xr.Dataset, name: str | None = None) -> np.ndarray:
     axes = [str(axis) for axis in dataset["verdict"].dims if axis not in ("method", *OVER)]
     several = [axis for axis in axes if dataset.sizes[axis] > 1]
     first = dataset.isel(dict.fromkeys(axes, 0))
-    with _axes(None, 2 + bool(several), (4.4 * (2 + bool(several)), 3.5)) as panels:
-        comparison_paths(first, name, panels[0])
-        comparison_distance(first, panels[1])
+    with panels(None, 2 + bool(several), (4.4 * (2 + bool(several)), 3.5)) as three:
+        comparison_paths(first, name, three[0])
+        comparison_distance(first, three[1])
         if several:
             where = ", ".join(f"{_label(axis)} = {first[axis].item():g}" for axis in several if axis in first.coords)
-            for ax in panels[:2]:
+            for ax in three[:2]:
                 ax.set_title(where, fontsize="medium")
             drawn = next((axis for axis in several if axis in dataset.coords), several[0])
             others = {axis: 0 for axis in axes if axis != drawn}
-            comparison_ends(dataset.isel(others), "max_distance_to_flow", panels[2], along=drawn)
-        handles = panels[0].get_legend_handles_labels()[0]
-        for ax in panels:
+            comparison_ends(dataset.isel(others), "max_distance_to_flow", three[2], along=drawn)
+        handles = three[0].get_legend_handles_labels()[0]
+        for ax in three:
             ax.get_legend().remove()
-        panels[0].figure.legend(handles=handles, ncols=len(handles), loc="outside upper center", frameon=False)
-    return panels
+        three[0].figure.legend(handles=handles, ncols=len(handles), loc="outside upper center", frameon=False)
+    return three
 
 
 def _check_has(dataset: xr.Dataset, name: str) -> None:
