@@ -19,7 +19,7 @@ from .model import UFM, State
 from .provenance import options, provenance
 from .race import Plateau, Race, Setting, Shared
 from .rivals import Rival, check_axes, ending_at, given_times, rival, rivals_of, save_times
-from .simulation import as_arrays, checked_start
+from .simulation import as_arrays, checked_starts
 from .sweeps.engine import CPU_WIDTH, Device, Engine, block_width, chosen_devices, state_size
 from .sweeps.grid import MODEL_AXES, SHAPE_AXES, Grid, Task, checked_axes, lane_values, with_values
 from .sweeps.lanes import attributes, axis_coordinates, cheap, dimensions
@@ -153,7 +153,7 @@ def _grid(model, start, eps, seeds, rivals: list[Rival], axes) -> tuple[Grid, St
     allowed = [name for name in dict.fromkeys((*axes, *MODEL_AXES)) if name not in SHAPE_AXES]
     if isinstance(start, str):
         if start not in STARTS:
-            raise UsageError(f"start {start!r} is not one of {', '.join(STARTS)}{nearest(start, STARTS)}.")
+            raise UsageError(f"start {start!r} is not one of {', '.join(STARTS)}{nearest(start, STARTS) or '.'}")
         if eps is None:
             raise UsageError("eps is missing: give the norms of the random starts, as eps=[0.1], or a state as start.")
         checked = checked_axes(allowed, eps, NUM_SEEDS if seeds is None else seeds, axes)
@@ -161,7 +161,7 @@ def _grid(model, start, eps, seeds, rivals: list[Rival], axes) -> tuple[Grid, St
     else:
         if eps is not None or seeds is not None:
             raise UsageError("eps and seeds are for random starts, and start is a state: leave them out.")
-        starts = _in_lanes(checked_start(model, start))
+        starts = _in_lanes(checked_starts(model, start))
         checked = checked_axes(allowed, [1.0], 1, axes)
         checked = {name: checked[name] for name in checked if name in axes} | {"lane": tuple(range(len(starts.W)))}
     for value in checked.get("weight_decay", ()):

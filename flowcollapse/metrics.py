@@ -227,7 +227,8 @@ def checked_names(model: UFM, columns, names: Sequence[str] | None) -> tuple[str
         return known
     for name in names:
         if name not in METRICS:
-            raise UsageError(f"metric {name!r} is not known: choose from {', '.join(METRICS)}{nearest(name, METRICS)}.")
+            hint = nearest(name, METRICS) or "."
+            raise UsageError(f"metric {name!r} is not known: choose from {', '.join(METRICS)}{hint}")
         if name not in known and METRICS[name].equal_counts and not model.balanced:
             raise UsageError(f"metric {name!r} is defined for equal counts, not for {model.samples_per_class}.")
         if name not in known:

@@ -59,8 +59,6 @@ def simulate(
         ('plateau', (15, 9))
     """
     start = checked_start(model, start)
-    if start.W.ndim != 2:
-        raise UsageError(f"start has leading axes {start.W.shape[:-2]}: map over them with jax.vmap.")
     check_method(method)
     names = metrics_module.checked_names(model, start.columns, metrics)
     if metrics is None and model.num_features * model.num_samples > metrics_module.SAMPLES_UP_TO:
@@ -123,6 +121,14 @@ def as_arrays(tree, dtype):
 
 
 def checked_start(model: UFM, start: State) -> State:
+    """One start of one precision, after making sure that it fits the model."""
+    start = checked_starts(model, start)
+    if start.W.ndim != 2:
+        raise UsageError(f"start has leading axes {start.W.shape[:-2]}: map over them with jax.vmap.")
+    return start
+
+
+def checked_starts(model: UFM, start: State) -> State:
     """A start, or several, of one precision, after making sure that it fits the model."""
     if not isinstance(start, State):
         raise UsageError(

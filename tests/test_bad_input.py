@@ -209,6 +209,9 @@ TYPES = {
         "fc.simulate(model, fc.State(H=[[1.0]], W=start.W, b=start.b), fc.Flow())",
         ["state.H", "(1, 1)", "(4, 9)"],
     ),
+    "a sweep over one number": ("fc.sweep(model, fc.Flow(), eps=0.1)", ["eps", "0.1", "list"]),
+    "a sweep of no model": ("fc.sweep(None, fc.Flow(), eps=[0.1])", ["model", "None", "fc.UFM"]),
+    "a sweep by a word": ("fc.sweep(model, 'flow', eps=[0.1])", ["method", "'flow'", "fc.Flow"]),
     "ts in two dimensions": ("fc.simulate(model, start, fc.Flow(), [[0.0, 1.0]])", ["ts", "(1, 2)", "increasing"]),
     "ts='all'": ("fc.simulate(model, start, fc.Flow(), 'all')", ["ts", "'all'", "increasing"]),
 }

@@ -114,7 +114,7 @@ def test_every_axis_by_name(name):
 
 def test_times_that_all_lanes_share():
     ts, rates = [0.0, 0.5, 1.0], [0.02, 0.05]
-    found = fc.sweep(SMALL, DESCENT, eps=[0.1], seeds=2, learning_rate=rates, **(OPTIONS | {"ts": ts}))
+    found = fc.sweep(SMALL, DESCENT, eps=[0.1], seeds=2, learning_rate=rates, **cast(Any, OPTIONS | {"ts": ts}))
     assert found["time"].values.tolist() == ts
     for rate in rates:
         path = alone(SMALL, DESCENT.with_numbers({"learning_rate": rate}), 0.1, 1, ts)
@@ -135,11 +135,11 @@ def test_values_of_several_numbers_and_unequal_counts():
 
 
 def test_one_program_a_shape_and_none_for_other_numbers():
-    before = compiled()
+    model, before = changed(SMALL, num_classes=2, samples_per_class=3), compiled()
     options: dict[str, Any] = {"seeds": 4, "num_features": [3, 5], "lanes_per_task": 3, **OPTIONS}
-    fc.sweep(SMALL, DESCENT, eps=[0.1, 0.2], **options)
+    fc.sweep(model, DESCENT, eps=[0.1, 0.2], **options)
     assert compiled() == before + 2
-    fc.sweep(SMALL, DESCENT.with_numbers({"learning_rate": 0.01}), eps=[0.3, 0.4], **options)
+    fc.sweep(model, DESCENT.with_numbers({"learning_rate": 0.01}), eps=[0.3, 0.4], **options)
     assert compiled() == before + 2
 
 
@@ -189,13 +189,12 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "no seeds": ({"seeds": 0}, "seeds must be at least 1"),
     "a seed twice": ({"seeds": [1, 1]}, "seeds holds 1 twice"),
     "a seed below zero": ({"seeds": [-1]}, "seeds must be integers from 0"),
-    "a number for an axis": ({"eps": 0.1}, "eps must be a list"),
     "an unknown axis": ({"learning_rat": [0.1]}, "axis 'learning_rat' is not one of"),
     "an axis of another method": ({"momentum": [0.1]}, "axis 'momentum' is not one of"),
     "a tolerance below zero": ({"rtol": [-1.0]}, "rtol must be positive"),
     "a shape that cannot be": ({"num_classes": [1, 2]}, "num_classes must be"),
     "decays of both kinds": ({"weight_decay": [0.1, (0.1, 0.1, 0.1)]}, "mixes single numbers and lists"),
-    "an unknown metric": ({"metrics": ["snc4"]}, "did you mean 'snc"),
+    "an unknown metric": ({"metrics": ["snc4"]}, "did you mean 'nc4'"),
     "an unknown start": ({"start": "spere"}, "did you mean 'sphere'"),
     "no saves": ({"ts": 0}, "ts must be a positive integer"),
     "times that fall": ({"ts": [1.0, 0.5]}, "ts must be finite and increase"),
@@ -218,10 +217,3 @@ def test_times_beyond_the_end_of_a_descent_are_refused(paper_model):
     descent = fc.Descent("sgd", num_steps=10, learning_rate=0.1)
     with pytest.raises(fc.UsageError, match=r"ts ends at 0.9, but .*'learning_rate': 0.05.* ends at 0.5"):
         fc.sweep(paper_model, descent, eps=[0.1], ts=[0.0, 0.9], learning_rate=[0.1, 0.05])
-
-
-def test_what_is_not_a_model_or_a_method_is_refused(paper_model):
-    with pytest.raises(fc.UsageError, match="model must be"):
-        fc.sweep(None, FLOW, eps=[0.1])  # pyright: ignore[reportArgumentType]
-    with pytest.raises(fc.UsageError, match="method must be"):
-        fc.sweep(paper_model, "flow", eps=[0.1])  # pyright: ignore[reportArgumentType]

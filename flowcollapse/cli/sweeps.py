@@ -229,8 +229,8 @@ def _flags(path: Path, table: dict[str, Any], section: str) -> list[str]:
             words += _flag(name, value)
         else:
             known = fields if section else [*fields, *GROUPS, "axes"]
-            hint = nearest(name, known) or f"; choose from {', '.join(known)}"
-            raise UsageError(f"{path}: {key!r} is not a key{f' of [{section}]' if section else ''}{hint}.")
+            hint = nearest(name, known) or f"; choose from {', '.join(known)}."
+            raise UsageError(f"{path}: {key!r} is not a key{f' of [{section}]' if section else ''}{hint}")
     return words
 
 

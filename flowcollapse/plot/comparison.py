@@ -175,7 +175,7 @@ def _check_has(dataset: xr.Dataset, name: str) -> None:
     if name not in dataset or "method" not in dataset[name].dims:
         known = [str(key) for key, values in dataset.data_vars.items() if "method" in values.dims]
         raise UsageError(
-            f"dataset has no {name!r} of each method: choose from {', '.join(known)}{nearest(name, known)}."
+            f"dataset has no {name!r} of each method: choose from {', '.join(known)}{nearest(name, known) or '.'}"
         )
 
 

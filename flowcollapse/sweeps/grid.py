@@ -89,7 +89,7 @@ def checked_axes(
     """
     for name in axes:
         if name not in allowed:
-            raise UsageError(f"axis {name!r} is not one of {', '.join(allowed)}{nearest(name, allowed)}.")
+            raise UsageError(f"axis {name!r} is not one of {', '.join(allowed)}{nearest(name, allowed) or '.'}")
     if isinstance(seeds, int | np.integer) and not isinstance(seeds, bool):
         if seeds < 1:
             raise UsageError(f"seeds must be at least 1, got {seeds}.")

@@ -107,7 +107,7 @@ def sweep(
     """
     grid = make_grid(model, method, eps, seeds, axes)
     if start not in STARTS:
-        raise UsageError(f"start {start!r} is not one of {', '.join(STARTS)}{nearest(start, STARTS)}.")
+        raise UsageError(f"start {start!r} is not one of {', '.join(STARTS)}{nearest(start, STARTS) or '.'}")
     times = _times(NUM_SAVES if ts is None else ts, grid)
     plan = Plan(grid, start, times, common_metrics(grid, start, metrics), keep_final)
     for name, value in (("width", width), ("lanes_per_task", lanes_per_task)):
