@@ -4,10 +4,12 @@ from .comparison import compare as compare
 from .coordinates import to_class_means as to_class_means
 from .descent import Descent as Descent
 from .flow import Flow as Flow
+from .hessian import sharpness as sharpness
 from .model import UFM as UFM, State as State, risk as risk, velocity as velocity
 from .modified import HeavyBallFlow as HeavyBallFlow, ModifiedFlow as ModifiedFlow
 from .settings import enable_x64 as enable_x64, use_cpu_cores as use_cpu_cores
 from .simulation import simulate as simulate
+from .spectrum import hessian_spectrum as hessian_spectrum
 from .stopping import Verdict as Verdict
 from .sweeps.run import Interrupted as Interrupted, sweep as sweep
 from .sweeps.store import open_sweep as open_sweep
