@@ -9,6 +9,7 @@ from .simulation import simulate as simulate
 from .stopping import Verdict as Verdict
 from .sweeps.run import Interrupted as Interrupted, sweep as sweep
 from .sweeps.store import open_sweep as open_sweep
+from .theory.prediction import predict as predict
 from .trajectory import Trajectory as Trajectory
 
 __all__: list[str]

@@ -75,8 +75,8 @@ def velocity(point: Arrays, counts, decay=(0.0, 0.0, 0.0), use_bias: bool = True
     return Arrays(-W.T @ G - decay[1] * H, -G @ H.T - decay[0] * W, b_velocity)
 
 
-def flow(start: Arrays, counts, ts, rtol: float = 1e-13, decay=(0.0, 0.0, 0.0), use_bias: bool = True) -> Arrays:
-    """The flow at the times `ts` by SciPy's DOP853, with a leading axis of times."""
+def flow(start: Arrays, counts, ts, rtol: float = 1e-13, **options) -> Arrays:
+    """The flow at the times `ts` by SciPy's DOP853, with a leading axis of times. `options` are those of `velocity`."""
     shapes = [part.shape for part in start]
     cuts = np.cumsum([part.size for part in start])[:-1]
 
@@ -87,7 +87,7 @@ def flow(start: Arrays, counts, ts, rtol: float = 1e-13, decay=(0.0, 0.0, 0.0), 
         return np.concatenate([part.ravel() for part in point])
 
     solution = solve_ivp(
-        lambda t, y: pack(velocity(unpack(y), counts, decay, use_bias)),
+        lambda t, y: pack(velocity(unpack(y), counts, **options)),
         (0.0, ts[-1]),
         pack(start),
         method="DOP853",
