@@ -11,6 +11,7 @@ import tyro
 from .._errors import UsageError
 from .single import Info, Reproduce, Simulate
 from .sweeps import Plot, Sweep, with_config
+from .verification import Verify
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -20,7 +21,8 @@ def main(args: Sequence[str] | None = None) -> int:
         args: the words after the command's name. Default: those of this process.
 
     Returns:
-        The exit code: 0, 2 after bad input, which is told in one line on standard error, or 130 after Ctrl-C.
+        The exit code: 0, 1 if a law fails, 2 after bad input, which is told in one line on standard error, or 130
+        after Ctrl-C.
 
     Raises:
         SystemExit: with code 2 for unknown flags, with 0 after `--help`.
@@ -31,7 +33,14 @@ def main(args: Sequence[str] | None = None) -> int:
     except UsageError as error:
         return refuse(error)
     command = tyro.extras.subcommand_cli_from_dict(
-        {"reproduce": Reproduce, "simulate": Simulate, "sweep": Sweep, "plot": Plot, "info": Info},
+        {
+            "reproduce": Reproduce,
+            "simulate": Simulate,
+            "sweep": Sweep,
+            "plot": Plot,
+            "verify": Verify,
+            "info": Info,
+        },
         prog="flowcollapse",
         description="Gradient flow and gradient descent of the unconstrained features model, and how far they are from "
         "neural collapse.",
@@ -39,13 +48,13 @@ def main(args: Sequence[str] | None = None) -> int:
         config=(tyro.conf.OmitArgPrefixes,),
     )
     try:
-        command.run()
+        code = command.run()
     except UsageError as error:
         return refuse(error)
     except KeyboardInterrupt as stop:
         print(str(stop) or "Interrupted.", file=sys.stderr)
         return 130
-    return 0
+    return code or 0
 
 
 def refuse(error: UsageError) -> int:

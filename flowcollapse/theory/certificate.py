@@ -67,11 +67,7 @@ class Certificate:
         return json.dumps(content, indent=1)
 
     def __repr__(self) -> str:
-        rows = [line(row) for row in self.rows]
-        failed = [row.name for row in self.rows if not row.passed]
-        seconds = sum(row.seconds for row in self.rows)
-        verdict = f"FAIL: {', '.join(failed)}" if failed else f"all {len(rows)} laws hold"
-        return "\n".join([HEAD, *rows, f"{verdict} ({seconds:.0f} s, {self.precision}, {self.device})"])
+        return "\n".join([HEAD, *map(line, self.rows), summary(self)])
 
 
 WIDTH = max(map(len, LAWS))
@@ -83,6 +79,16 @@ def line(row: Row) -> str:
     numbers = f"{row.measured:>8.1e}  {row.tolerance:>8.1e}"
     message = f"\n{'':<{WIDTH}}  {row.message}" if row.message else ""
     return f"{row.name:<{WIDTH}}  {numbers}  {row.verdict:<7}  {row.statement} ({row.source}){message}"
+
+
+def summary(certificate: Certificate) -> str:
+    """The last line of the table."""
+    failed = [row.name for row in certificate.rows if not row.passed]
+    verdict = (
+        f"FAIL: {', '.join(failed)}" if failed else f"{len(certificate.rows)} of {len(LAWS)} laws measured, all hold"
+    )
+    seconds = sum(row.seconds for row in certificate.rows)
+    return f"{verdict} ({seconds:.0f} s, {certificate.precision}, {certificate.device})"
 
 
 def verify(only: Sequence[str] | None = None, *, report: Callable[[Row], None] | None = None) -> Certificate:

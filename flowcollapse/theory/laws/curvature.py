@@ -50,21 +50,35 @@ def _spectra(lab: Lab, lam: float) -> Comparisons:
             found = np.linalg.eigvalsh(hessian(lab, system, decay, critical_point(system, rank, lam)))
             expected = np.asarray(landscape.spectrum(system.model(decay), rank).eigenvalues)
             if expected.size != found.size:
-                raise ValueError(f"{expected.size} eigenvalues at rank {rank} of {system}, the Hessian has {found.size}")
+                raise ValueError(
+                    f"{expected.size} eigenvalues at rank {rank} of {system}, the Hessian has {found.size}"
+                )
             yield np.abs(found - expected).max() / found[-1], 1e3 * EPS
 
 
-@law("spectrum", "the Hessian at every rank r on S: CN + s, CN, 2s, s, -s ((p-r)(C-1-r) times) and 0, multiplicities exact", DERIVED)
+@law(
+    "spectrum",
+    "the Hessian at every rank r on S: CN + s, CN, 2s, s, -s ((p-r)(C-1-r) times) and 0, multiplicities exact",
+    DERIVED,
+)
 def spectrum(lab: Lab) -> Comparisons:
     yield from _spectra(lab, 0.0)
 
 
-@law("spectrum-decay", "with decay lam of W and H: 2(s - lam), 2 lam, 2s, s, lam, both roots of x^2 - (CN+s) x + CN lam, CN and 0", DERIVED)
+@law(
+    "spectrum-decay",
+    "with decay lam of W and H: 2(s - lam), 2 lam, 2s, s, lam, both roots of x^2 - (CN+s) x + CN lam, CN and 0",
+    DERIVED,
+)
 def spectrum_decay(lab: Lab) -> Comparisons:
     yield from _spectra(lab, 0.37)
 
 
-@law("stability", "descent is linearly stable at collapse iff eta < 2/(CN + s): at 1.02 of it the top mode grows by 1.04 a step", DERIVED)
+@law(
+    "stability",
+    "descent is linearly stable at collapse iff eta < 2/(CN + s): at 1.02 of it the top mode grows by 1.04 a step",
+    DERIVED,
+)
 def stability(lab: Lab) -> Comparisons:
     """A disturbance of 1e-13: gone at 0.98, up to what is neutral; growing at the rate of the theory at 1.02."""
     size, steps = 1e-13, [0, 50, 100, 150, 200, 250, 300, 400, 500]
@@ -81,7 +95,11 @@ def stability(lab: Lab) -> Comparisons:
         yield abs(math.log(above / middle) / 250 - math.log(1.04)), 1e-3 * math.log(1.04)
 
 
-@law("edge", "slightly above, the risk falls but collapse is lost: W W^T settles below 2/eta - CN, SNC1 >= sqrt(C-1) (s - mu)", DERIVED)
+@law(
+    "edge",
+    "slightly above, the risk falls but collapse is lost: W W^T settles below 2/eta - CN, SNC1 >= sqrt(C-1) (s - mu)",
+    DERIVED,
+)
 def edge(lab: Lab) -> Comparisons:
     """Both sides of the threshold: the risk falls to that of the plateau on both, SNC1 to eps^2 on one alone."""
     eps = 1e-2

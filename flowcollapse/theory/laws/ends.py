@@ -19,7 +19,11 @@ def _ends(lab: Lab, system):
     return start, lab.flow(system, [start], np.linspace(0.0, end_time(system, start, 30.0), TIMES), rtol=1e-11)
 
 
-@law("as-many-features", "p = C - 1: L and u vanish, NC1 = 0, yet ||B - W^T|| = kappa |v0|: collapse stays inexact for ever", DERIVED)
+@law(
+    "as-many-features",
+    "p = C - 1: L and u vanish, NC1 = 0, yet ||B - W^T|| = kappa |v0|: collapse stays inexact for ever",
+    DERIVED,
+)
 def as_many_features(lab: Lab) -> Comparisons:
     for system in (lab_module.REACHED[-1], balanced_system(3, 4, 2), balanced_system(2, 3, 1)):
         start, paths = _ends(lab, system)
@@ -67,7 +71,11 @@ def imbalanced(lab: Lab) -> Comparisons:
 DECAYS = ((0.5, 0.5, 0.0), (0.4, 0.9, 0.0), (0.5, 0.5, 1.0), (0.1, 0.1, 2.0), (0.2, 0.05, 1.5), (3.0, 3.0, 0.3))
 
 
-@law("decay", "W W^T -> sqrt(lam_H/lam_W) [max(0, s - g) P + x 11^T/C], g = sqrt(lam_W lam_H), x = max(0, s - g - CN g/lam_b)", DERIVED)
+@law(
+    "decay",
+    "W W^T -> sqrt(lam_H/lam_W) [max(0, s - g) P + x 11^T/C], g = sqrt(lam_W lam_H), x = max(0, s - g - CN g/lam_b)",
+    DERIVED,
+)
 def decay(lab: Lab) -> Comparisons:
     """Also `b = min(N/(CN + lam_b), s g/lam_b)` and L = 0. The rates there are those of the decay: long runs."""
     for system in lab_module.REACHED:

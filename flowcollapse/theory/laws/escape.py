@@ -8,10 +8,9 @@ import numpy as np
 
 from ...hessian import hessian_vector_product
 from ...initial import sphere as random_start
-from ...model import State
-from .. import curves, landscape, limits
+from .. import curves, limits
 from . import lab as lab_module
-from .lab import EPS, LANES, TIMES, Lab, Point, as_point, as_state, end_time, gap, modes, small_starts, split
+from .lab import EPS, LANES, TIMES, Lab, Point, as_point, as_state, end_time, modes, small_starts, split
 from .registry import DERIVED, ON_THE_PAPER, Comparisons, law
 
 FOLLOWED = 60.0
@@ -21,7 +20,11 @@ FOLLOWED = 60.0
 # ---- the origin
 
 
-@law("origin-modes", "at (0, 0, 1/C): rate +s on S, -s on H = -(W (x) 1)^T/s, 0 for 1^T W, Hbar 1, H_dev, -CN for b", ON_THE_PAPER)
+@law(
+    "origin-modes",
+    "at (0, 0, 1/C): rate +s on S, -s on H = -(W (x) 1)^T/s, 0 for 1^T W, Hbar 1, H_dev, -CN for b",
+    ON_THE_PAPER,
+)
 def origin_modes(lab: Lab) -> Comparisons:
     """The Hessian's products with random directions of each kind."""
     for system in lab_module.EVERY:
@@ -60,7 +63,11 @@ def origin_distance(lab: Lab) -> Comparisons:
 # ---- the plateau
 
 
-@law("polar-limit", "W -> sqrt(s) polar(V0) + 1 u^T/sqrt C, B -> sqrt(s) polar(V0)^T + v 1^T/sqrt C, b -> 1/C - W v/(s sqrt C)", DERIVED)
+@law(
+    "polar-limit",
+    "W -> sqrt(s) polar(V0) + 1 u^T/sqrt C, B -> sqrt(s) polar(V0)^T + v 1^T/sqrt C, b -> 1/C - W v/(s sqrt C)",
+    DERIVED,
+)
 def polar_limit(lab: Lab) -> Comparisons:
     """The next order of W and B is eps^2, that of b is eps^3."""
     for system in lab_module.EVERY:
@@ -101,7 +108,11 @@ for _metric, _statement in PLATEAU.items():
     law(f"plateau-{_metric.replace('_', '-')}", _statement, DERIVED)(functools.partial(_plateau, _metric))
 
 
-@law("powers", "at the plateau each metric goes as a whole power of eps: SNC1 2, SNC2, SNC3 and dist 1, NC1 6 or 2, risk 4", DERIVED)
+@law(
+    "powers",
+    "at the plateau each metric goes as a whole power of eps: SNC1 2, SNC2, SNC3 and dist 1, NC1 6 or 2, risk 4",
+    DERIVED,
+)
 def powers(lab: Lab) -> Comparisons:
     """Slopes of two directions over sizes from 1e-2 down. NC1 is 1e-19 at the smallest, and has fewer digits."""
     for system in lab_module.EVERY:
@@ -113,7 +124,11 @@ def powers(lab: Lab) -> Comparisons:
                 yield abs(slope - power), 0.05 if metric == "nc1" else 0.01
 
 
-@law("kappa", "the escape leaves kappa = Gamma(a)^2/(Gamma(a - 1/2) Gamma(a + 1/2)), a = (1 + C s)/2, of v in the span of V0", DERIVED)
+@law(
+    "kappa",
+    "the escape leaves kappa = Gamma(a)^2/(Gamma(a - 1/2) Gamma(a + 1/2)), a = (1 + C s)/2, of v in the span of V0",
+    DERIVED,
+)
 def kappa(lab: Lab) -> Comparisons:
     """`<Pi v, Pi v0>/|Pi v0|^2` of runs."""
     for system in lab_module.REACHED:
@@ -147,7 +162,11 @@ def rms(lab: Lab) -> Comparisons:
             yield abs(samples.mean() / mean - 1), 5 * samples.std() / (mean * math.sqrt(RANDOM_STARTS))
 
 
-@law("plateau-time", "by T = (ln(sqrt(s)/sigma_min) + d)/s what decays has fallen by e^-d, for flow and, in its steps, descent", DERIVED)
+@law(
+    "plateau-time",
+    "by T = (ln(sqrt(s)/sigma_min) + d)/s what decays has fallen by e^-d, for flow and, in its steps, descent",
+    DERIVED,
+)
 def plateau_time(lab: Lab) -> Comparisons:
     """`ln` of what is left of L along the slowest mode at d = 10, where it stands far above rounding."""
     for system in lab_module.EVERY:
@@ -175,15 +194,15 @@ def _shadowing(corrected: bool, lab: Lab) -> Comparisons:
             curve = curves.learning_curve(system.model(), as_state(runs.starts[lane]), ts, corrected=corrected)
             # Before that the bias relaxes, which is another order.
             error = np.abs(np.asarray(curve.risk) - risks)[1:].max() / risks[0]
-            yield error, 0.05 * eps**2 if corrected else 0.1 * eps**2 * math.log(1 / eps)
+            yield error, 0.2 * eps**2 if corrected else 0.1 * eps**2 * math.log(1 / eps)
 
 
 law("shadowing", "a small start follows the flow on S from V0: the risk to O(eps^2 ln 1/eps)", DERIVED)(
     functools.partial(_shadowing, False)
 )
-law("shadowing-corrected", "with the growth that the rest of the start costs, V0 (I - t K2) V0^T, to O(eps^2)", DERIVED)(
-    functools.partial(_shadowing, True)
-)
+law(
+    "shadowing-corrected", "with the growth that the rest of the start costs, V0 (I - t K2) V0^T, to O(eps^2)", DERIVED
+)(functools.partial(_shadowing, True))
 
 
 @law("shadowing-descent", "descent from a small start follows the recursion of mu and beta on S from V0", DERIVED)

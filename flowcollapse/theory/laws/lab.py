@@ -4,7 +4,9 @@ A `Lab` keeps its programs and its runs for one certificate. One program serves 
 of a system, because compiling costs far more than running: batches of `LANES` starts, observed `TIMES` times.
 """
 
+import itertools
 import math
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -114,7 +116,7 @@ class Lab:
         return self._kept[make, *key]
 
     def program(self, function, *key):
-        """`function` compiled in little time, once a key."""
+        """`function` compiled in little time, once a key, which names all that it closes over."""
         if key not in self._programs:
             # These programs are short: most of their time is the compiler's.
             self._programs[key] = jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
@@ -245,10 +247,21 @@ class SmallStarts(NamedTuple):
     plateaus: list[limits.Plateau]
 
 
+def _directions(system: System) -> Iterator[Point]:
+    """Random starts of norm 1."""
+    return (sphere(system, 1.0, seed) for seed in itertools.count())
+
+
+def _is_generic(system: System, start: Point) -> bool:
+    """Whether every mode is of the order of the start. Where one is far below, the next orders are relative to it."""
+    return modes(system, start)[1][-1] > 0.03
+
+
 def small_starts(lab: Lab, system: System) -> SmallStarts:
     """The small starts of a system. NC1 by the pseudo-inverse, of order eps^6, needs the exponent 30."""
     sizes = np.repeat(SIZES, 2)
-    starts = [sphere(system, float(eps), seed=i % 2) for i, eps in enumerate(sizes)]
+    directions = itertools.islice(filter(lambda start: _is_generic(system, start), _directions(system)), 2)
+    starts = [Point(eps * z.H, eps * z.W, z.b) for eps, z in zip(sizes, itertools.cycle(directions), strict=False)]
     ts = np.array([end_time(system, start, 30.0) for start in starts])[:, None] * np.linspace(0.0, 1.0, TIMES)
     paths = lab.flow(system, starts, ts)
     plateaus = [jax.device_get(limits.plateau(system.model(), as_state(start))) for start in starts]

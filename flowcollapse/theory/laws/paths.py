@@ -1,7 +1,9 @@
 """Laws of whole paths: closed forms on S and on balanced sets, conserved quantities, reductions."""
 
+import jax.numpy as jnp
 import numpy as np
 
+from ...coordinates import to_class_means
 from .. import curves, exact
 from . import lab as lab_module
 from .lab import EPS, TIMES, Lab, Point, as_point, as_state, gap, modes, random_on_subspace, sphere, split
@@ -17,7 +19,11 @@ def subspace_flow(lab: Lab) -> Comparisons:
     yield from _flow_on_subspace(lab, [(0.0, 0.0, 0.0)], [1e-2, 0.5])
 
 
-@law("subspace-flow-decay", "with equal decay lam, s - lam stands for s in mu_i(t), and b goes to N/(CN + lam_b)", DERIVED)
+@law(
+    "subspace-flow-decay",
+    "with equal decay lam, s - lam stands for s in mu_i(t), and b goes to N/(CN + lam_b)",
+    DERIVED,
+)
 def subspace_flow_decay(lab: Lab) -> Comparisons:
     yield from _flow_on_subspace(lab, [(0.4, 0.4, 0.0), (0.4, 0.4, 0.7), (3.0, 3.0, 5.0)], [0.5])
 
@@ -45,7 +51,11 @@ def subspace_descent(lab: Lab) -> Comparisons:
             yield gap([part[lane] for part in paths.states], as_point(form)), ROUNDED
 
 
-@law("rank-condition", "on S the flow collapses if rank W0 = C - 1, and stops at risk N (C - 1 - r)/2 at rank r", ON_THE_PAPER)
+@law(
+    "rank-condition",
+    "on S the flow collapses if rank W0 = C - 1, and stops at risk N (C - 1 - r)/2 at rank r",
+    ON_THE_PAPER,
+)
 def rank_condition(lab: Lab) -> Comparisons:
     """The ends of runs. The modes that are missing come from rounding, and stay below 1e-16 e^{st} so long."""
     for system in lab_module.EVERY:
@@ -80,11 +90,15 @@ def _imbalance(point: Point) -> np.ndarray:
 # ---- reductions
 
 
-@law("reduced-descent", "descent in class-mean columns is descent on the samples, for any counts, decay and number of rows", DERIVED)
+@law(
+    "reduced-descent",
+    "descent in class-mean columns is descent on the samples, for any counts, decay and number of rows",
+    DERIVED,
+)
 def reduced_descent(lab: Lab) -> Comparisons:
     """The last system has more rows than move, and these are compressed too."""
     wide = lab_module.balanced_system(3, 2, 20)
-    for system in (lab_module.EVERY[0], lab_module.EVERY[1], lab_module.IMBALANCED[0], wide):
+    for system in (*lab_module.EVERY[:2], lab_module.IMBALANCED[0], wide):
         start, steps = [sphere(system, 0.5, seed=8, b=0.1)], [0, 1, 2, 5, 10, 20, 50, 100, 200]
         full, reduced = (
             lab.descent(system, start, steps, 0.02, decays=(0.1, 0.2, 0.3), coordinates=coordinates)
@@ -166,9 +180,13 @@ def riccati_imbalanced(lab: Lab) -> Comparisons:
 # ---- the second phase
 
 
-@law("second-phase", "W = W* + 1 u^T/sqrt C, B = W*^T, u and L off the frame: invariant, u' = -L L^T u, L' = -u u^T L", DERIVED)
+@law(
+    "second-phase",
+    "W = W* + 1 u^T/sqrt C, B = W*^T, u and L off the frame: invariant, u' = -L L^T u, L' = -u u^T L",
+    DERIVED,
+)
 def second_phase(lab: Lab) -> Comparisons:
-    """`H H^T` instead of H, as the closed form leaves a rotation of the samples open; for p > C - 1 and N > 1."""
+    """`L L^T` instead of L, as the closed form leaves a rotation of the samples open; for p > C - 1 and N > 1."""
     for system in lab_module.ABOVE:
         rng = np.random.default_rng([10, *system.counts, system.p])
         U, _, Vt = modes(system, sphere(system, 1.0, seed=10))
@@ -180,11 +198,12 @@ def second_phase(lab: Lab) -> Comparisons:
         H = np.repeat(W.T, system.counts, axis=1) / system.s + dev
         start = Point(H, W + u / np.sqrt(system.C), np.full(system.C, 1 / system.C))
         ts = np.linspace(0.0, 40.0, TIMES)
-        form = as_point(exact.second_phase(system.model(), as_state(start), ts))
+        # In class-mean columns, where the rotation is one of the columns of L alone.
+        form = exact.second_phase(system.model(), to_class_means(system.model(), as_state(start)), ts)
         paths = lab.flow(system, [start], ts)
-        found = Point(*(part[0] for part in paths.states))
-        yield gap((found.H @ np.swapaxes(found.H, 1, 2), found.W, found.b),
-                  (form.H @ np.swapaxes(form.H, 1, 2), form.W, form.b)), INTEGRATED  # fmt: skip
-        L = split(system, form.H)[1]
-        risks = 0.5 * np.sum(np.einsum("tpn,tp->tn", L, form.W.sum(axis=1) / np.sqrt(system.C)) ** 2, axis=1)
+        B, L = split(system, paths.states.H[0])
+        expected = (form.B, form.L @ jnp.swapaxes(form.L, 1, 2), form.W, form.b)
+        yield gap((B, L @ np.swapaxes(L, 1, 2), paths.states.W[0], paths.states.b[0]), expected), INTEGRATED
+        u = np.asarray(form.W).sum(axis=1) / np.sqrt(system.C)
+        risks = 0.5 * np.sum(np.einsum("tpn,tp->tn", form.L, u) ** 2, axis=1)
         yield np.abs(paths.metrics["risk"][0] - risks).max() / risks[0], INTEGRATED
