@@ -60,11 +60,15 @@ class Certificate:
 
     def to_json(self) -> str:
         """Rows with verdicts, versions, device and precision. A number that is not finite is null."""
-        content = dataclasses.asdict(self) | {"passed": self.passed}
-        for row, kept in zip(self.rows, content["rows"], strict=True):
-            kept["verdict"] = row.verdict
-            kept["measured"] = row.measured if math.isfinite(row.measured) else None
-        return json.dumps(content, indent=1)
+        rows = [
+            {
+                name: None if value in (math.inf, -math.inf) or value != value else value
+                for name, value in vars(row).items()
+            }
+            | {"verdict": row.verdict}
+            for row in self.rows
+        ]
+        return json.dumps(dataclasses.asdict(self) | {"rows": rows, "passed": self.passed}, indent=1)
 
     def __repr__(self) -> str:
         return "\n".join([HEAD, *map(line, self.rows), summary(self)])
@@ -115,8 +119,8 @@ def verify(only: Sequence[str] | None = None, *, report: Callable[[Row], None] |
     names = tuple(LAWS) if only is None else tuple(dict.fromkeys(only))
     for name in names:
         if name not in LAWS:
-            hint = nearest(name, LAWS) or f"; choose from {', '.join(LAWS)}"
-            raise UsageError(f"law {name!r} is not known{hint}.")
+            hint = nearest(name, LAWS) or f"; choose from {', '.join(LAWS)}."
+            raise UsageError(f"law {name!r} is not known{hint}")
     if precision() != "float64":
         raise UsageError("verify needs float64 but JAX runs in 32 bits: call fc.enable_x64() first.")
     lab, rows = Lab(), []

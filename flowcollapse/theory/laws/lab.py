@@ -254,7 +254,7 @@ def _directions(system: System) -> Iterator[Point]:
 
 def _is_generic(system: System, start: Point) -> bool:
     """Whether every mode is of the order of the start. Where one is far below, the next orders are relative to it."""
-    return modes(system, start)[1][-1] > 0.03
+    return bool(modes(system, start)[1][-1] > 0.03)
 
 
 def small_starts(lab: Lab, system: System) -> SmallStarts:
