@@ -101,7 +101,7 @@ def _project(lab: Lab, system, state: State):
     return as_point(project(state))
 
 
-@law("risk-on-subspace", "on S, R = 1/2 ||W W^T - s P||^2 + C N/2 (beta - 1/C)^2 C", PAPER)
+@law("risk-on-subspace", "on S, R = 1/2 ||W W^T - s P||^2 + C N/2 ||b - 1/C||^2", PAPER)
 def risk_on_subspace(lab: Lab) -> Comparisons:
     """The risk itself, at random points of S, with equal decay too."""
     for system in lab_module.EVERY:

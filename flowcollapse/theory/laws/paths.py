@@ -7,7 +7,7 @@ from ...coordinates import to_class_means
 from .. import curves, exact
 from . import lab as lab_module
 from .lab import EPS, TIMES, Lab, Point, as_point, as_state, gap, modes, random_on_subspace, sphere, split
-from .registry import DERIVED, ON_THE_PAPER, Comparisons, law
+from .registry import DERIVED, ON_THE_PAPER, PAPER, Comparisons, law
 
 ROUNDED = 1e4 * EPS
 INTEGRATED = 1e-9
@@ -54,7 +54,7 @@ def subspace_descent(lab: Lab) -> Comparisons:
 @law(
     "rank-condition",
     "on S the flow collapses if rank W0 = C - 1, and stops at risk N (C - 1 - r)/2 at rank r",
-    ON_THE_PAPER,
+    f"{PAPER}; the risk at rank r {DERIVED}",
 )
 def rank_condition(lab: Lab) -> Comparisons:
     """The ends of runs. The modes that are missing come from rounding, and stay below 1e-16 e^{st} so long."""
