@@ -200,7 +200,7 @@ def test_a_planted_fault_fails_the_rows_that_it_concerns(fault, small):
     assert verdicts([*fail, *passing]) == dict.fromkeys(fail, False) | dict.fromkeys(passing, True)
 
 
-def test_a_wrong_kappa_fails_its_row_alone_and_by_as_much_as_it_is_wrong(small):
+def test_a_wrong_kappa_fails_its_row_by_as_much_as_it_is_wrong_and_spares_others(small):
     """The rest of what is measured, the fault taken off, is below a hundredth of it."""
     kappa = scaling.kappa
     for module in (limits, scaling):
