@@ -4,12 +4,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .sweeps.summary import MOST_ROWS, verdicts
+from .sweeps.summary import verdicts
 
 if TYPE_CHECKING:
     import xarray as xr
 
-SHOWN = ("snc1", "snc2", "snc3", "risk")
+SHOWN = ("snc1", "snc2", "snc3", "relative_distance", "balancedness", "risk")
+
+MOST_ROWS = 60
 
 OVER = ("seed", "lane")
 """The axes whose medians are shown."""

@@ -12,6 +12,7 @@ from .._errors import UsageError
 from .comparison import Compare
 from .single import Info, Reproduce, Simulate
 from .sweeps import Plot, Sweep, with_config
+from .verification import Verify
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -21,7 +22,8 @@ def main(args: Sequence[str] | None = None) -> int:
         args: the words after the command's name. Default: those of this process.
 
     Returns:
-        The exit code: 0, 2 after bad input, which is told in one line on standard error, or 130 after Ctrl-C.
+        The exit code: 0, 1 if a law fails, 2 after bad input, which is told in one line on standard error, or 130
+        after Ctrl-C.
 
     Raises:
         SystemExit: with code 2 for unknown flags, with 0 after `--help`.
@@ -38,6 +40,7 @@ def main(args: Sequence[str] | None = None) -> int:
             "sweep": Sweep,
             "compare": Compare,
             "plot": Plot,
+            "verify": Verify,
             "info": Info,
         },
         prog="flowcollapse",
@@ -47,13 +50,13 @@ def main(args: Sequence[str] | None = None) -> int:
         config=(tyro.conf.OmitArgPrefixes,),
     )
     try:
-        command.run()
+        code = command.run()
     except UsageError as error:
         return refuse(error)
     except KeyboardInterrupt as stop:
         print(str(stop) or "Interrupted.", file=sys.stderr)
         return 130
-    return 0
+    return code or 0
 
 
 def refuse(error: UsageError) -> int:

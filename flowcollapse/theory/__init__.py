@@ -1,7 +1,8 @@
 """What is known of the model without running it: its invariant subspace, paths in closed form, limits of small starts,
-learning curves and predictions, and the landscape."""
+learning curves and predictions, the landscape, and the certificate that all of it is so."""
 
 from . import (
+    certificate as certificate,
     curves as curves,
     exact as exact,
     landscape as landscape,

@@ -138,7 +138,10 @@ def _second_phase(model: UFM, start: State, ts: Float[Array, " time"]) -> State:
         # Twice u u^T solves the Riccati equation of D, twice L L^T that of -D.
         root = 2**0.5
         u = _riccati(root * (V.T @ u)[:, None], rates, ts)[..., 0] @ V.T / root
-        L = V @ _riccati(root * V.T @ L, -rates, ts) / root
+        turned = V @ _riccati(root * V.T @ L, -rates, ts) / root
+        # Of the rotations from the right, one that keeps to the combinations of samples that the start has.
+        left, _, right = jnp.linalg.svd(jnp.swapaxes(turned, -1, -2) @ L)
+        L = turned @ left @ right
         W = start.W - jnp.mean(start.W, axis=0) + u[:, None, :] / C**0.5
         X = jnp.concatenate([jnp.broadcast_to(B, (len(ts), *B.shape)), L], axis=2)
     return _in_columns_of(start, means, W, X, jnp.broadcast_to(start.b, (len(ts), C)))

@@ -1,0 +1,147 @@
+"""The certificate: every law of the model measured on this machine, one row a law.
+
+What is measured comes from runs of `fc.simulate`, from the field and from products with the Hessian, on three systems
+or more a law; what is expected comes from the closed forms of `fc.theory`. The laws are in `laws/`.
+"""
+
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+
+import jax
+
+from .._errors import UsageError, nearest
+from ..provenance import precision, versions
+from .laws import LAWS as LAWS, Law
+from .laws.lab import Lab
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A law on trial.
+
+    - `measured`, `tolerance`: of the comparison that came nearest to failing, or furthest beyond.
+    - `comparisons`: how many there were.
+    - `message`: what went wrong, if the law could not be measured at all.
+    """
+
+    name: str
+    statement: str
+    source: str
+    measured: float
+    tolerance: float
+    comparisons: int
+    seconds: float
+    message: str = ""
+
+    @property
+    def passed(self) -> bool:
+        return not self.message and self.measured <= self.tolerance
+
+    @property
+    def verdict(self) -> str:
+        return "pass" if self.passed else "FAIL"
+
+
+@dataclasses.dataclass(frozen=True)
+class Certificate:
+    """The rows, and what they were measured with."""
+
+    rows: tuple[Row, ...]
+    versions: dict[str, str]
+    device: str
+    precision: str
+
+    @property
+    def passed(self) -> bool:
+        return all(row.passed for row in self.rows)
+
+    def to_json(self) -> str:
+        """Rows with verdicts, versions, device and precision. A number that is not finite is null."""
+        rows = [
+            {
+                name: None if value in (math.inf, -math.inf) or value != value else value
+                for name, value in vars(row).items()
+            }
+            | {"verdict": row.verdict}
+            for row in self.rows
+        ]
+        return json.dumps(dataclasses.asdict(self) | {"rows": rows, "passed": self.passed}, indent=1)
+
+    def __repr__(self) -> str:
+        return "\n".join([HEAD, *map(line, self.rows), summary(self)])
+
+
+WIDTH = max(map(len, LAWS))
+HEAD = f"{'law':<{WIDTH}}  {'measured':>8}  {'allowed':>8}  verdict  statement (source)"
+
+
+def line(row: Row) -> str:
+    """A row of the table, and under it what went wrong."""
+    numbers = f"{row.measured:>8.1e}  {row.tolerance:>8.1e}"
+    message = f"\n{'':<{WIDTH}}  {row.message}" if row.message else ""
+    return f"{row.name:<{WIDTH}}  {numbers}  {row.verdict:<7}  {row.statement} ({row.source}){message}"
+
+
+def summary(certificate: Certificate) -> str:
+    """The last line of the table."""
+    failed = [row.name for row in certificate.rows if not row.passed]
+    verdict = (
+        f"FAIL: {', '.join(failed)}" if failed else f"{len(certificate.rows)} of {len(LAWS)} laws measured, all hold"
+    )
+    seconds = sum(row.seconds for row in certificate.rows)
+    return f"{verdict} ({seconds:.0f} s, {certificate.precision}, {certificate.device})"
+
+
+def verify(only: Sequence[str] | None = None, *, report: Callable[[Row], None] | None = None) -> Certificate:
+    """Measure the laws of the model.
+
+    Args:
+        only: names of laws, see `LAWS`; default all of them.
+        report: called with each row once it is there.
+
+    Returns:
+        The `Certificate`; its `passed` says whether every law holds. A law that cannot be measured has failed, and its
+        row says why.
+
+    Raises:
+        UsageError: for an unknown name, or where JAX has not been allowed float64.
+
+    Source: each row names its own.
+
+    Example:
+        >>> import flowcollapse as fc
+        >>> fc.theory.certificate.verify(["origin-modes"]).passed
+        True
+    """
+    names = tuple(LAWS) if only is None else tuple(dict.fromkeys(only))
+    for name in names:
+        if name not in LAWS:
+            hint = nearest(name, LAWS) or f"; choose from {', '.join(LAWS)}."
+            raise UsageError(f"law {name!r} is not known{hint}")
+    if precision() != "float64":
+        raise UsageError("verify needs float64 but JAX runs in 32 bits: call fc.enable_x64() first.")
+    lab, rows = Lab(), []
+    for name in names:
+        rows.append(measure(LAWS[name], lab))
+        if report is not None:
+            report(rows[-1])
+    device = jax.devices()[0]
+    return Certificate(tuple(rows), versions(), f"{device.platform}: {device.device_kind}", precision())
+
+
+def measure(law: Law, lab: Lab) -> Row:
+    """The row of one law. Whatever goes wrong in it is its own failure."""
+    began, message, pairs = time.perf_counter(), "", []
+    try:
+        pairs = [(float(measured), float(tolerance)) for measured, tolerance in law.compare(lab)]
+        message = "" if pairs else "nothing was compared"
+    except Exception as error:
+        message = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    # NaN, which is no measure of anything, is worse than any number.
+    pairs = [(math.inf if math.isnan(measured) else measured, tolerance) for measured, tolerance in pairs]
+    measured, tolerance = max(pairs, key=lambda pair: pair[0] / pair[1], default=(math.nan, math.nan))
+    seconds = time.perf_counter() - began
+    return Row(law.name, law.statement, law.source, measured, tolerance, len(pairs), seconds, message)

@@ -1,0 +1,37 @@
+"""The list of laws, and how a function becomes one of them."""
+
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+from .lab import Lab
+
+Comparisons = Iterable[tuple[Any, Any]]
+"""Pairs `(measured, tolerance)`: how far the model is from a law, and how far it may be, both single numbers."""
+
+
+class Law(NamedTuple):
+    """A law: its name, what it says, where it comes from, and the function that measures it."""
+
+    name: str
+    statement: str
+    source: str
+    compare: Callable[[Lab], Comparisons]
+
+
+LAWS: dict[str, Law] = {}
+
+PAPER = "Mixon, Parshall and Pi, arXiv 2011.11619"
+"""What the paper states."""
+ON_THE_PAPER = "derived here from the paper's flow"
+DERIVED = "derived here"
+
+
+def law(name: str, statement: str, source: str) -> Callable[[Callable[[Lab], Comparisons]], Callable]:
+    """Register a function as a law: it takes a `Lab` and gives the pairs `(measured, tolerance)` that it compared."""
+
+    def register(compare: Callable[[Lab], Comparisons]) -> Callable:
+        assert name not in LAWS, name
+        LAWS[name] = Law(name, statement, source, compare)
+        return compare
+
+    return register
