@@ -63,7 +63,7 @@ print(apart.to_pandas().round(4))
 # compiled batch. Below, descent's largest distance to the flow, and one order lower that to the modified flow.
 
 # %%
-rates = np.geomspace(0.004, 0.04, 6)
+rates = np.array([0.004, 0.006, 0.01, 0.016, 0.025, 0.04])
 orders, shadows = {}, {}
 for flow in ("flow", "modified-flow"):
     options = {"eps": [0.3], "seeds": 4, "metrics": (), "learning_rate": rates}
