@@ -1,4 +1,8 @@
-"""The block Lanczos method, with full reorthogonalisation and through exhausted spaces."""
+"""The block Lanczos method, with full reorthogonalisation and through exhausted spaces.
+
+With one vector in a block, and in `dominant`, there are products alone and no factorisation: those of jax wait for ever
+where a program has batches of them on several CPU devices at once, for threads that themselves wait (jax 0.10.1, 0.12).
+"""
 
 from collections.abc import Callable
 
@@ -29,9 +33,34 @@ def krylov(
         images = jax.vmap(apply, 1, 1)(vectors)
         T = jax.lax.dynamic_update_slice(T, Q.T @ images, (0, i * block))
         for _ in range(3):
-            images = jnp.linalg.qr(images - Q @ (Q.T @ images))[0]
+            images = _orthonormal(images - Q @ (Q.T @ images))
         return Q, T, images
 
     Q, T = jnp.zeros((size, iterations * block), dtype), jnp.zeros((iterations * block,) * 2, dtype)
-    Q, T, _ = jax.lax.fori_loop(0, iterations, step, (Q, T, jnp.linalg.qr(start)[0]))
+    Q, T, _ = jax.lax.fori_loop(0, iterations, step, (Q, T, _orthonormal(start)))
     return Q, jnp.triu(T) + jnp.triu(T, 1).T
+
+
+def _orthonormal(vectors: Float[Array, "size block"]) -> Float[Array, "size block"]:
+    """An orthonormal basis of the vectors' span, and of some other directions if that is smaller than the block."""
+    if vectors.shape[1] > 1:
+        return jnp.linalg.qr(vectors)[0]
+    norm = jnp.linalg.norm(vectors)
+    return jnp.where(norm > 0, vectors / jnp.where(norm > 0, norm, 1.0), jnp.zeros_like(vectors).at[0].set(1.0))
+
+
+def dominant(T: Float[Array, "n n"]) -> Float[Array, " n"]:
+    """A vector of the largest eigenvalue of a symmetric matrix, by squaring again and again.
+
+    `T + ||T||_F I` has no negative eigenvalue; of its power `2^48` only the largest is left, and what is within 1e-13
+    of it, as good as equal.
+    """
+    scale = jnp.linalg.norm(T)
+    shifted = T / jnp.where(scale == 0, 1.0, scale) + jnp.eye(len(T), dtype=T.dtype)
+
+    def square(_, power):
+        power = power @ power
+        return power / jnp.trace(power)
+
+    power = jax.lax.fori_loop(0, 48, square, shifted)
+    return power[:, jnp.argmax(jnp.diagonal(power))]

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from ._checks import check_integer
 from ._errors import UsageError
-from ._lanczos import Apply, krylov
+from ._lanczos import Apply, dominant, krylov
 from .coordinates import enter
 from .losses import LOSSES
 from .model import UFM, Point, Problem, State, check_state, over_batch, problem_of
@@ -168,7 +168,7 @@ def _top_vector(problem: Problem, point: Point, iterations: int) -> Point:
     apply, as_point, size = operator(problem, point)
     start = jax.random.normal(jax.random.key(0), (size, 1), point.X.dtype)
     Q, T = krylov(apply, start, min(iterations, size))
-    return as_point(Q @ jnp.linalg.eigh(T)[1][:, -1])
+    return as_point(Q @ dominant(T))
 
 
 def floating(model: UFM, state: State) -> tuple[UFM, State]:

@@ -20,6 +20,7 @@ less their unweighted mean; `s = sqrt N`; `P = I - 1 1^T / C` (the identity with
 | `cdnv` | `(s_i^2 + s_j^2) / (2 ||mu_i - mu_j||^2)` over pairs | Galanti, Gyorgy and Hutter 2021 |
 | `risk`, `grad_norm` | the risk and the norm of its gradient | the paper |
 | `balancedness` | `||W^T W - H H^T - (the same at the start)||_F / ||H at the start||_F^2` | conserved by the flow |
+| `sharpness` | the largest eigenvalue of the risk's Hessian; costly, computed only if asked for | Lanczos 1950 |
 
 Ratios whose denominator vanishes (near H = 0) are NaN.
 """
@@ -34,6 +35,7 @@ from jaxtyping import Array, Float
 
 from ._errors import UsageError, nearest
 from .columns import class_means, root_counts, within_class_basis
+from .hessian import largest_eigenvalue
 from .model import UFM, Point, Problem, State, check_state, over_batch, problem_of
 
 
@@ -171,13 +173,22 @@ def _imbalance(point: Point) -> Float[Array, "p p"]:
     return point.W.T @ point.W - point.X @ point.X.T
 
 
+def _sharpness(view: View):
+    """In whatever coordinates: those directions that they hide are never curved more than the rest."""
+    return largest_eigenvalue(view.problem, view.point)
+
+
 class Metric(NamedTuple):
-    """A metric and what it needs: equal counts, single samples."""
+    """A metric and what it needs: equal counts, single samples, much more time than the rest together.
+
+    What is costly is computed only where it is asked for by name.
+    """
 
     function: Callable[[View], Float[Array, ""]]
     long_name: str
     equal_counts: bool = False
     samples: bool = False
+    costly: bool = False
 
 
 SAMPLES_UP_TO = 2**20
@@ -203,6 +214,7 @@ METRICS: dict[str, Metric] = {
     "risk": Metric(_risk, "risk"),
     "grad_norm": Metric(_grad_norm, "norm of the risk's gradient"),
     "balancedness": Metric(_balancedness, "drift of W^T W - H H^T over the squared norm of H at the start"),
+    "sharpness": Metric(_sharpness, "largest eigenvalue of the Hessian", costly=True),
 }
 
 
@@ -217,14 +229,14 @@ def available(model: UFM, columns) -> tuple[str, ...]:
 
 
 def checked_names(model: UFM, columns, names: Sequence[str] | None) -> tuple[str, ...]:
-    """The metrics asked for, or all that are available.
+    """The metrics asked for, or all that are available but the costly ones.
 
     Raises:
         UsageError: for a metric that is unknown, or that the model or the state cannot have.
     """
     known = available(model, columns)
     if names is None:
-        return known
+        return tuple(name for name in known if not METRICS[name].costly)
     for name in names:
         if name not in METRICS:
             hint = nearest(name, METRICS) or "."
@@ -253,7 +265,7 @@ def evaluate(
     Args:
         model: the model.
         state: a state of it, with any leading axes.
-        names: which metrics; default all that the model and the state have.
+        names: which metrics; default all that the model and the state have, but `sharpness`.
         start: what `balancedness` is measured against, in the same columns; default the state itself, so 0.
 
     Raises:

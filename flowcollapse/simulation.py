@@ -37,7 +37,7 @@ def simulate(
         method: `fc.Flow(...)`, `fc.Descent(...)`, `fc.ModifiedFlow(...)` or `fc.HeavyBallFlow(...)`.
         ts: increasing times, from 0 on, at which metrics are saved, or a number of equal times up to the end.
         save_states: keep `path.states`, the state at every time of `ts`.
-        metrics: names of the metrics to save; default all that the model and the start have.
+        metrics: names of the metrics to save; default all that the model and the start have but `sharpness`.
 
     Returns:
         The `Trajectory`. A run that cannot finish says so in `path.result`; it never raises for that.

@@ -10,7 +10,7 @@ from jax.flatten_util import ravel_pytree
 from scipy.sparse.linalg import LinearOperator, eigsh
 
 import flowcollapse as fc
-from flowcollapse._lanczos import krylov
+from flowcollapse._lanczos import dominant, krylov
 from flowcollapse.hessian import hessian_trace, hessian_vector_product, largest_eigenvalue, sharpness
 from flowcollapse.losses import LOSSES, Loss
 from flowcollapse.model import problem_of
@@ -137,6 +137,18 @@ def test_no_eigenvalues_come_from_an_exhausted_space():
     np.testing.assert_allclose(jnp.swapaxes(Q, 1, 2) @ Q, np.broadcast_to(np.eye(8), (64, 8, 8)), atol=32 * SINGLE)
     exact = np.broadcast_to(np.sort(values), (64, 8))
     np.testing.assert_allclose(np.linalg.eigvalsh(T), exact, atol=64 * SINGLE)
+
+
+def test_the_dominant_vector_is_of_the_largest_eigenvalue_whatever_the_others_are():
+    """Negative ones, twice the same, gaps above and below rounding, a large one below zero; and a matrix of zeros."""
+    spectra = np.zeros((6, 8))
+    spectra[:5] = -np.arange(1.0, 9.0)
+    spectra[1, 1], spectra[2, 1], spectra[3, 1] = -1, -1 - 1e-6, -1 - 1e-14
+    spectra[4, 0], spectra[4, 7] = 1, -1e6
+    rotation = np.linalg.qr(np.random.default_rng(0).standard_normal((8, 8)))[0]
+    vectors = np.asarray(jax.jit(jax.vmap(dominant))(jnp.asarray((rotation * spectra[:, None]) @ rotation.T)))
+    quotients = np.sum((vectors @ rotation) ** 2 * spectra, axis=1) / np.sum(vectors**2, axis=1)
+    assert np.all(np.abs(quotients - spectra[:, 0]) <= 1e-12 * np.abs(spectra).max(axis=1))
 
 
 def test_the_derivative_of_the_sharpness():

@@ -45,7 +45,7 @@ def test_strong_collapse_implies_collapse(C, N, p, key):
     model = fc.UFM(num_classes=C, samples_per_class=N, num_features=p)
     state = fc.initial.collapsed(model, key=key)
     values = evaluate(model, state, systems.random_state(model))
-    assert set(values) == set(METRICS)
+    assert set(values) == {name for name, metric in METRICS.items() if not metric.costly}
     for metric, value in values.items():
         if metric != "balancedness":  # measured against another start here, which was not balanced
             assert float(value) < 1e3 * EPS, metric

@@ -56,7 +56,7 @@ class Output:
     num_saves: int = 101
     """How many equal times, if ts is not given."""
     metrics: tuple[str, ...] | None = None
-    """Names of the metrics. Default: all that the model and the start have."""
+    """Names of the metrics. Default: all that the model and the start have but sharpness, which is costly."""
     save_states: bool = False
     """Keep H, W and b at every saved time."""
     out: Path | None = None

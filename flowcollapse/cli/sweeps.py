@@ -61,7 +61,7 @@ class Keep:
     num_saves: int = 41
     """How many equal times, if ts is not given."""
     metrics: tuple[str, ...] | None = None
-    """Names of the metrics. Default: all that every lane can have."""
+    """Names of the metrics. Default: all that every lane can have but sharpness, which is costly."""
     keep_final: bool = False
     """Keep H, W and b at the end of every lane."""
 
@@ -157,10 +157,13 @@ class Sweep:
 
 @dataclasses.dataclass(frozen=True)
 class Plot:
-    """Draw a sweep: bands over seeds against time, the limit against eps, a heat map over two axes, the verdicts."""
+    """Draw a sweep: bands over seeds against time, the limit against eps, a heat map over two axes, the verdicts; or
+    where descent ends against its step size."""
 
     sweep: tyro.conf.Positional[Path]
     """Store of a sweep, or its netCDF file. A store need not be finished."""
+    kind: Literal["overview", "stability"] = "overview"
+    """All of the former in one figure, or the latter, for a sweep of descent over learning_rate."""
     metric: str = "snc1"
     """What is drawn."""
     out: Path = Path("sweep.png")
@@ -185,8 +188,11 @@ class Plot:
         draw_without_a_window()
         from .. import plot
 
-        axes = plot.sweep(dataset, self.metric)
-        plot.save(axes.flat[0], self.out)
+        if self.kind == "stability":
+            first = plot.stability(dataset, name=self.metric)
+        else:
+            first = plot.sweep(dataset, self.metric).flat[0]
+        plot.save(first, self.out)
         print(f"Wrote {self.out}")
 
 

@@ -9,4 +9,5 @@ from .comparison import (
 )
 from .overview import sweep as sweep
 from .paper import IN_A_PATH as IN_A_PATH, figure1 as figure1, figure2 as figure2, path as path
+from .stability import stability as stability
 from .sweeps import bands as bands, heatmap as heatmap, limit as limit, verdicts as verdicts

@@ -1,5 +1,7 @@
 """What a picture takes from the Dataset of a sweep: some axes, one value of the others, and their names."""
 
+import contextlib
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +21,34 @@ AXES = {
     "t1": ("end ", "t_1"),
 }
 """Words and symbol of the axes that have a symbol."""
+
+
+PAPER = {"num_classes": 3, "samples_per_class": 3, "num_features": 15, "weight_decay": 0.0, "use_bias": True}
+"""The sizes of the paper's figures."""
+
+
+def attribute(dataset: xr.Dataset, name: str) -> dict[str, Any]:
+    """An attribute of a sweep that holds options as text; none where it is of another origin."""
+    with contextlib.suppress(ValueError):
+        return dict(json.loads(dataset.attrs.get(name, "{}")))
+    return {}
+
+
+def model_options(dataset: xr.Dataset) -> dict[str, Any]:
+    """The model that all runs of a sweep share; what the Dataset does not tell is as in the paper."""
+    told = attribute(dataset, "model") | single_values(dataset)
+    return PAPER | {name: tuple(value) if isinstance(value, list) else value for name, value in told.items()}
+
+
+def single_values(dataset: xr.Dataset) -> dict[str, Any]:
+    """The value of every axis that has one only; values of several parts stand in rows, filled up with NaN."""
+    found: dict[str, Any] = {str(axis): value.item() for axis, value in dataset.coords.items() if value.size == 1}
+    for name, value in dataset.coords.items():
+        axis, _, kind = str(name).rpartition("_")
+        if kind == "values" and value.size == value.shape[-1]:
+            row = value.values[~np.isnan(value.values)].tolist()
+            found[axis] = tuple(map(int, row)) if axis == "samples_per_class" else tuple(row)
+    return found
 
 
 def metrics_of(dataset: xr.Dataset) -> list[str]:

@@ -4,8 +4,6 @@ A sweep is a Dataset with the axes of its grid as dimensions, then `eps`, `seed`
 its metrics are NaN and its verdict is -1. Datasets on disk are read as far as a picture needs them.
 """
 
-import contextlib
-import json
 from typing import Any
 
 import numpy as np
@@ -42,6 +40,7 @@ from ._select import (
     finite_medians,
     header,
     metric_label,
+    model_options,
     numbers,
     only,
     several,
@@ -115,7 +114,7 @@ def bands(dataset: xr.Dataset, name: str = "snc1", ax: Axes | None = None, *, al
         if seeds > 1:
             lines.append(Line2D([], [], color=GREY, lw=1.6, label=f"median of {seeds} seeds"))
             lines.append(Patch(color=GREY, alpha=0.25, lw=0, label=BAND))
-        _legend(one, lines, header(values, missing=left_out))
+        legend(one, lines, header(values, missing=left_out))
     return one
 
 
@@ -176,7 +175,7 @@ def limit(dataset: xr.Dataset, name: str = "snc1", ax: Axes | None = None, *, ag
             log_scale(one, "x")
         if _positive(one):
             log_scale(one, "y")
-        _legend(one, lines, header(values, missing=int(np.sum(~finite))))
+        legend(one, lines, header(values, missing=int(np.sum(~finite))))
     return one
 
 
@@ -202,14 +201,11 @@ def _powers(dataset: xr.Dataset, name: str, medians: xr.DataArray, ax: Axes) -> 
 
 
 def _predicted(dataset: xr.Dataset, name: str) -> int | None:
-    """The predicted power, where it holds. What the Dataset does not tell of its model is as in the paper."""
-    model: dict[str, Any] = {"num_classes": 3, "samples_per_class": 3, "num_features": 15, "weight_decay": 0}
-    with contextlib.suppress(ValueError):  # an attribute of another origin
-        model |= json.loads(dataset.attrs.get("model", "{}"))
-    model |= {str(axis): value.item() for axis, value in dataset.coords.items() if value.size == 1}
+    """The predicted power, where it holds."""
+    model = model_options(dataset)
     C, N, p = (model[size] for size in ("num_classes", "samples_per_class", "num_features"))
-    holds = isinstance(N, int) and N >= 2 and p >= C >= 3 and model["weight_decay"] in (0, [0, 0, 0], (0, 0, 0))
-    return POWERS.get(name) if holds and model.get("use_bias", True) else None
+    holds = isinstance(N, int) and N >= 2 and p >= C >= 3 and not np.any(model["weight_decay"])
+    return POWERS.get(name) if holds and model["use_bias"] else None
 
 
 def heatmap(
@@ -334,7 +330,7 @@ def draw_verdicts(codes: xr.DataArray, names: dict[int, str], along: str, ax: Ax
         one.set(ylim=(0, 1), ylabel="share of the runs")
         _categories(one.xaxis, along, codes)
         together = [f"all {symbol(axis)}" for axis in several(codes) if axis != along]
-        _legend(one, lines, header(codes, more=together))
+        legend(one, lines, header(codes, more=together))
     return one
 
 
@@ -362,7 +358,7 @@ def _nothing(ax: Axes) -> None:
     ax.text(0.5, 0.5, "no finished run", transform=ax.transAxes, ha="center", va="center", color=GREY)
 
 
-def _legend(ax: Axes, handles: list[Any], title: str) -> None:
+def legend(ax: Axes, handles: list[Any], title: str) -> None:
     """Above the axes, where the figure makes room for it; inside elsewhere."""
     figure = ax.get_figure(root=True)
     above = figure is not None and figure.get_layout_engine() is not None

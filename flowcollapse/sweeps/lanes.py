@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..initial import STARTS
-from ..metrics import METRICS, SAMPLES_UP_TO, available, checked_names
+from ..metrics import METRICS, SAMPLES_UP_TO, checked_names
 from ..model import UFM
 from ..simulation import as_arrays, simulate
 from ..trajectory import STATE_VARIABLES, STATS, verdict_attributes
@@ -112,9 +112,9 @@ def common_metrics(grid: Grid, start: str, names: Sequence[str] | None) -> tuple
 
 
 def cheap(model: UFM, columns) -> tuple[str, ...]:
-    """The metrics that exist, without those that look at every sample where there are very many."""
+    """The default metrics, without those that look at every sample where there are very many."""
     large = model.num_features * model.num_samples > SAMPLES_UP_TO
-    return tuple(name for name in available(model, columns) if not (large and METRICS[name].samples))
+    return tuple(name for name in checked_names(model, columns, None) if not (large and METRICS[name].samples))
 
 
 def empty_dataset(plan: Plan, chunks: Sequence[int] | None = None) -> "xr.Dataset":

@@ -73,7 +73,7 @@ def sweep(
         seeds: how many, or which. The start of a lane is `fc.initial.sphere(model, eps, key=jax.random.key(seed))`, so
             that it depends on its seed and eps alone.
         ts: save times that all lanes share, or how many equal times each lane has up to its own end; default 41.
-        metrics: names of the metrics to keep; default all that every lane can have.
+        metrics: names of the metrics to keep; default all that every lane can have but `sharpness`.
         store: a folder that the sweep is written to while it runs. The same call resumes it.
         devices: how many, or which; default all local ones. See `fc.use_cpu_cores`.
         progress: show a bar on standard error.

@@ -30,7 +30,7 @@ def summary(dataset: "xr.Dataset") -> str:
             f"lane efficiency {about['lane_efficiency']:.2f}"
         )
     rows = [(*over, *names, "verdicts")]
-    end = dataset[names].isel(time=-1).median("seed")
+    end = dataset[names].isel(time=-1).compute().median("seed")
     shape = [dataset.sizes[axis] for axis in over]
     for place in list(np.ndindex(*shape))[:MOST_ROWS]:
         which = dict(zip(over, place, strict=True))

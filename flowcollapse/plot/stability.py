@@ -1,0 +1,153 @@
+"""Where gradient descent comes to rest, against its step size: in collapse, off it, or nowhere."""
+
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+
+from .._errors import UsageError
+from ._axes import DASHED, DOTTED, GREY, OKABE_ITO, log_scale, panels
+from ._select import attribute, end_label, ends, equals, header, model_options, numbers, only, single_values
+from .sweeps import VERDICT_COLORS, codes_of, legend
+
+SHAPES = ("num_classes", "samples_per_class", "num_features")
+
+REGIMES = {
+    "rest in collapse": "#009E73",
+    "rest off collapse": "#E69F00",
+    "no rest": "#D55E00",
+}
+"""What step sizes allow, from short ones to long ones."""
+
+
+def stability(dataset: xr.Dataset, ax: Axes | None = None, *, name: str = "snc1") -> Axes:
+    """A metric where gradient descent ends, against the step size over that from which on collapse is unstable.
+
+    Up to the ratio 1, which is `eta (C N + sqrt N)/2`, strong collapse is stable, and descent ends in it as the flow
+    does. From there on to `1 + 1/(C sqrt N)` it may come to rest at points of like risk that are less curved, which
+    have `SNC1 >= sqrt(C - 1) (sqrt N - mu)` with `mu = 2/eta - C N`. Beyond, it rests nowhere.
+
+    Args:
+        dataset: a sweep over `learning_rate` of descent by plain `"sgd"`, see `fc.sweep`, with one value of every axis
+            but `learning_rate`, `seed` and `time`. The last of its times is the end.
+        name: the metric.
+        ax: axes to draw on. Default: a new figure.
+
+    Returns:
+        The axes: every run as a point, those that have not come to rest as crosses, those that have blown up as
+        triangles at the upper edge, and the medians over the seeds. For SNC1, without decay, also the least that it can
+        be at rest, and twice that, which it is to first order just above the ratio 1.
+
+    Raises:
+        UsageError: for an unknown metric, no learning rates, seeds or verdicts, another axis with more than one value,
+            another optimizer, or a model whose stability threshold is not known (see
+            `theory.landscape.stability_threshold`).
+
+    Source: derived here; twice the bound is what self-stabilization (Damian, Nichani and Lee 2023) comes to here, in
+    every direction. With `D = W W^T - mu P` and the mean residual e, two steps average to `e' = eta D e` and
+    `D' = -k e e^T`, so `D' - eta D^2` is conserved: D ends as that root of its own square which is negative.
+
+    Example:
+        >>> import numpy, xarray, flowcollapse as fc
+        >>> flags = {"flag_values": [0, 4], "flag_meanings": "plateau non_finite"}
+        >>> variables = {
+        ...     "snc1": (("learning_rate", "seed", "time"), [[[0.002]], [[0.535]], [[numpy.nan]]]),
+        ...     "verdict": (("learning_rate", "seed"), [[0], [0], [4]], flags),
+        ... }
+        >>> ax = fc.plot.stability(xarray.Dataset(variables, {"learning_rate": [0.183, 0.19, 0.22]}))
+        >>> [round(float(ratio), 2) for ratio in ax.lines[0].get_xdata()]
+        [0.98, 1.02]
+    """
+    from ..theory import landscape  # which needs JAX, as the other pictures do not
+
+    _check_plain_descent(dataset)
+    values = only(ends(dataset, name), "learning_rate", "seed")
+    codes, names = codes_of(dataset)
+    verdicts = np.vectorize(names.get, otypes=[object])(only(codes, "learning_rate", "seed").values)
+    model = _model(dataset)
+    plain = model.use_bias and not np.any(model.weight_decay)
+    threshold = float(landscape.stability_threshold(model))
+    thresholds = [1.0, float(landscape.divergence_threshold(model)) / threshold] if model.use_bias else [1.0]
+    ratios = numbers(values, "learning_rate") / threshold
+    with panels(ax, 1, (6.0, 4.1)) as (one,):
+        lines = [*_runs(values, ratios, verdicts, one), *_regimes(ratios, thresholds, one)]
+        if name == "snc1" and plain and model.num_features >= model.num_classes - 1:
+            between = np.linspace(1, thresholds[-1], 201)[1:-1]
+            mu = np.asarray(landscape.settled_eigenvalue(model, threshold * between))
+            bound = (model.num_classes - 1) ** 0.5 * (model.counts[0] ** 0.5 - mu)
+            looks = {"color": "black", "lw": 1}
+            guides = [
+                Line2D(between, bound, ls=DASHED, label="least at rest", **looks),
+                Line2D(between, 2 * bound, ls=DOTTED, label="to first order", **looks),
+            ]
+            for guide in guides:
+                one.add_artist(guide)  # which does not widen the axes
+            lines += guides
+        one.set_xlabel(r"$\eta\,(C N + \sqrt{N})\,/\,2$" if plain else r"$\eta\,/\,\eta_{\mathrm{stable}}$")
+        one.set_ylabel(end_label(dataset, name))
+        here = np.isfinite(values.values) & (verdicts != "non_finite")
+        if np.any(values.values[here] > 0):
+            log_scale(one, "y")
+        sizes = [equals(size, getattr(model, size)) for size in SHAPES if size not in values.coords]
+        missing = int(np.sum(~here & (verdicts != "non_finite")))
+        legend(one, lines, header(values, missing=missing, more=sizes))
+    return one
+
+
+def _model(dataset: xr.Dataset) -> Any:
+    """The model that all runs share."""
+    from ..model import UFM
+
+    fields = (*SHAPES, "weight_decay", "use_bias", "loss")
+    return UFM(**{field: value for field, value in model_options(dataset).items() if field in fields})
+
+
+def _check_plain_descent(dataset: xr.Dataset) -> None:
+    """Raise `UsageError` for momentum and the like, which have other thresholds."""
+    method, single = attribute(dataset, "method"), single_values(dataset)
+    numbers = dict(method.get("options", [])) | method.get("hyperparameters", {})
+    more = {name: single.get(name, value) for name, value in numbers.items() if name != "learning_rate"}
+    optimizer = method.get("optimizer", "sgd")
+    if optimizer != "sgd" or any(more.values()):
+        words = "".join(f", {name}={value}" for name, value in more.items())
+        raise UsageError(
+            f"dataset is of descent by {optimizer!r}{words}, and the thresholds are those of plain gradient descent: "
+            'pass a sweep of fc.Descent("sgd", ...) over learning_rate alone.'
+        )
+
+
+def _runs(values: xr.DataArray, ratios: np.ndarray, verdicts: np.ndarray, ax: Axes) -> list[Line2D]:
+    """Every run, and the medians, for which what has blown up counts as infinite."""
+    blown_up, resting = verdicts == "non_finite", verdicts == "plateau"
+    color, edge = VERDICT_COLORS["non_finite"], ax.get_xaxis_transform()
+    kinds: list[tuple[Any, str, dict[str, Any]]] = [
+        (resting, "one run, at rest", {"marker": ".", "color": OKABE_ITO[0], "mew": 0, "ms": 5}),
+        (~resting & ~blown_up, "one run, not at rest", {"marker": "x", "color": GREY, "ms": 4}),
+        (blown_up, "one run, blown up", {"marker": "^", "color": color, "mew": 0, "ms": 6, "transform": edge}),
+    ]
+    x, y = np.broadcast_arrays(ratios[:, None], np.where(blown_up, 0.965, values.values))
+    lines: list[Line2D] = []
+    for which, label, looks in kinds:
+        which = which & np.isfinite(y)
+        if which.any():
+            # Thousands of points make slow vector files: these alone are stored as pixels.
+            lines += ax.plot(x[which], y[which], ls="", alpha=0.4, rasterized=True, label=label, **looks)
+    medians = values.where(~blown_up, np.inf).median("seed")
+    label = f"median of {values.sizes['seed']} seeds"
+    lines += ax.plot(ratios, medians.where(np.isfinite(medians)), "_", color=OKABE_ITO[4], ms=8, mew=2, label=label)
+    ax.margins(y=0.1)  # room for the upper edge
+    return lines
+
+
+def _regimes(ratios: np.ndarray, thresholds: list[float], ax: Axes) -> list[Any]:
+    """What step sizes allow, as bands between the thresholds, which are lines."""
+    low, high = min(*ratios, *thresholds), max(*ratios, *thresholds)
+    margin = 0.05 * (high - low) or 0.05
+    edges = [low - margin, *thresholds, high + margin]
+    ax.set_xlim(edges[0], edges[-1])
+    for threshold in thresholds:
+        ax.axvline(threshold, color=GREY, lw=0.8)
+    kinds = zip(REGIMES.items(), edges, edges[1:], strict=False)
+    return [ax.axvspan(*sides, color=color, alpha=0.1, lw=0, label=label) for (label, color), *sides in kinds]
