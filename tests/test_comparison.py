@@ -127,7 +127,7 @@ def test_the_command_says_and_writes_the_same(rates, tmp_path, capsys):
     files = ["--out", str(tmp_path / "new" / "c.nc"), "--plot", str(tmp_path / "c.png")]
     assert cli.main([*words.split(), *numbers, "--metrics", *METRICS, *files]) == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert ["0.5", "0.5", "sgd", "nan", "nan", "nan", f"{20 / 0.5:g}", "2", "non_finite"] in rows
+    assert ["0.5", "0.5", "sgd", "nan", "nan", "nan", "nan", f"{20 / 0.5:g}", "2", "non_finite"] in rows
     with xr.open_dataset(tmp_path / "new" / "c.nc", engine="h5netcdf") as written:
         xr.testing.assert_equal(written.isel(eps=0).load(), rates)
     assert sorted(file.name for file in tmp_path.rglob("*")) == ["c.nc", "c.png", "new"]
