@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ._tables import aligned, label
 from .sweeps.summary import verdicts
 
 if TYPE_CHECKING:
@@ -50,20 +51,11 @@ def table(dataset: "xr.Dataset") -> str:
         which = dict(zip(axes, place, strict=True))
         one, codes = middle.isel(which), dataset["verdict"].isel(which)
         values = (f"{float(one[name]):.2e}" for name in (*names, "max_distance_to_flow"))
-        labels = (_label(dataset.isel(which), axis) for axis in axes)
+        labels = (label(dataset.isel(which), axis) for axis in axes)
         rows.append((*labels, *values, f"{float(one['steps']):g}", verdicts(codes.values)))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     count = int(np.prod([dataset.sizes[axis] for axis in starts]))
     lines = [f"At time {float(dataset['time'][-1]):.4g}{f', medians over {count} starts' if count > 1 else ''}:"]
-    lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines += aligned(rows)
     if int(np.prod(shape)) > MOST_ROWS:
         lines.append(f"... and {int(np.prod(shape)) - MOST_ROWS} more rows")
     return "\n".join(lines)
-
-
-def _label(one: "xr.Dataset", axis: str) -> str:
-    if axis in one.coords:
-        value = one[axis].item()
-        return value if isinstance(value, str) else f"{value:g}"
-    parts = one[f"{axis}_values"].values
-    return ":".join(f"{part:g}" for part in parts[~np.isnan(parts)])

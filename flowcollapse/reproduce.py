@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,14 +14,16 @@ from . import initial
 from ._checks import check_positive
 from ._errors import UsageError
 from ._files import check_writable, write_netcdf
+from ._tables import aligned
 from .descent import Descent
 from .flow import Flow
 from .model import UFM, problem_of
 from .powers import FIT_UP_TO, POWERS, fitted_eps, fitted_power
 from .provenance import options, provenance
-from .stopping import Verdict, plateau_time
+from .stopping import plateau_time
 from .sweeps.engine import CPU_WIDTH, Engine
 from .sweeps.run import sweep
+from .sweeps.summary import verdicts
 from .trajectory import verdict_attributes
 
 NAMES = ("snc1", "snc2", "snc3", "distance", "relative_distance", "risk")
@@ -215,11 +216,11 @@ def table(dataset: xr.Dataset) -> str:
             which = {"eps": eps, "method": method}
             values = (f"{float(end[name].sel(which)):.2e}" for name in names)
             runs = dataset.sel(which)
-            rows.append((f"{eps:g}", str(method), *values, _steps(runs), _verdicts(runs["verdict"].values)))
+            rows.append((f"{eps:g}", str(method), *values, _steps(runs), verdicts(runs["verdict"].values)))
     used = fitted_eps(dataset["eps"].values)
     lines = [
         f"At time {float(dataset['time'][-1]):.4g}, {_counted(dataset.sizes['seed'])}:",
-        *_aligned(rows),
+        *aligned(rows),
     ]
     if len(used) < 2:
         return "\n".join([*lines, "", "Powers of eps: give at least two values of eps to fit them."])
@@ -231,7 +232,7 @@ def table(dataset: xr.Dataset) -> str:
     chosen = ", ".join(f"{e:g}" for e in used)
     if used[0] > FIT_UP_TO * (1 + 1e-9):
         chosen += f" (above {FIT_UP_TO:g} the next orders still bend them)"
-    return "\n".join([*lines, "", f"Powers of eps, fitted to these values at eps = {chosen}:", *_aligned(rows)])
+    return "\n".join([*lines, "", f"Powers of eps, fitted to these values at eps = {chosen}:", *aligned(rows)])
 
 
 def _counted(seeds: int) -> str:
@@ -241,12 +242,3 @@ def _counted(seeds: int) -> str:
 def _steps(runs: xr.Dataset) -> str:
     accepted, rejected = (int(np.median(runs[name])) for name in ("steps", "steps_rejected"))
     return f"{accepted}+{rejected}" if rejected else f"{accepted}"
-
-
-def _verdicts(codes: np.ndarray) -> str:
-    return ", ".join(f"{count} {Verdict(int(code)).name}" for code, count in sorted(Counter(codes.tolist()).items()))
-
-
-def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

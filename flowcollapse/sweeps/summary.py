@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .._tables import aligned, label
 from ..stopping import Verdict
 from .lanes import MISSING
 
@@ -35,22 +36,14 @@ def summary(dataset: "xr.Dataset") -> str:
     for place in list(np.ndindex(*shape))[:MOST_ROWS]:
         which = dict(zip(over, place, strict=True))
         one = dataset.isel(which)
-        labels = (_label(one, axis, which[axis]) for axis in over)
+        labels = (label(one, axis) for axis in over)
         values = (f"{float(end[name].isel(which)):.2e}" for name in names)
         rows.append((*labels, *values, verdicts(one["verdict"].values)))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines += ["Medians over the seeds at the last time:"]
-    lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines += aligned(rows)
     if int(np.prod(shape)) > MOST_ROWS:
         lines.append(f"... and {int(np.prod(shape)) - MOST_ROWS} more rows")
     return "\n".join(lines)
-
-
-def _label(one: "xr.Dataset", axis: str, place: int) -> str:
-    if axis in one.coords:
-        return f"{one[axis].item():g}"
-    parts = one[f"{axis}_values"].values
-    return ":".join(f"{part:g}" for part in parts[~np.isnan(parts)])
 
 
 def verdicts(codes: np.ndarray) -> str:
