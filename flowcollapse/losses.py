@@ -3,8 +3,9 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+from ._algebra import square_norm
 
 Logits = Float[Array, "C n"]
 
@@ -23,7 +24,7 @@ class Loss(NamedTuple):
 
 
 def _half_squared_norm(logits: Logits, targets: Logits) -> Float[Array, ""]:
-    return 0.5 * jnp.sum((logits - targets) ** 2)
+    return 0.5 * square_norm(logits - targets)
 
 
 def _residual(logits: Logits, targets: Logits) -> Logits:

@@ -33,6 +33,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from ._algebra import product, square_norm
 from ._errors import UsageError, nearest
 from .columns import class_means, root_counts, within_class_basis
 from .hessian import largest_eigenvalue
@@ -69,12 +70,12 @@ def _frame_projector(view: View) -> Float[Array, "C C"]:
 
 def _snc1(view: View):
     W = view.point.W
-    return jnp.linalg.norm(W @ W.T - view.root_n * _frame_projector(view))
+    return jnp.linalg.norm(product(W, W.T) - view.root_n * _frame_projector(view))
 
 
 def _snc2(view: View):
-    numerator = jnp.sum(view.L**2) + jnp.sum((view.B - view.point.W.T) ** 2)
-    return jnp.sqrt(numerator / _or_nan(jnp.sum(view.L**2) + jnp.sum(view.B**2)))
+    numerator = square_norm(view.L) + square_norm(view.B.T - view.point.W)
+    return jnp.sqrt(numerator / _or_nan(square_norm(view.point.X)))
 
 
 def _snc3(view: View):
@@ -83,18 +84,18 @@ def _snc3(view: View):
 
 
 def _distance(view: View):
+    """In S, `W = B^T`, the rows of `W + B^T` add up to zero, `L` vanishes and b is constant: the sum of the squares of
+    what is none of this, no difference of large numbers (derived here)."""
     W, _, b = view.point
-    C, Bt = W.shape[0], view.B.T
-    PW, PB = view.centre(W), view.centre(Bt)
-    squares = jnp.sum(view.L**2) + 0.5 * jnp.sum((PW - PB) ** 2) + jnp.sum((b - jnp.mean(b)) ** 2)
+    squares = square_norm(view.L) + 0.5 * square_norm(view.B.T - W) + jnp.sum((b - jnp.mean(b)) ** 2)
     if view.problem.model.use_bias:
-        squares += (jnp.sum(jnp.sum(W, axis=0) ** 2) + jnp.sum(jnp.sum(Bt, axis=0) ** 2)) / C
+        squares += 0.5 * jnp.sum((jnp.sum(W, axis=0) + jnp.sum(view.B, axis=1)) ** 2) / W.shape[0]
     return jnp.sqrt(squares)
 
 
 def _relative_distance(view: View):
     W, X, b = view.point
-    return _distance(view) / jnp.sqrt(_or_nan(jnp.sum(W**2) + jnp.sum(X**2) + jnp.sum(b**2)))
+    return _distance(view) / jnp.sqrt(_or_nan(square_norm(W) + square_norm(X) + jnp.sum(b**2)))
 
 
 def _nc1(view: View):

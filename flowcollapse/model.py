@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from ._algebra import product, square_norm
 from ._checks import check_integer, is_traced
 from ._errors import UsageError
 from .columns import Columns, SampleColumns, check_counts
@@ -177,10 +178,10 @@ class Problem(NamedTuple):
     def loss(self) -> Loss:
         return LOSSES[self.model.loss]
 
-    def logits(self, point: Point) -> Float[Array, "C n"]:
+    def logits(self, point: Point, product=jnp.matmul) -> Float[Array, "C n"]:
         """`W X + b u^T`."""
         W, X, b = point
-        products = W @ X
+        products = product(W, X)
         return products + b[:, None] * self.columns.ones(X.shape[-1], X.dtype) if self.model.use_bias else products
 
     def residual(self, point: Point) -> Float[Array, "C n"]:
@@ -191,9 +192,9 @@ class Problem(NamedTuple):
     def risk(self, point: Point) -> Float[Array, ""]:
         """The loss plus `1/2 lam_W ||W||^2 + 1/2 lam_H ||X||^2 + 1/2 lam_b ||b||^2`."""
         X = point.X
-        value = self.loss.value(self.logits(point), self.columns.targets(X.shape[-1], X.dtype))
-        decays = zip(self.decays(X.dtype), point, strict=True)
-        return value + sum(0.5 * decay * jnp.sum(part**2) for decay, part in decays)
+        value = self.loss.value(self.logits(point, product), self.columns.targets(X.shape[-1], X.dtype))
+        squares = (square_norm(point.W), square_norm(X), jnp.sum(point.b**2))
+        return value + sum(0.5 * decay * square for decay, square in zip(self.decays(X.dtype), squares, strict=True))
 
     def field(self, point: Point) -> Point:
         """The gradient flow's velocity, minus the gradient of the risk, written by hand."""
