@@ -19,6 +19,9 @@ def enable_x64(enable: bool = True) -> None:
 def use_cpu_cores(count: int | None = None) -> None:
     """Make each CPU core a device of its own, so that a sweep uses all of them. Call it before JAX is first used.
 
+    Each of several devices then runs on one thread: what it computes is not split any further. A single large problem
+    is better left to one device and all threads, without this call.
+
     Args:
         count: how many; default the cores that this process may run on, or as many as JAX has taken already.
 
@@ -29,7 +32,8 @@ def use_cpu_cores(count: int | None = None) -> None:
     check_integer("count", wanted)
     try:
         jax.config.update("jax_num_cpu_devices", wanted)
-        os.environ.setdefault(THREADS, str(max(wanted + 1, cpu_cores())))
+        if wanted > 1:
+            os.environ.setdefault(THREADS, "1")
     except RuntimeError:
         if count is not None and len(jax.local_devices(backend="cpu")) < count:
             raise UsageError(
@@ -39,14 +43,18 @@ def use_cpu_cores(count: int | None = None) -> None:
 
 
 THREADS = "NPROC"
-"""The environment variable from which JAX takes, at its start, how many threads its CPU devices share."""
+"""The environment variable from which JAX takes, at its start, how many threads its CPU devices share beside their own.
+
+With one of them nothing is split. With more, XLA splits sums over a few dozen numbers, which takes up to 1.8 times as
+long and fills the cores that the other devices need.
+"""
 
 
 def cpu_threads() -> int:
     """The threads that JAX's CPU devices share.
 
-    LAPACK on a batch of matrices waits on one of them for work that it hands to the others. With no more threads than
-    devices all of them can wait for each other, and jax 0.10.1 then does, for ever.
+    If there are several, LAPACK on a batch of matrices waits on one of them for work that it hands to the others. With
+    no more threads than devices all of them can wait for each other, and jax 0.10.1 then does, for ever.
     """
     text = os.environ.get(THREADS, "")
     return int(text) if text.isdigit() else cpu_cores()

@@ -40,7 +40,7 @@ class Verdict(enum.IntEnum):
 
 
 _MESSAGES = {
-    Verdict.plateau: "plateau reached: every mode has escaped, collapse holds up to what the start decides",
+    Verdict.plateau: "plateau reached: every mode has escaped, the risk is at its minimum",
     Verdict.saddle: "stopped at a saddle: the start lacks a mode, and what is missing never grows",
     Verdict.time_limit: "time limit: ended before the plateau; raise t1",
     Verdict.step_limit: "step limit: ended before the plateau; raise max_steps or num_steps, or loosen rtol",

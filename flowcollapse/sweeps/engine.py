@@ -167,10 +167,11 @@ def chosen_devices(devices: int | Sequence[Device] | None) -> list[Device]:
         if not devices or not all(isinstance(device, jax.Device) for device in devices):
             raise UsageError(f"devices must be a number or a list of jax devices, at least one, got {devices!r}.")
         chosen = list(devices)
-    if chosen[0].platform == "cpu" and 1 < len(chosen) >= cpu_threads():
+    threads = cpu_threads()
+    if chosen[0].platform == "cpu" and 1 < threads <= len(chosen) > 1:
         raise UsageError(
-            f"{len(chosen)} CPU devices share {cpu_threads()} threads and could wait for each other for ever: call "
+            f"{len(chosen)} CPU devices share {threads} threads and could wait for each other for ever: call "
             f"fc.use_cpu_cores({len(chosen)}) at the top of the program, which sees to it, or set the environment "
-            f"variable {THREADS}={len(chosen) + 1} before it starts."
+            f"variable {THREADS}=1 before it starts."
         )
     return chosen
