@@ -1,7 +1,7 @@
 """What the rows of `sweep.py` show, one conclusion a line, and whether the aims are met."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from fresh_process import Row, cores
 
@@ -59,7 +59,7 @@ def _nearest(rows: Iterable[Row], lanes: int) -> Row:
 
 
 def about_width(rows: list[Row], about: Row) -> list[Row]:
-    """What the engine's rule costs over the fastest width at each size, and the best rule of its kind."""
+    """What the engine's rule costs over the fastest width at each size."""
     times: dict[int, dict[int, float]] = {}
     chosen: dict[int, int] = {}
     for row in rows:
@@ -74,23 +74,7 @@ def about_width(rows: list[Row], about: Row) -> list[Row]:
         if chosen[size] in over[size]:
             name = f"state of {size}: width {chosen[size]}, which the engine takes, over the fastest"
             found.append(conclusion(name, over[size][chosen[size]]))
-    if sizes:
-        worst, width, cut = best_rule(over, sizes)
-        upper = f"below {sizes[cut]}" if cut < len(sizes) else "any"
-        found.append(conclusion(f"best rule: this width for states {upper}, one lane above", width))
-        found.append(conclusion("best rule: at worst over the fastest", worst))
     return found
-
-
-def best_rule(over: dict[int, dict[int, float]], sizes: Sequence[int]) -> tuple[float, int, int]:
-    """The worst ratio, the width, and how many of the sizes get it, of the rule whose worst ratio is least."""
-    widths = set.intersection(*(set(of_size) for of_size in over.values()))
-    return min(
-        (max(over[size][width if place < cut else 1] for place, size in enumerate(sizes)), width, cut)
-        for width in widths
-        for cut in range(len(sizes) + 1)
-        if cut == len(sizes) or 1 in widths
-    )
 
 
 def about_devices(rows: list[Row], about: Row) -> list[Row]:

@@ -54,12 +54,14 @@ def test_lockstep_pays_for_the_slowest_of_each_block():
 
 
 def test_blocks_are_narrow_where_states_are_large():
-    small, large = (UFM(num_classes=c, samples_per_class=n, num_features=p) for c, n, p in ((3, 3, 15), (10, 100, 64)))
+    sizes = ((3, 3, 15), (10, 100, 64), (100, 500, 512))
+    small, medium, large = (UFM(num_classes=c, samples_per_class=n, num_features=p) for c, n, p in sizes)
     devices = jax.local_devices()
     assert engine.block_width(small, devices, lanes=1000) == engine.CPU_WIDTH
     assert engine.block_width(small, devices, lanes=6) == 3  # both devices have work
+    assert 1 < engine.block_width(medium, devices, lanes=1000) < engine.CPU_WIDTH
     assert engine.block_width(large, devices, lanes=1000) == 1
-    assert engine.state_size(large) == engine.state_size(
+    assert engine.state_size(medium) == engine.state_size(
         UFM(num_classes=10, samples_per_class=10**6, num_features=64)
     )  # in class-mean columns
 

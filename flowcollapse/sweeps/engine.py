@@ -15,11 +15,12 @@ from .._errors import UsageError
 from ..model import UFM
 from ..settings import THREADS, cpu_threads
 
-LOCKSTEP_UP_TO = 512
-"""On a CPU, states of more numbers than this run one lane at a time: lockstep gains nothing (`benchmarks/sweep.py`)."""
-
 CPU_WIDTH = 16
 ACCELERATOR_WIDTH = 4096
+
+CPU_WIDTHS = ((512, CPU_WIDTH), (2**16, 8))
+"""On a CPU, states of up to so many numbers run so many lanes in lockstep, larger ones a lane at a time. Against that,
+blocks take 0.4 of the time for the paper's task, 0.8 to 1 from 600 numbers on and 0.5 at 5,000 (`benchmarks/sweep.py`)."""
 
 
 Device = Any
@@ -133,11 +134,11 @@ def _run(function, mesh: Mesh, shared: PyTree, used: Bool[Array, " blocks"], blo
 
 
 def block_width(model: UFM, devices: Sequence[Device], lanes: int) -> int:
-    """How many of some lanes run in lockstep: 16 small states or one larger on a CPU, many on an accelerator, and no
-    more than leave every device a block."""
+    """How many of some lanes run in lockstep: a few on a CPU, many on an accelerator, and no more than leave every
+    device a block."""
     widest = ACCELERATOR_WIDTH
     if devices[0].platform == "cpu":
-        widest = CPU_WIDTH if state_size(model) <= LOCKSTEP_UP_TO else 1
+        widest = next((width for numbers, width in CPU_WIDTHS if state_size(model) <= numbers), 1)
     return max(1, min(widest, -(-lanes // len(devices))))
 
 
