@@ -1,6 +1,6 @@
 """Sweeps of the paper's task: how fast, how wide, on how many devices, and what storing and starting cost.
 
-    python benchmarks/sweep.py [--quick] [--only PART ...] [--out DIR]    # all of it: three quarters of an hour
+    python benchmarks/sweep.py [--quick] [--only PART ...] [--out DIR]    # all of it: 25 minutes
 
 C = N = 3, p = 15, float64, rtol 1e-6, starts of 16 sizes from eps = 1 to 1e-4, each to the plateau time of its own.
 Every run keeps the end states; "saves" are 41 times with five metrics. Parts, each in processes of its own:
@@ -47,7 +47,7 @@ from sweep_targets import (
 SIZES = ((3, 3, 15), (4, 4, 18), (5, 6, 20), (6, 8, 24), (8, 10, 32), (10, 100, 64))
 ONE_BATCH = ("vmap_diffeqsolve", "torchode_tsit5")
 METHODS = (OURS, *ONE_BATCH, "scipy_dop853", "scipy_lsoda", "c_tsit5")
-LONGEST_S = 60.0
+LONGEST_S = 30.0
 SAVES = (0, 41)
 HOURS_S = 4 * 3600.0
 Options = argparse.Namespace
@@ -77,7 +77,7 @@ def width(options: Options) -> Iterator[Row]:
 
 def devices(options: Options) -> Iterator[Row]:
     """Two rounds, so that what else runs on the machine for a while does not spoil one number of devices alone."""
-    spec: Row = {"part": "devices", "saves": SAVES, "lanes": 8192, "budget_s": 10.0}
+    spec: Row = {"part": "devices", "saves": SAVES, "lanes": 8192, "budget_s": 5.0}
     if options.quick:
         spec |= {"saves": SAVES[1:], "lanes": 16, "budget_s": 0.0}
     for _ in range(1 if options.quick else 2):
@@ -86,7 +86,7 @@ def devices(options: Options) -> Iterator[Row]:
 
 
 def storing(options: Options) -> Iterator[Row]:
-    spec: Row = {"part": "storing", "lanes": (1024, 16384), "rounds": 7}
+    spec: Row = {"part": "storing", "lanes": (1024, 16384), "rounds": 5}
     if options.quick:
         spec |= {"lanes": (16,), "rounds": 1}
     for count in (1,) if options.quick else sorted({1, len(cores())}):
