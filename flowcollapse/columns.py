@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from ._algebra import qr
 from ._errors import UsageError
 
 MAX_LIFT_BYTES = 2 * 2**30
@@ -211,7 +212,7 @@ def class_mean_columns(H: Float[Array, "p samples"], counts: tuple[int, ...]):
     if num_samples - len(counts) <= p:
         L = deviations @ within_class_basis(counts, H.dtype)
         return jnp.concatenate([B, L], axis=1), ClassMeanColumns(counts)
-    Q, R = jnp.linalg.qr(deviations.T)
+    Q, R = qr(deviations.T)
     return jnp.concatenate([B, R.T], axis=1), ClassMeanColumns(counts, basis=Q)
 
 
@@ -250,7 +251,7 @@ def within_class_basis(counts: tuple[int, ...], dtype) -> Float[Array, "samples 
 def _random_within_basis(counts: tuple[int, ...], r: int, key: PRNGKeyArray, *, dtype) -> Float[Array, "samples r"]:
     """A uniformly random orthonormal frame of `r` vectors in the within-class space."""
     normal = jax.random.normal(key, (r, sum(counts)), dtype)
-    Q, R = jnp.linalg.qr((normal - repeat_columns(class_means(normal, counts), counts)).T)
+    Q, R = qr((normal - repeat_columns(class_means(normal, counts), counts)).T)
     return Q * jnp.sign(jnp.diagonal(R))
 
 

@@ -15,6 +15,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ._algebra import qr
 from ._errors import UsageError
 from .columns import Columns, class_mean_columns
 from .losses import LOSSES
@@ -78,7 +79,7 @@ def enter(model: UFM, state: State, coordinates: str) -> tuple[Frame, Problem, P
     problem, point = problem_of(model, state)
     rows = None
     if coordinates == "auto" and 2 * (model.num_classes + point.X.shape[1]) <= model.num_features:
-        rows = jnp.linalg.qr(jnp.concatenate([point.W.T, point.X], axis=1))[0]
+        rows = qr(jnp.concatenate([point.W.T, point.X], axis=1))[0]
         point = Point(point.W @ rows, rows.T @ point.X, point.b)
     return Frame(state.columns, rows), problem, point
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from ._algebra import qr, svd
 from ._checks import is_traced
 from ._errors import UsageError
 from .columns import ClassMeanColumns
@@ -96,8 +97,7 @@ def balanced(model: UFM, eps, *, key: PRNGKeyArray, dtype=None) -> State:
     k = min(C, p)
     keys = jax.random.split(key, 4)
     U, V, R = (
-        jnp.linalg.qr(jax.random.normal(k_, (rows, k), dtype))[0]
-        for k_, rows in zip(keys, (C, p, num_samples), strict=False)
+        qr(jax.random.normal(k_, (rows, k), dtype))[0] for k_, rows in zip(keys, (C, p, num_samples), strict=False)
     )
     values = jnp.abs(jax.random.normal(keys[3], (k,), dtype))
     values = eps * values / jnp.linalg.norm(values)
@@ -119,7 +119,7 @@ def collapsed(model: UFM, *, key: PRNGKeyArray, dtype=None) -> State:
     if model.num_features < rank:
         raise UsageError(f"num_features is {model.num_features} but strong collapse needs at least {rank}: raise it.")
     normal = jax.random.normal(key, (model.num_classes, model.num_features), _dtype(dtype))
-    U, _, Vt = jnp.linalg.svd(_centred(normal, model), full_matrices=False)
+    U, _, Vt = svd(_centred(normal, model))
     root_n = model.counts[0] ** 0.5
     W = root_n**0.5 * U[:, :rank] @ Vt[:rank]
     return _collapsed_along(model, W, jnp.asarray(1 / model.num_classes if model.use_bias else 0.0))

@@ -33,7 +33,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ._algebra import product, square_norm
+from ._algebra import pinv, product, square_norm
 from ._errors import UsageError, nearest
 from .columns import class_means, root_counts, within_class_basis
 from .hessian import largest_eigenvalue
@@ -102,7 +102,7 @@ def _nc1(view: View):
     """`||M^+ L||_F^2 / n_tot` from the centred means themselves: never a product of covariances, so that values down
     to the sixth power of eps keep their digits, and features that are dead count for nothing (derived here)."""
     centred = view.M @ within_class_basis((view.problem.model.num_classes,), view.B.dtype)
-    solved = jnp.linalg.pinv(centred) @ view.L
+    solved = pinv(centred) @ view.L
     return jnp.sum(solved**2) / view.problem.model.num_samples + 0.0 * _or_nan(jnp.sum(centred**2))
 
 

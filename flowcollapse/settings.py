@@ -43,21 +43,11 @@ def use_cpu_cores(count: int | None = None) -> None:
 
 
 THREADS = "NPROC"
-"""The environment variable from which JAX takes, at its start, how many threads its CPU devices share beside their own.
+"""The environment variable from which JAX takes, at its start, over how many threads XLA splits a computation.
 
-With one of them nothing is split. With more, XLA splits sums over a few dozen numbers, which takes up to 1.8 times as
-long and fills the cores that the other devices need.
+Over more than one it splits even sums over a few dozen numbers, which takes up to 1.8 times as long and fills the cores
+that the other devices need.
 """
-
-
-def cpu_threads() -> int:
-    """The threads that JAX's CPU devices share.
-
-    If there are several, LAPACK on a batch of matrices waits on one of them for work that it hands to the others. With
-    no more threads than devices all of them can wait for each other, and jax 0.10.1 then does, for ever.
-    """
-    text = os.environ.get(THREADS, "")
-    return int(text) if text.isdigit() else cpu_cores()
 
 
 def cpu_cores() -> int:

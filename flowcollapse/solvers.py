@@ -1,14 +1,19 @@
 """Solvers by name, explicit diffrax solvers with their stages written out, and step control by blocks."""
 
+import operator
 from collections.abc import Callable
 from typing import ClassVar
 
 import diffrax as dfx
+import equinox as eqx
+import equinox.internal as eqxi
 import jax
 import jax.numpy as jnp
 import lineax as lx
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
+from ._algebra import lu_factor, lu_solve, lu_solve_transposed
 from ._errors import UsageError
 from .exponential import ExponentialDOP853
 
@@ -89,6 +94,30 @@ class _DiagonalSolver(lx.AbstractLinearSolver):
         return True
 
 
+class _DenseSolver(lx.AbstractLinearSolver):
+    """Linear systems by LU factors, for lanes on several devices.
+
+    There, lineax's own refuses its vectors (under `shard_map` their shapes name the devices, and those of its matrices
+    do not), and would wait for ever besides (`one_by_one`).
+    """
+
+    def init(self, operator, options):
+        return lu_factor(operator.as_matrix()), eqxi.Static(False)
+
+    def compute(self, state, vector, options):
+        (factors, turned), (flat, unravel) = state, ravel_pytree(vector)
+        return unravel((lu_solve_transposed if turned.value else lu_solve)(factors, flat)), lx.RESULTS.successful, {}
+
+    def transpose(self, state, options):
+        return (state[0], eqxi.Static(not state[1].value)), options
+
+    def conj(self, state, options):
+        return state, options
+
+    def assume_full_rank(self):
+        return True
+
+
 def kencarp5() -> dfx.KenCarp5:
     """Kennedy and Carpenter's 5(4) implicit-explicit pair (Applied Numerical Mathematics 44, 2003), as diffrax has it.
 
@@ -117,9 +146,17 @@ def solver_of(solver: str | dfx.AbstractSolver) -> dfx.AbstractSolver:
         if solver.lower() not in SOLVERS:
             known = ", ".join(map(repr, sorted(SOLVERS)))
             raise UsageError(f"solver {solver!r} is not known: choose one of {known}, or pass a diffrax solver.")
-        return SOLVERS[solver.lower()]()
+        return _for_lanes(SOLVERS[solver.lower()]())
     if not isinstance(solver, dfx.AbstractAdaptiveSolver):
         raise UsageError(f"solver must be a name or a diffrax solver with an error estimate, got {solver!r}.")
+    return _for_lanes(solver)
+
+
+def _for_lanes(solver: dfx.AbstractSolver) -> dfx.AbstractSolver:
+    """The solver with linear systems that lanes can solve, unless it brings a linear solver of its own."""
+    where = operator.attrgetter("root_finder.linear_solver")
+    if isinstance(solver, dfx.AbstractImplicitSolver) and isinstance(where(solver), lx.AutoLinearSolver):
+        return eqx.tree_at(where, solver, _DenseSolver())
     return solver
 
 

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from ._algebra import eigh, eigvalsh, singular_values
 from ._checks import check_integer, is_traced
 from ._errors import UsageError
 from ._lanczos import krylov
@@ -180,7 +181,7 @@ def _spectral_density(model: UFM, state: State, key: PRNGKeyArray, probes: int, 
 
     def of_probe(key: PRNGKeyArray):
         start = jax.random.normal(key, (size, 1), point.X.dtype)
-        nodes, vectors = jnp.linalg.eigh(krylov(apply, start, min(iterations, size))[1])
+        nodes, vectors = eigh(krylov(apply, start, min(iterations, size))[1])
         return nodes, vectors[0] ** 2
 
     nodes, shares = jax.vmap(of_probe)(jax.random.split(key, probes))
@@ -200,8 +201,8 @@ def hidden_eigenvalues(problem: Problem, point: Point) -> list[tuple[Float[Array
     model, (C, q), n = problem.model, point.W.shape, point.X.shape[1]
     hidden_rows, hidden_columns = model.num_features - q, model.num_samples - n
     lam_W, lam_H, _ = problem.decays(point.X.dtype)
-    of_W = jnp.linalg.svd(point.W, compute_uv=False) ** 2 + lam_H
-    of_G = jnp.linalg.svd(problem.residual(point), compute_uv=False)
+    of_W = singular_values(point.W) ** 2 + lam_H
+    of_G = singular_values(problem.residual(point))
     middle, half = (lam_W + lam_H) / 2, jnp.hypot((lam_W - lam_H) / 2, of_G)
     return [
         (of_W, hidden_columns),
@@ -218,7 +219,7 @@ def _visible_eigenvalues(problem: Problem, point: Point, iterations: int) -> Flo
             f"the Hessian has {size} eigenvalues that need a matrix of that size, more than {MAX_DENSE}: ask for num "
             f"of them, at most {size // iterations}, or for spectral_density."
         )
-    return jnp.linalg.eigvalsh(jax.vmap(apply)(jnp.eye(size, dtype=point.X.dtype)))
+    return eigvalsh(jax.vmap(apply)(jnp.eye(size, dtype=point.X.dtype)))
 
 
 def _extreme_eigenvalues(problem: Problem, point: Point, num: int, sign: float, iterations: int) -> Array:
@@ -228,5 +229,5 @@ def _extreme_eigenvalues(problem: Problem, point: Point, num: int, sign: float, 
         values = _visible_eigenvalues(problem, point, iterations)
     else:
         start = jax.random.normal(jax.random.key(0), (size, num), point.X.dtype)
-        values = jnp.linalg.eigvalsh(krylov(apply, start, iterations)[1])
+        values = eigvalsh(krylov(apply, start, iterations)[1])
     return sign * jnp.sort(sign * values)[-num:]

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from ._algebra import eigvalsh, singular_values
 from .model import UFM, Point, Problem
 
 DECAY = 20.0
@@ -136,7 +137,7 @@ class Growth(NamedTuple):
         """The min(C-1, p) largest singular values of `growing_part`, largest first, and the mean mode's amplitude."""
         point = jax.lax.stop_gradient(point)
         B, _ = problem.split(point.X)
-        values = jnp.linalg.svd(growing_part(problem, point), compute_uv=False)
+        values = singular_values(growing_part(problem, point))
         mean = mean_mode(problem, point.X.dtype).amplitude(point.W, B)
         tolerance = 16 * jnp.finfo(values.dtype).eps * max(problem.model.num_classes, point.X.shape[0])
         least = tolerance * (jnp.linalg.norm(point.W) + jnp.linalg.norm(B)) / 2
@@ -197,10 +198,10 @@ def verdict(
     mean_gap = mean.strength - floor
     G = jnp.where(mean.grows, G - jnp.outer(mean.left, mean.left @ G), G)  # the mean mode is judged by itself
 
-    spectrum = jnp.sqrt(jnp.maximum(jnp.linalg.eigvalsh(G @ G.T)[::-1], 0.0))
+    spectrum = jnp.sqrt(jnp.maximum(eigvalsh(G @ G.T)[::-1], 0.0))
     excess = spectrum - floor
     gap = jnp.maximum(s[-1] - floor, 1e-2 * s[-1])
-    escaped = jnp.sum(jnp.linalg.svd(end.W @ problem.split(end.X)[0], compute_uv=False) > 0.5 * gap)
+    escaped = jnp.sum(singular_values(end.W @ problem.split(end.X)[0]) > 0.5 * gap)
     room = problem.model.num_features - escaped
     # The largest belong to the modes that have not escaped. Without room for them it does not matter how large.
     rest = jnp.arange(len(spectrum)) < len(spectrum) - escaped

@@ -3,10 +3,11 @@
 from typing import Any, cast
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flowcollapse import UFM, UsageError
+from flowcollapse import UFM, UsageError, _algebra
 from flowcollapse.sweeps import engine
 from flowcollapse.sweeps.engine import Engine
 
@@ -79,20 +80,41 @@ def test_devices_by_number_and_by_list():
     assert engine.chosen_devices(local[1:]) == local[1:]
 
 
-def test_more_devices_than_threads_are_refused(monkeypatch):
-    monkeypatch.setenv("NPROC", "2")
-    with pytest.raises(UsageError, match="2 CPU devices share 2 threads"):
-        engine.chosen_devices(2)
-    assert len(engine.chosen_devices(1)) == 1
-    monkeypatch.setenv("NPROC", "1")  # nothing is handed on, nothing waited for
-    assert len(engine.chosen_devices(2)) == 2
+FACTORISATIONS = {
+    "qr": lambda A: _algebra.qr(A)[1],
+    "svd": lambda A: _algebra.svd(A)[1],
+    "singular values": _algebra.singular_values,
+    "pinv": _algebra.pinv,
+    "eigh": lambda A: _algebra.eigh(A.T @ A)[0],
+    "eigvalsh": lambda A: _algebra.eigvalsh(A.T @ A),
+    "lu": lambda A: _algebra.lu_solve(_algebra.lu_factor(A.T @ A), A[0]),
+    "lu transposed": lambda A: _algebra.lu_solve_transposed(_algebra.lu_factor(A.T @ A), A[0]),
+}
 
 
-def test_batches_of_factorisations_end_on_all_devices():
-    # With two threads for two devices, LAPACK on a batch of matrices would wait for ever (jax 0.10.1).
-    def size(_, matrix):
-        return jax.numpy.abs(jax.numpy.linalg.qr(matrix)[1]).sum()
+@pytest.mark.parametrize("name", FACTORISATIONS)
+def test_factorisations_in_blocks_are_those_of_each_matrix(name):
+    factorise = FACTORISATIONS[name]
+    matrices = np.random.default_rng(0).normal(size=(12, 5, 3))
+    found = Engine(lambda _, A: factorise(A), 12, width=3).map(matrices)
+    np.testing.assert_allclose(found, [factorise(jnp.asarray(A)) for A in matrices], rtol=1e-9)
 
-    matrices = np.random.default_rng(0).normal(size=(256, 40, 20))
-    found = Engine(size, 256, width=16).map(matrices)
-    np.testing.assert_allclose(found, [np.abs(np.linalg.qr(matrix)[1]).sum() for matrix in matrices], rtol=1e-10)
+
+@pytest.mark.parametrize("name", FACTORISATIONS)
+def test_derivatives_of_factorisations_in_blocks(name):
+    factorise = FACTORISATIONS[name]
+    matrices, direction = np.random.default_rng(1).normal(size=(2, 4, 5, 3))
+
+    def total(matrices):
+        return jnp.sum(jnp.abs(jax.vmap(factorise)(matrices)))
+
+    steps = [total(matrices + sign * 1e-6 * direction) for sign in (1, -1)]
+    slope = jnp.sum(jax.jit(jax.grad(total))(matrices) * direction)
+    np.testing.assert_allclose(slope, (steps[0] - steps[1]) / 2e-6, rtol=1e-6)
+
+
+def test_factorisations_on_all_devices_end():
+    """Handed to LAPACK as batches, they wait for each other for ever where there are no more threads than devices."""
+    matrices = np.random.default_rng(0).normal(size=(1024, 60, 30))
+    found = Engine(lambda _, A: jnp.abs(_algebra.qr(A)[1]).sum(), 1024, width=16).map(matrices)
+    np.testing.assert_allclose(found, [np.abs(np.linalg.qr(A)[1]).sum() for A in matrices], rtol=1e-10)

@@ -1,14 +1,20 @@
 """Sweeps: every lane is the run that `simulate` makes of it, in whatever company, order, block or device."""
 
 import json
+import re
 from typing import Any, cast
 
+import diffrax as dfx
 import jax
 import numpy as np
 import pytest
+from jax.sharding import Mesh
 
 import flowcollapse as fc
+from flowcollapse.initial import STARTS
 from flowcollapse.sweeps import engine
+from flowcollapse.sweeps.grid import make_grid
+from flowcollapse.sweeps.lanes import Plan, common_metrics
 
 KEPT = ("risk", "snc1")
 FLOW = fc.Flow(rtol=1e-6)
@@ -152,6 +158,35 @@ def test_end_states_of_different_shapes_are_filled_up():
         np.testing.assert_allclose(cell["W"][:, :p], path.final.W, atol=1e-12)
         np.testing.assert_allclose(cell["b"], path.final.b, atol=1e-12)
         assert np.isnan(cell["H"][p:]).all()
+
+
+OPERANDS_OF_LAPACK = re.compile(r"custom_call @lapack_.* : \((.*)\) ->")
+
+
+@pytest.mark.parametrize(
+    ("start", "sizes", "method"),
+    [(start, sizes, FLOW) for start in STARTS for sizes in ((3, 3, 15), (3, 30, 15), (3, 3, 60))]
+    + [("sphere", (3, 3, 15), method) for method in (fc.Flow("kvaerno5"), fc.Flow(dfx.Kvaerno3()), DESCENT)],
+    ids=str,
+)
+def test_no_program_hands_lapack_a_batch(start, sizes, method):
+    """On several CPU devices, batches can wait for each other for ever (`_algebra.one_by_one`)."""
+    C, N, p = sizes
+    model = fc.UFM(num_classes=C, samples_per_class=N, num_features=p)
+    grid = make_grid(model, method, [0.1], [0], {})
+    lane, shared = Plan(grid, start, 3, common_metrics(grid, start, None), True).lane({})
+    numbers = {"eps": np.full((2, 4), 0.1), "seed": np.zeros((2, 4), int)}
+    mesh = Mesh(np.array(jax.local_devices()), ("lanes",))
+    program = cast(Any, engine._run).lower(lane, mesh, shared, np.full(2, True), numbers).as_text()
+    operands = OPERANDS_OF_LAPACK.findall(program)
+    assert operands
+    assert all(shape.count("x") <= 2 for of_call in operands for shape in of_call.split(", "))
+
+
+def test_implicit_solvers_in_lanes(paper_model):
+    method = fc.Flow("kvaerno5", rtol=1e-3)
+    lanes = fc.sweep(paper_model, method, eps=[0.1], seeds=3, **OPTIONS)
+    assert_lane(lanes.sel(eps=0.1, seed=2), alone(paper_model, method, 0.1, 2), rtol=1e-7)
 
 
 def test_starts_on_the_subspace_stay_there(paper_model):

@@ -13,7 +13,6 @@ from jaxtyping import Array, Bool, Int, PyTree
 from .._checks import check_integer
 from .._errors import UsageError
 from ..model import UFM
-from ..settings import THREADS, cpu_threads
 
 CPU_WIDTH = 16
 ACCELERATOR_WIDTH = 4096
@@ -168,11 +167,4 @@ def chosen_devices(devices: int | Sequence[Device] | None) -> list[Device]:
         if not devices or not all(isinstance(device, jax.Device) for device in devices):
             raise UsageError(f"devices must be a number or a list of jax devices, at least one, got {devices!r}.")
         chosen = list(devices)
-    threads = cpu_threads()
-    if chosen[0].platform == "cpu" and 1 < threads <= len(chosen) > 1:
-        raise UsageError(
-            f"{len(chosen)} CPU devices share {threads} threads and could wait for each other for ever: call "
-            f"fc.use_cpu_cores({len(chosen)}) at the top of the program, which sees to it, or set the environment "
-            f"variable {THREADS}=1 before it starts."
-        )
     return chosen
