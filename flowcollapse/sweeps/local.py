@@ -11,7 +11,8 @@ from .lanes import Plan
 
 LANES_A_TASK = 1024
 NUMBERS_A_TASK = 2**18
-"""A task has at most as many lanes, and its states as many numbers, so that one that is lost was minutes at most."""
+"""On each CPU device a task has at most as many lanes, and their states as many numbers: what is lost with one was
+minutes at most, and writing it takes a few hundredths of its time."""
 
 BYTES_A_TASK = 2**28
 """What is kept of a task fits into this."""
@@ -44,13 +45,17 @@ class Local:
         self._engines: dict[str, Engine] = {}
 
     def results(self, todo: Iterable[Task]) -> Iterator[Result]:
-        """The results of the tasks, in order; while one is in the caller's hands the next computes."""
+        """The results of the tasks, in order.
+
+        The next task is under way before this one is waited for: a device that is ready early goes on with it, and
+        while a result is in the caller's hands all of them compute.
+        """
         running: Callable[[], Result] | None = None
         for task in todo:
-            finished = None if running is None else running()
-            running = self.submit(task)
-            if finished is not None:
-                yield finished
+            following = self.submit(task)
+            if running is not None:
+                yield running()
+            running = following
         if running is not None:
             yield running()
 
@@ -91,6 +96,7 @@ def default_lanes(plan: Plan, devices: Sequence[Device], width: int | None) -> i
     """How many lanes a task has: few where states are large, at least a block for every device."""
     largest = max((with_values(plan.grid.model, shapes) for shapes in plan.grid.shapes()), key=state_size)
     kept = max(sum(int(np.prod(x.shape)) * x.dtype.itemsize for x in out.values()) for out in plan.outcomes())
-    most = LANES_A_TASK if devices[0].platform == "cpu" else ACCELERATOR_WIDTH * len(devices)
-    blocks = (width or block_width(largest, devices, plan.grid.num_lanes)) * len(devices)
-    return max(1, min(max(min(most, NUMBERS_A_TASK // state_size(largest)), blocks), BYTES_A_TASK // kept))
+    most = LANES_A_TASK if devices[0].platform == "cpu" else ACCELERATOR_WIDTH
+    block = width or block_width(largest, devices, plan.grid.num_lanes)
+    on_one = max(min(most, NUMBERS_A_TASK // state_size(largest)), block)
+    return max(1, min(on_one * len(devices), BYTES_A_TASK // kept))
