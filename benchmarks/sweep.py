@@ -1,6 +1,6 @@
 """Sweeps of the paper's task: how fast, how wide, on how many devices, and what storing and starting cost.
 
-    python benchmarks/sweep.py [--quick] [--only PART ...] [--out DIR]    # all of it: 25 minutes
+    python benchmarks/sweep.py [--quick] [--only PART ...] [--out DIR]    # all of it: 30 minutes
 
 C = N = 3, p = 15, float64, rtol 1e-6, starts of 16 sizes from eps = 1 to 1e-4, each to the plateau time of its own.
 Every run keeps the end states; "saves" are 41 times with five metrics. Parts, each in processes of its own:
@@ -86,7 +86,7 @@ def devices(options: Options) -> Iterator[Row]:
 
 
 def storing(options: Options) -> Iterator[Row]:
-    spec: Row = {"part": "storing", "lanes": (1024, 16384), "rounds": 5}
+    spec: Row = {"part": "storing", "lanes": (1024, 65536), "rounds": 3}
     if options.quick:
         spec |= {"lanes": (16,), "rounds": 1}
     for count in (1,) if options.quick else sorted({1, len(cores())}):
