@@ -154,9 +154,9 @@ def solver_of(solver: str | dfx.AbstractSolver) -> dfx.AbstractSolver:
 
 def _for_lanes(solver: dfx.AbstractSolver) -> dfx.AbstractSolver:
     """The solver with linear systems that lanes can solve, unless it brings a linear solver of its own."""
-    where = operator.attrgetter("root_finder.linear_solver")
-    if isinstance(solver, dfx.AbstractImplicitSolver) and isinstance(where(solver), lx.AutoLinearSolver):
-        return eqx.tree_at(where, solver, _DenseSolver())
+    root_finder = getattr(solver, "root_finder", None)
+    if isinstance(getattr(root_finder, "linear_solver", None), lx.AutoLinearSolver):
+        return eqx.tree_at(operator.attrgetter("root_finder.linear_solver"), solver, _DenseSolver())
     return solver
 
 
