@@ -31,3 +31,9 @@ def check_integer(name: str, value: Any, least: int = 1) -> None:
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
         wanted = "a positive integer" if least == 1 else f"an integer of at least {least}"
         raise UsageError(f"{name} must be {wanted}, got {value!r}.")
+
+
+def check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
+    """Raise `UsageError` unless `value` is one of a few."""
+    if not any(type(value) is type(choice) and value == choice for choice in choices):
+        raise UsageError(f"{name} must be {' or '.join(map(repr, choices))}, got {value!r}.")

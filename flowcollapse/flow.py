@@ -2,31 +2,37 @@
 
 import abc
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import Any, ClassVar
 
 import diffrax as dfx
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, PyTree
 
-from ._checks import Number, check_integer, check_positive
+from ._checks import Number, check_choice, check_integer, check_positive, is_traced
 from ._errors import UsageError
 from .coordinates import check_coordinates
-from .layout import Layout, SecondOrder, stiff_rate
+from .integration import Legs, adjoint_of
+from .layout import Layout, SecondOrder
 from .method import Method
-from .model import Point, Problem
-from .solvers import BlockControl, solver_of, splits_stiff_part
-from .stopping import Run, Verdict, plateau_time, target_modes
+from .model import UFM, Point, Problem
+from .solvers import solver_of, splits_stiff_part
+from .stopping import Run, Verdict, default_times, escape_time, plateau_time
 
 PACK_UP_TO = 4096
 """States of at most this many numbers are one flat vector inside the solver; larger ones keep their matrices."""
 
-FIRST_STEP = 3.0
-"""The first step times the fastest rate, over `rtol^(1/order)`. Of 1, 2, 3 and 5, 3 took the fewest steps."""
+APPROACHES = ("auto", "explicit", "implicit")
+
+EXPLICIT_UP_TO = 6000.0
+"""Up to this time, in units of the fastest decay at rest, explicit steps are few: about a thousand."""
+
+LONGEST_UNTIL_REST = 1e3
+"""A run until rest ends at the latest after this many plateau times."""
 
 SAVED_AT_ONCE = 2**22
 """Up to this many saved numbers, states are saved and observed in one batch; above, one by one as they pass."""
@@ -42,6 +48,12 @@ class AbstractFlow(Method):
     max_steps: int = eqx.field(static=True, default=65_536)
     coordinates: str = eqx.field(static=True, default="auto")
     mesh: Mesh | None = eqx.field(static=True, default=None)
+    until: str | None = eqx.field(static=True, default=None)
+    approach: str = eqx.field(static=True, default="auto")
+    adjoint: str | dfx.AbstractAdjoint = eqx.field(static=True, default="reverse")
+
+    symmetric: ClassVar[bool] = True
+    """Whether the field has a symmetric Jacobian, as that of a gradient flow has."""
 
     def __init__(
         self,
@@ -53,14 +65,32 @@ class AbstractFlow(Method):
         max_steps: int = 65_536,
         coordinates: str = "auto",
         mesh: Mesh | None = None,
+        until: str | None = None,
+        approach: str = "auto",
+        adjoint: str | dfx.AbstractAdjoint = "reverse",
     ):
-        solver_of(solver)
+        method = solver_of(solver)
         for name, value in (("rtol", rtol), ("atol", atol), ("t1", t1)):
             check_positive(name, value)
         check_coordinates(coordinates)
         check_integer("max_steps", max_steps)
+        check_choice("until", until, (None, "rest"))
+        check_choice("approach", approach, APPROACHES)
+        if mesh is not None and not isinstance(mesh, Mesh):
+            raise UsageError(f"mesh must be a jax.sharding.Mesh, got {mesh!r}: make one with jax.make_mesh.")
+        adjoint_of(adjoint)
         self.rtol, self.atol, self.t1 = rtol, atol, t1
         self.solver, self.max_steps, self.coordinates, self.mesh = solver, max_steps, coordinates, mesh
+        self.until, self.approach, self.adjoint = until, approach, adjoint
+        if not self.symmetric and getattr(method, "symmetric_jacobian", False):
+            raise UsageError(
+                f"solver {solver!r} rests on a symmetric Jacobian, which the {self.name} has not: use another solver."
+            )
+        if approach == "implicit" and not self._can_be_implicit:
+            raise UsageError(
+                f'approach="implicit" changes from an explicit solver to an implicit one, which a {self.name} with '
+                f"the solver {solver!r} cannot: leave it out."
+            )
 
     @abc.abstractmethod
     def velocity(self, problem: Problem, point: Point) -> Point:
@@ -79,8 +109,11 @@ class AbstractFlow(Method):
 
     def with_numbers(self, numbers: Mapping[str, Any]) -> "AbstractFlow":
         """The same flow with some of its `numbers` replaced."""
+        return self._with(**numbers)
+
+    def _with(self, **changed: Any) -> "AbstractFlow":
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return type(self)(**(fields | dict(numbers)))
+        return type(self)(**(fields | changed))
 
     @property
     def limit(self) -> Verdict:
@@ -101,67 +134,68 @@ class AbstractFlow(Method):
         """The state that the flow begins with, in its layout."""
         return self.layout_of_point(start).state(problem, start)
 
-    def run(self, problem: Problem, start: Point, ts: Array | int, observe: Callable[[Point], Any]) -> Run:
-        """Integrate from `start` and observe at `ts`, or at that many equal times up to the end."""
-        solver, dtype = solver_of(self.solver), start.X.dtype
-        t1 = self.t1 if self.t1 is not None else plateau_time(problem, start) if isinstance(ts, int) else ts[-1]
-        t1 = jnp.asarray(t1, dtype)
-        ts = t1 * jnp.linspace(1, 0, ts, dtype=dtype)[::-1] if isinstance(ts, int) else ts.astype(dtype)
+    def prepared(self, model: UFM, ts: Any) -> "AbstractFlow":
+        """The same flow with `approach="auto"` decided, as far as what is known outside of jit allows."""
+        if self.approach != "auto":
+            return self
+        explicit = not self._can_be_implicit or (self.until is None and _few_steps_at_rest(model, self.t1, ts))
+        return self._with(approach="explicit" if explicit else "implicit")
 
+    @property
+    def _can_be_implicit(self) -> bool:
+        return self.symmetric and not isinstance(solver_of(self.solver), dfx.AbstractImplicitSolver)
+
+    def run(self, problem: Problem, start: Point, ts: Array | int, observe: Callable[[Point], Any]) -> Run:
+        """Integrate from `start` and observe at `ts`, or at that many times that show the run up to its end."""
+        solver, dtype = solver_of(self.solver), start.X.dtype
         if splits_stiff_part(solver) and not problem.loss.separates_columns:
             raise UsageError(
                 f"{self.label} takes the mean residual of the squared error apart, but the loss is "
                 f'{problem.model.loss!r}: use solver="tsit5".'
             )
+        if self.until is not None and isinstance(ts, int):
+            # Where the rest is not known before the run, a first run finds it, and the saves are spread up to there.
+            found = self.run(problem, start, jnp.zeros(1, dtype), lambda _: ())
+            known = self._with(until=None, t1=found.t_end)
+            return known.run(problem, start, ts, observe)._replace(
+                steps_ran_out=found.steps_ran_out, at_rest=found.at_rest
+            )
         start = start if self.mesh is None else start._replace(X=spread_columns(start.X, self.mesh))
-        layout, y0 = self.layout(start), self.initial(problem, start)
-        at_once = len(ts) * sum(x.size for x in start) <= SAVED_AT_ONCE
-
-        def save(t, y, args):
-            return y if at_once else args[1](layout.point(args[0], y))
-
-        # Where nothing is observed, nothing is saved, and the solver's output costs nothing.
+        escape = escape_time(problem, start)
+        t1 = self._end(problem, start, ts)
+        ts = default_times(ts, escape, t1) if isinstance(ts, int) else ts.astype(dtype)
         observing = bool(jax.tree.leaves(jax.eval_shape(observe, start)))
-        output = [dfx.SubSaveAt(ts=ts, fn=save)] if observing else []
-        solution = dfx.diffeqsolve(
-            layout.terms(),
-            solver,
-            t0=jnp.zeros((), dtype),
-            t1=t1,
-            dt0=first_step(problem, self._rtol(dtype), solver),
-            y0=y0,
-            args=(problem, observe, self),
-            saveat=dfx.SaveAt(subs=[*output, dfx.SubSaveAt(t1=True)]),
-            stepsize_controller=self._control(layout, problem, y0, dtype),
-            max_steps=self.max_steps,
-            throw=False,
-        )
-        saves = cast(list, solution.ys)
-        end = layout.point(problem, jax.tree.map(lambda leaf: leaf[-1], saves[-1]))
-        if not observing:
-            observed = observe(end)
-        elif at_once:
-            observed = jax.vmap(lambda y: observe(layout.point(problem, y)))(saves[0])
+        at_once = len(ts) * sum(x.size for x in start) <= SAVED_AT_ONCE
+        legs = Legs(self, problem, start, ts if observing else None, None if at_once else observe)
+
+        if self.approach == "implicit" or (self.approach == "auto" and self._can_be_implicit):
+            first = legs.explicit(jnp.minimum(escape, t1))
+            over = first.ran_out | first.at_rest
+            last = legs.implicit(first.end, first.t_end, jnp.where(over, first.t_end, t1))
+            last = last._replace(
+                saved=jax.tree.map(lambda x, y: choose(ts <= first.t_end, x, y), first.saved, last.saved),
+                ran_out=first.ran_out | last.ran_out,
+                at_rest=first.at_rest | last.at_rest,
+                stats={name: first.stats[name] + last.stats[name] for name in last.stats},
+            )
         else:
-            observed = saves[0]
-        ran_out = solution.result == dfx.RESULTS.max_steps_reached
-        return Run(ts, observed, end, t1, ran_out, _stats(solution, solver, observing))
+            last = legs.explicit(t1)
+        if not observing:
+            observed = observe(last.end)
+        else:
+            observed = jax.vmap(observe)(last.saved) if at_once else last.saved
+            observed = jax.tree.map(lambda x: choose(ts <= last.t_end, x, jnp.nan), observed)
+        return Run(ts, observed, last.end, last.t_end, last.ran_out, last.stats, last.at_rest)
 
-    def _rtol(self, dtype) -> Float[Array, ""]:
-        return jnp.maximum(jnp.asarray(self.rtol, dtype), 32 * jnp.finfo(dtype).eps)
-
-    def _control(self, layout: Layout | SecondOrder, problem: Problem, y0: PyTree, dtype) -> BlockControl:
-        scales = jax.lax.stop_gradient(layout.block_scales(layout.block_norms(problem, y0)))
-        rtol = self._rtol(dtype)
-        atol = rtol * scales if self.atol is None else jnp.broadcast_to(jnp.asarray(self.atol, dtype), scales.shape)
-        block_norms = functools.partial(layout.block_norms, problem)
-        return BlockControl(  # pyright: ignore[reportCallIssue]: diffrax's abstract fields atol and norm are properties
-            rtol=rtol,
-            block_atol=atol,
-            block_norms=block_norms,
-            block_scales=layout.block_scales,
-            longest=longest_step(problem, solver_of(self.solver), dtype),
-        )
+    def _end(self, problem: Problem, start: Point, ts: Array | int) -> Float[Array, ""]:
+        """When to end: at t1, the last of `ts`, far beyond the plateau time for a run until rest, or at that time."""
+        if self.t1 is not None:
+            end = self.t1
+        elif self.until is not None:
+            end = LONGEST_UNTIL_REST * plateau_time(problem, start)
+        else:
+            end = plateau_time(problem, start) if isinstance(ts, int) else ts[-1]
+        return jnp.asarray(end, start.X.dtype)
 
 
 class Flow(AbstractFlow):
@@ -176,13 +210,24 @@ class Flow(AbstractFlow):
         atol: absolute tolerance of each block's norm. Default: `rtol` times the block's norm at the start, so that it
             follows eps.
         t1: where to end. Default: the plateau time of the start, or the last of `ts`.
-        max_steps: accepted and rejected steps together.
+        max_steps: accepted and rejected steps together; the implicit steps of the approach are counted apart. A run that
+            needs more ends early: its verdict says so, `t_end` is where it ended, and what it did not reach is NaN.
         coordinates: `"auto"` (class means where exact, compressed rows where it pays), `"class-mean"`, `"sample"`.
         mesh: a `jax.sharding.Mesh` over whose devices the columns of the features are spread, for one large problem.
+        until: `"rest"` ends the run where the flow has come to rest: every mode that the start has has escaped, and
+            W, the features and b each have less than `10 rtol` of their norm to go. Then `t1` is the latest end.
+        approach: how the flow goes on once every mode has escaped. `"implicit"` changes to implicit steps (Rodas5P with
+            conjugate gradients), which take the slow approach that weight decay causes in a few hundred steps;
+            `"explicit"` keeps the solver to the end, with steps as short as its stability wants; `"auto"` is
+            `"implicit"` if there is weight decay or the end is far, unless the solver is implicit already.
+        adjoint: how the run is differentiated: `"reverse"` (for `jax.grad`, with checkpoints), `"forward"` (for
+            `jax.jvp`, `jax.jacfwd` and their repetition, as in second derivatives), or an adjoint of diffrax.
+
+    The times that `fc.simulate` saves by default are equally far apart up to the escape, and logarithmic after it.
 
     Raises:
-        UsageError: for an unknown solver or coordinates, tolerances or a t1 that are not positive, or a mesh whose size
-            does not divide the columns.
+        UsageError: for an unknown solver, coordinates, approach or adjoint, tolerances or a t1 that are not positive,
+            or a mesh whose size does not divide the columns.
 
     Source: the paper's gradient flow; the coordinates and the default solver are derived here.
     """
@@ -193,17 +238,6 @@ class Flow(AbstractFlow):
     def velocity(self, problem: Problem, point: Point) -> Point:
         """`-grad R`."""
         return problem.field(point)
-
-
-def _stats(solution: dfx.Solution, solver: dfx.AbstractSolver, output: bool) -> dict[str, Int[Array, ""]]:
-    """Steps, and evaluations of the field where the solver tells how many a step takes, with and without output."""
-    accepted, rejected = solution.stats["num_accepted_steps"], solution.stats["num_rejected_steps"]
-    stats = {"accepted": accepted, "rejected": rejected}
-    per_step = getattr(solver, "evaluations_per_step", None)
-    if per_step is not None:
-        per_step += getattr(solver, "evaluations_for_output", 0) if output else 0
-        stats["evaluations"] = per_step * (accepted + rejected) + 1
-    return stats
 
 
 def spread_columns(X: Float[Array, "p n"], mesh: Mesh) -> Float[Array, "p n"]:
@@ -222,23 +256,18 @@ def spread_columns(X: Float[Array, "p n"], mesh: Mesh) -> Float[Array, "p n"]:
     return jax.lax.with_sharding_constraint(X, columns)
 
 
-def first_step(problem: Problem, rtol: Float[Array, ""], solver: dfx.AbstractSolver) -> Float[Array, ""]:
-    """A first step that resolves the transient of the mean residual: one much larger would be rejected."""
-    order = solver.order(cast(Any, None)) or 1
-    _, lam_H, _ = problem.decays(rtol.dtype)
-    fastest = stiff_rate(problem, rtol.dtype) + lam_H + max(problem.model.counts) ** 0.5
-    return FIRST_STEP * rtol ** (1 / order) / fastest
+def _few_steps_at_rest(model: UFM, t1: Any, ts: Any) -> bool:
+    """Whether explicit steps, capped at their stability, are few up to the end. False where numbers are traced."""
+    decays = jax.tree.leaves(model.weight_decay)
+    end = t1 if t1 is not None else None if isinstance(ts, int) else ts[-1]
+    if any(is_traced(x) for x in (*decays, end)):
+        return False
+    decay = max(float(np.max(np.asarray(x))) for x in decays)
+    if end is None:
+        return decay == 0
+    return float(np.max(np.asarray(end))) * (2 * max(model.counts) ** 0.5 + decay) <= EXPLICIT_UP_TO
 
 
-def longest_step(problem: Problem, solver: dfx.AbstractSolver, dtype) -> Float[Array, ""] | None:
-    """The longest step in which the solver is stable, if it says how far it is and takes the mean residual apart.
-
-    Without that one the fastest decay near a critical point is `2 s` with the largest singular value s of the targets,
-    `sqrt N` for balanced classes, plus what weight decay adds (derived here from the Hessian's spectrum).
-    """
-    stable = getattr(solver, "real_stability", None)
-    if stable is None:
-        return None
-    lam_W, lam_H, _ = problem.decays(dtype)
-    fastest = 2 * float(target_modes(problem.model)[1][0])
-    return stable / (fastest + jnp.maximum(lam_W, lam_H))
+def choose(which: Bool[Array, " time"], x, y) -> Array:
+    """`x` where `which`, and `y` elsewhere, along the first axis."""
+    return jnp.where(which.reshape(-1, *(1,) * (x.ndim - 1)), x, y)

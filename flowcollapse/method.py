@@ -8,7 +8,7 @@ import equinox as eqx
 from jaxtyping import Array
 
 from ._errors import UsageError
-from .model import Point, Problem
+from .model import UFM, Point, Problem
 from .stopping import Run, Verdict
 
 
@@ -33,6 +33,10 @@ class Method(eqx.Module):
     @abc.abstractmethod
     def with_numbers(self, numbers: Mapping[str, Any]) -> "Method":
         """The same method with some of its `numbers` replaced."""
+
+    def prepared(self, model: UFM, ts: Any) -> "Method":
+        """The same method with decided what depends on numbers that are known before they become arrays."""
+        return self
 
     @property
     @abc.abstractmethod

@@ -126,6 +126,7 @@ class HeavyBallFlow(_Lagging):
     """
 
     name = "heavy-ball-flow"
+    symmetric = False  # as a system of first order
     __init__ = _Lagging.__init__
 
     def velocity(self, problem: Problem, point: Point) -> Point:

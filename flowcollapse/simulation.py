@@ -35,7 +35,8 @@ def simulate(
         model: the model.
         start: one state of it (use `jax.vmap` for more).
         method: `fc.Flow(...)`, `fc.Descent(...)`, `fc.ModifiedFlow(...)` or `fc.HeavyBallFlow(...)`.
-        ts: increasing times, from 0 on, at which metrics are saved, or a number of equal times up to the end.
+        ts: increasing times, from 0 on, at which metrics are saved, or how many times that show
+            the run: equal up to the escape from the origin, logarithmic in a slow approach after it.
         save_states: keep `path.states`, the state at every time of `ts`.
         metrics: names of the metrics to save; default all that the model and the start have but `sharpness`.
 
@@ -63,7 +64,7 @@ def simulate(
     names = metrics_module.checked_names(model, start.columns, metrics)
     if metrics is None and model.num_features * model.num_samples > metrics_module.SAMPLES_UP_TO:
         names = tuple(name for name in names if not metrics_module.METRICS[name].samples)
-    dtype = start.X.dtype
+    dtype, method = start.X.dtype, method.prepared(model, ts)
     times = ts if isinstance(ts, int) else checked_times(ts, method, dtype)
     if isinstance(times, int) and (isinstance(ts, bool) or times < 1):
         raise UsageError(f"ts must be increasing times or a positive number of them, got {ts!r}.")
@@ -80,7 +81,7 @@ def _simulate(model: UFM, start: State, method, ts, save_states: bool, names: tu
         frame, problem, point = enter(model, start, method.coordinates)
         observer = Observer(problem, point, names, save_states)
         run = method.run(Problem(model, problem.columns.without_arrays()), point, ts, observer)
-        code = verdict(problem, point, run.end, run.t_end, run.steps_ran_out, method.limit)
+        code = verdict(problem, point, run, method.limit)
         observed, points, end = jax.tree.map(lambda x: jnp.where(finite, x, jnp.nan), (*run.observed, run.end))
     return Trajectory(
         ts=run.ts,

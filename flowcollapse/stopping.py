@@ -41,8 +41,8 @@ class Verdict(enum.IntEnum):
 
 
 _MESSAGES = {
-    Verdict.plateau: "plateau reached: every mode has escaped, the risk is at its minimum",
-    Verdict.saddle: "stopped at a saddle: the start lacks a mode, and what is missing never grows",
+    Verdict.plateau: "plateau reached: no mode of the targets is left to grow",
+    Verdict.saddle: "stopped at a saddle: the start lacks a mode, which therefore cannot grow",
     Verdict.time_limit: "time limit: ended before the plateau; raise t1",
     Verdict.step_limit: "step limit: ended before the plateau; raise max_steps or num_steps, or loosen rtol",
     Verdict.non_finite: "not finite: the start or an iterate holds NaN or infinity",
@@ -50,7 +50,7 @@ _MESSAGES = {
 
 
 class Run(NamedTuple):
-    """What a method hands back: observations at `ts`, the end, and how it went."""
+    """A method's result: observations at `ts` (NaN where the run did not get there), the end, and how it went."""
 
     ts: Float[Array, " time"]
     observed: PyTree
@@ -58,6 +58,7 @@ class Run(NamedTuple):
     t_end: Float[Array, ""]
     steps_ran_out: Bool[Array, ""]
     stats: dict[str, Int[Array, ""]]
+    at_rest: Bool[Array, ""] | bool = False
 
 
 def target_modes(model: UFM) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -147,9 +148,25 @@ class Growth(NamedTuple):
 def plateau_time(problem: Problem, point: Point, decay: float = DECAY) -> Float[Array, ""]:
     """The time at which every mode that the start has is at the plateau.
 
+    It is the escape time (see `escape_time`), and with weight decay 20 over the smallest decay more. `decay` replaces
+    the 20. Derived here.
+    """
+    escape = escape_time(problem, point, decay)
+    return (escape + decay / slowest_decay(problem, point.X.dtype)).astype(escape.dtype)
+
+
+def slowest_decay(problem: Problem, dtype) -> Float[Array, ""]:
+    """The smallest weight decay that is not zero; infinite without any."""
+    decays = jax.lax.stop_gradient(problem.decays(dtype))
+    return jnp.min(jnp.stack([jnp.where(lam > 0, lam, jnp.inf) for lam in decays]))
+
+
+def escape_time(problem: Problem, point: Point, decay: float = DECAY) -> Float[Array, ""]:
+    """The time at which every mode that the start has has escaped from the origin, whatever weight decay does later.
+
     `T = (ln(sqrt s / sigma_min) + 20) / s` with the slowest growth rate s (`sqrt N`, less the decay) and the smallest
     growing singular value of the start that is not zero; likewise for the mean mode, which grows if the bias decays.
-    With weight decay, 20 over the smallest decay is added. `decay` replaces the 20. Derived here.
+    `decay` replaces the 20. Derived here.
     """
     dtype = point.X.dtype
     _, s, _ = target_modes(problem.model)
@@ -159,10 +176,7 @@ def plateau_time(problem: Problem, point: Point, decay: float = DECAY) -> Float[
     smallest = jnp.min(jnp.where(growth.values > 0, growth.values, jnp.inf))
     time = (_logarithm(math.sqrt(s[0]), smallest) + decay) / rate
     mean_time = (_logarithm(jnp.sqrt(mean.strength), growth.mean) + decay) / jnp.where(mean.grows, mean.rate, 1.0)
-    time = jnp.where(mean.grows & (growth.mean > 0), jnp.maximum(time, mean_time), time)
-    decays = jax.lax.stop_gradient(problem.decays(dtype))
-    slowest = jnp.min(jnp.stack([jnp.where(lam > 0, lam, jnp.inf) for lam in decays]))
-    return (time + decay / slowest).astype(dtype)
+    return jnp.where(mean.grows & (growth.mean > 0), jnp.maximum(time, mean_time), time).astype(dtype)
 
 
 def _logarithm(above, below) -> Float[Array, ""]:
@@ -171,50 +185,96 @@ def _logarithm(above, below) -> Float[Array, ""]:
     return jnp.where(known, jnp.maximum(jnp.log(above / jnp.where(known, below, 1.0)), 0.0), 0.0)
 
 
-def verdict(
-    problem: Problem,
-    start: Point,
-    end: Point,
-    t_end: Float[Array, ""],
-    steps_ran_out: Bool[Array, ""],
-    limit: Verdict,
-) -> Int[Array, ""]:
-    """The verdict's code, int8.
+def default_times(count: int, escape: Float[Array, ""], end: Float[Array, ""]) -> Float[Array, " time"]:
+    """Times from 0 to `end` that show the whole run: equal up to the escape, logarithmic after it.
+
+    Where the approach takes e times as long as the escape or more, each has half of the times; where it takes less,
+    the spacing is continuous. Without an approach all times are equal. A single time is the end.
+    """
+    escape = jnp.minimum(escape, end)
+    ratio = jnp.log(end / jnp.where(escape > 0, escape, end))
+    x = jnp.linspace(1, 0, count, dtype=end.dtype)[::-1]
+    knee = jnp.maximum(1 / (1 + ratio), 0.5)
+    after = jnp.where(ratio > 0, (x - knee) / jnp.where(ratio > 0, 1 - knee, 1.0), 0.0)
+    times = jnp.where(x <= knee, escape * (x / knee), escape * jnp.exp(ratio * after))
+    return jnp.where(x == 1, end, times)
+
+
+class Modes(NamedTuple):
+    """The modes of the targets at a point, as the spectrum of the residual shows them.
 
     At a critical point a mode can still grow if and only if the residual G has a singular value above
     `sqrt(lam_W lam_H)` and the features have room for it, that is a direction that no escaped mode uses: those are
     counted in the spectrum of `W B`. So the modes that have not escaped are counted in the spectrum of `G G^T`, up to
-    the room. They make a saddle if the start lacked as many modes, and otherwise show a run that ended early (derived
-    here).
+    the room (derived here).
     """
-    start, end = jax.lax.stop_gradient((start, end))
-    _, s, _ = target_modes(problem.model)
-    lam_W, lam_H, _ = jax.lax.stop_gradient(problem.decays(end.X.dtype))
-    floor = jnp.sqrt(lam_W * lam_H)
+
+    waiting: Int[Array, ""]
+    """How many have not escaped."""
+    lacking: Int[Array, ""]
+    """How many the start lacks; they cannot grow."""
+    settled: Bool[Array, ""]
+    """Whether every mode either has escaped or has not begun to."""
+
+    @classmethod
+    def of(cls, problem: Problem, start: Point, end: Point) -> "Modes":
+        _, s, _ = target_modes(problem.model)
+        lam_W, lam_H, _ = jax.lax.stop_gradient(problem.decays(end.X.dtype))
+        floor = jnp.sqrt(lam_W * lam_H)
+        G, mean, growth = problem.residual(end), mean_mode(problem, end.X.dtype), Growth.of(problem, start)
+        mean_excess = jnp.abs(mean.left @ problem.columns.times_ones(G)) / problem.model.num_samples**0.5 - floor
+        mean_gap = mean.strength - floor
+        G = jnp.where(mean.grows, G - jnp.outer(mean.left, mean.left @ G), G)  # the mean mode is judged by itself
+
+        spectrum = jnp.sqrt(jnp.maximum(eigvalsh(G @ G.T)[::-1], 0.0))
+        excess = spectrum - floor
+        gap = jnp.maximum(s[-1] - floor, 1e-2 * s[-1])
+        escaped = jnp.sum(singular_values(end.W @ problem.split(end.X)[0]) > 0.5 * gap)
+        room = problem.model.num_features - escaped
+        # The largest belong to the modes that have not escaped. Without room for them it does not matter how large.
+        rest = jnp.arange(len(spectrum)) < len(spectrum) - escaped
+        waiting = jnp.minimum(jnp.sum(rest & (excess > 0.5 * gap)), room)
+        waiting += mean.grows & (mean_excess > 0.5 * mean_gap)
+        settled = jnp.all((excess < 0.05 * gap) | (rest & ((excess > 0.95 * gap) | (room == 0))))
+        settled &= ~mean.grows | (mean_excess < 0.05 * mean_gap) | (mean_excess > 0.95 * mean_gap)
+        return cls(waiting, jnp.sum(growth.values == 0) + (mean.grows & (growth.mean == 0)), settled)
+
+    @property
+    def done(self) -> Bool[Array, ""]:
+        """Whether no mode can grow any more: all have escaped, but for those that the start lacks."""
+        return self.settled & ((self.waiting == 0) | (self.waiting == self.lacking))
+
+
+def at_rest(problem: Problem, start: Point, point: Point, tolerance: Float[Array, ""]) -> Bool[Array, ""]:
+    """Whether a flow has come to rest: it has less than `tolerance` to go, relative to its norms, and is at no saddle.
+
+    What is left to go is the velocity over the slowest rate, which is the smallest weight decay, or without decay the
+    growth rate of the slowest mode. Every mode must have escaped, but for those that the start lacks (derived here).
+    """
+    start, point = jax.lax.stop_gradient((start, point))
+    dtype = point.X.dtype
+    slowest = slowest_decay(problem, dtype)
+    growing = jnp.maximum(jnp.abs(growth_rate(problem, target_modes(problem.model)[1][-1])), 1e-3)
+    rate = jnp.where(jnp.isfinite(slowest), slowest, growing.astype(dtype))
+    velocity = problem.field(point)
+    W, X, b = (jnp.linalg.norm(part) for part in point)
+    left = jnp.stack([jnp.linalg.norm(part) for part in velocity]) / rate
+    slow = jnp.all(left <= tolerance * jnp.stack([W, X, X + b]))
+    return jax.lax.cond(slow, lambda: Modes.of(problem, start, point).done, lambda: jnp.asarray(False))
+
+
+def verdict(problem: Problem, start: Point, run: Run, limit: Verdict) -> Int[Array, ""]:
+    """The verdict's code, int8.
+
+    A run has settled if its modes have and the start's plateau time is over, or the flow is at rest. Modes that have
+    not escaped make a saddle if the start lacked as many, and otherwise show a run that ended early (derived here).
+    """
+    start, end = jax.lax.stop_gradient((start, run.end))
     finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in end]))
     end = jax.tree.map(lambda x: jnp.where(finite, x, 0.0), end)
-    G, mean, growth = problem.residual(end), mean_mode(problem, end.X.dtype), Growth.of(problem, start)
-    mean_excess = jnp.abs(mean.left @ problem.columns.times_ones(G)) / problem.model.num_samples**0.5 - floor
-    mean_gap = mean.strength - floor
-    G = jnp.where(mean.grows, G - jnp.outer(mean.left, mean.left @ G), G)  # the mean mode is judged by itself
-
-    spectrum = jnp.sqrt(jnp.maximum(eigvalsh(G @ G.T)[::-1], 0.0))
-    excess = spectrum - floor
-    gap = jnp.maximum(s[-1] - floor, 1e-2 * s[-1])
-    escaped = jnp.sum(singular_values(end.W @ problem.split(end.X)[0]) > 0.5 * gap)
-    room = problem.model.num_features - escaped
-    # The largest belong to the modes that have not escaped. Without room for them it does not matter how large.
-    rest = jnp.arange(len(spectrum)) < len(spectrum) - escaped
-    waiting = jnp.minimum(jnp.sum(rest & (excess > 0.5 * gap)), room) + (mean.grows & (mean_excess > 0.5 * mean_gap))
-    settled = jnp.all((excess < 0.05 * gap) | (rest & ((excess > 0.95 * gap) | (room == 0))))
-    settled &= ~mean.grows | (mean_excess < 0.05 * mean_gap) | (mean_excess > 0.95 * mean_gap)
-    settled &= ~steps_ran_out & (t_end >= plateau_time(problem, start, ENOUGH_DECAY))
-    lacking = jnp.sum(growth.values == 0) + (mean.grows & (growth.mean == 0))
-
-    early = jnp.where(steps_ran_out, jnp.int8(Verdict.step_limit), jnp.int8(limit))
-    code = jnp.where(
-        settled & (waiting == 0),
-        jnp.int8(Verdict.plateau),
-        jnp.where(settled & (waiting == lacking), jnp.int8(Verdict.saddle), early),
-    )
-    return jnp.where(finite, code, jnp.int8(Verdict.non_finite))
+    modes = Modes.of(problem, start, end)
+    long_enough = run.at_rest | (run.t_end >= plateau_time(problem, start, ENOUGH_DECAY))
+    settled = modes.done & ~run.steps_ran_out & long_enough
+    early = jnp.where(run.steps_ran_out, jnp.int8(Verdict.step_limit), jnp.int8(limit))
+    ended = jnp.where(modes.waiting == 0, jnp.int8(Verdict.plateau), jnp.int8(Verdict.saddle))
+    return jnp.where(finite, jnp.where(settled, ended, early), jnp.int8(Verdict.non_finite))

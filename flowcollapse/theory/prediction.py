@@ -13,7 +13,7 @@ from ..coordinates import Frame, to_class_means
 from ..flow import SAVED_AT_ONCE
 from ..model import UFM, State, problem_of
 from ..simulation import NUM_SAVES
-from ..stopping import Verdict, plateau_time, verdict
+from ..stopping import Run, Verdict, plateau_time, verdict
 from ..trajectory import Trajectory
 from .escape import Escape, check_small_start, checked_times
 
@@ -97,7 +97,7 @@ def _trajectory(model: UFM, start: State, ts: Float[Array, " time"] | None, name
         # It is conserved: what the predicted states show of it is their own error.
         values |= {name: jnp.zeros_like(ts) for name in names if name == "balancedness"}
         end = escape.at(ts[-1]).point
-        code = verdict(problem, first, end, ts[-1], jnp.asarray(False), Verdict.time_limit)
+        code = verdict(problem, first, Run(ts, values, end, ts[-1], jnp.asarray(False), {}), Verdict.time_limit)
     return Trajectory(
         ts=ts,
         metrics=values,
