@@ -210,7 +210,7 @@ class Flow(AbstractFlow):
         atol: absolute tolerance of each block's norm. Default: `rtol` times the block's norm at the start, so that it
             follows eps.
         t1: where to end. Default: the plateau time of the start, or the last of `ts`.
-        max_steps: accepted and rejected steps together; the implicit steps of the approach are counted apart. A run that
+        max_steps: accepted and rejected steps together; implicit steps of the approach are counted apart. A run that
             needs more ends early: its verdict says so, `t_end` is where it ended, and what it did not reach is NaN.
         coordinates: `"auto"` (class means where exact, compressed rows where it pays), `"class-mean"`, `"sample"`.
         mesh: a `jax.sharding.Mesh` over whose devices the columns of the features are spread, for one large problem.

@@ -134,10 +134,7 @@ class Legs(NamedTuple):
 
     def _control(self, layout: Layout | SecondOrder, scale: PyTree, longest) -> BlockControl:
         scales = jax.lax.stop_gradient(layout.block_scales(layout.block_norms(self.problem, scale)))
-        atol = self.flow.atol
-        block_atol = (
-            self.rtol * scales if atol is None else jnp.broadcast_to(jnp.asarray(atol, scales.dtype), scales.shape)
-        )
+        atol = self.rtol * scales if self.flow.atol is None else jnp.asarray(self.flow.atol, scales.dtype)
         return BlockControl(  # pyright: ignore[reportCallIssue]: diffrax's abstract fields atol and norm are properties
             rtol=self.rtol,
             block_atol=jnp.broadcast_to(atol, scales.shape),

@@ -123,7 +123,9 @@ def flow_on_subspace(W0: np.ndarray, beta0: float, N: int, ts, decay=(0.0, 0.0, 
     assert decay[0] == decay[1]
     U, sigma, Vt = modes(W0)
     t = np.asarray(ts)[:, None]
-    growth = sigma * np.exp(r * t) / np.sqrt(1 + sigma**2 * np.expm1(2 * r * t) / r)
+    # e^{2rt} is divided out where it grows, so that long times do not overflow.
+    begun, left = (np.exp(-2 * r * t), -np.expm1(-2 * r * t)) if r > 0 else (1.0, np.expm1(2 * r * t))
+    growth = sigma * np.exp(min(r, 0) * t) / np.sqrt(begun + sigma**2 * left / r)
     limit, rate = N / (C * N + decay[2]), C * N + decay[2]
     return on_subspace((U * growth[:, None, :]) @ Vt, limit + (beta0 - limit) * np.exp(-rate * t[:, 0]), N)
 

@@ -7,8 +7,7 @@ import pytest
 import systems
 
 import flowcollapse as fc
-import flowcollapse.flow as flow_module
-from flowcollapse.integration import REST
+from flowcollapse.integration import REST, Legs
 from flowcollapse.stopping import default_times
 
 RTOL = 1e-8
@@ -100,7 +99,7 @@ def test_the_default_times_show_the_escape_and_the_approach(defaults):
         [float(t) for t in jnp.asarray(defaults.t_end) - 20 / jnp.asarray([min(filter(None, d)) for d in DECAYS])]
     )
     for ts, before, end in zip(np.asarray(defaults.ts), escape, np.asarray(defaults.t_end), strict=True):
-        early, late = ts[ts <= before * (1 + 1e-9)], ts[ts >= before * (1 - 1e-9)]
+        early, late = ts[ts <= before * (1 + 1e-6)], ts[ts >= before * (1 - 1e-6)]
         assert len(early) > len(ts) / 3
         assert len(late) > len(ts) / 3
         np.testing.assert_allclose(np.diff(early), early[1], rtol=1e-6)
@@ -137,7 +136,7 @@ def resting(to_rest) -> fc.Trajectory:
 
 
 def test_at_rest_the_velocity_is_small(resting):
-    """Each part has less than `REST rtol` of its norm to go at the slowest rate, and the run ended no later than it must."""
+    """Each part has less than `REST rtol` of its norm to go at the slowest rate."""
     assert np.all(resting.result == fc.Verdict.plateau)
     for lane, decay in enumerate(DECAYS):
         end = jax.tree.map(lambda x, lane=lane: x[lane], resting.final)
@@ -216,10 +215,14 @@ def test_a_run_out_of_steps_says_where_it_ended(cut_short):
 
 
 def test_the_law_sees_a_run_that_lies_about_its_end(cut_short, monkeypatch):
-    """The fault planted: what was not reached is handed on as it comes from the solver."""
-    full = cut_short(65_536)
+    """The fault planted: the requested end is returned as the one that was reached."""
+    full, integrate = cut_short(65_536), Legs._integrate
+
+    def requested(self, solver, layout, y0, scale, t0, t1, *rest):
+        return integrate(self, solver, layout, y0, scale, t0, t1, *rest)._replace(t_end=t1)
+
     jax.clear_caches()
-    monkeypatch.setattr(flow_module, "choose", lambda which, x, y: x)
+    monkeypatch.setattr(Legs, "_integrate", requested)
     lying = cut_short(20)
     monkeypatch.undo()
     jax.clear_caches()
