@@ -37,18 +37,18 @@ def exact(scale):
 
 def test_forward_mode_and_second_derivatives_are_those_of_the_closed_form():
     """`jax.jvp`, and forward mode over itself, with the solver's tolerance."""
-    risk = risk_at_the_end(fc.Flow(rtol=RTOL, t1=T1, adjoint="forward"))
-    value, slope = jax.jvp(risk, (1.0,), (1.0,))
+    risk = risk_at_the_end(fc.Flow("tsit5", rtol=RTOL, t1=T1, adjoint="forward"))
+    value, slope = systems.compiled(lambda x: jax.jvp(risk, (x,), (1.0,)))(1.0)
     np.testing.assert_allclose(value, exact(1.0), rtol=100 * RTOL)
     np.testing.assert_allclose(slope, jax.grad(exact)(1.0), rtol=1e4 * RTOL)
-    second = jax.jacfwd(jax.jacfwd(risk))(1.0)
+    second = systems.compiled(jax.jacfwd(jax.jacfwd(risk)))(1.0)
     np.testing.assert_allclose(second, jax.grad(jax.grad(exact))(1.0), rtol=1e6 * RTOL)
 
 
 @pytest.mark.parametrize("adjoint", ["reverse", dfx.RecursiveCheckpointAdjoint(checkpoints=20)])
 def test_reverse_mode_by_name_and_by_object(adjoint):
-    risk = risk_at_the_end(fc.Flow(rtol=RTOL, t1=T1, adjoint=adjoint))
-    np.testing.assert_allclose(jax.grad(risk)(1.0), jax.grad(exact)(1.0), rtol=1e4 * RTOL)
+    risk = risk_at_the_end(fc.Flow("tsit5", rtol=RTOL, t1=T1, adjoint=adjoint))
+    np.testing.assert_allclose(systems.compiled(jax.grad(risk))(1.0), jax.grad(exact)(1.0), rtol=1e4 * RTOL)
 
 
 def test_derivatives_through_the_approach():
@@ -59,10 +59,15 @@ def test_derivatives_through_the_approach():
         model = fc.UFM(**SIZES, weight_decay=(lam, lam, 0.0))
         return jnp.sum(fc.simulate(model, start, method, 1, metrics=()).final.W ** 2)
 
-    options = {"rtol": 1e-8, "approach": "implicit"}
-    np.testing.assert_allclose(jax.grad(size)(0.05, fc.Flow(**options)), -2.0, rtol=1e-5)
-    forward = jax.jvp(lambda lam: size(lam, fc.Flow(adjoint="forward", **options)), (0.05,), (1.0,))
-    np.testing.assert_allclose(forward, (2 * (N**0.5 - 0.05), -2.0), rtol=1e-5)
+    def derivative(lam):
+        reverse = jax.grad(lambda x: size(x, fc.Flow("tsit5", approach="implicit")))(lam)
+        return reverse, jax.jvp(
+            lambda x: size(x, fc.Flow("tsit5", approach="implicit", adjoint="forward")), (lam,), (1.0,)
+        )
+
+    reverse, (value, forward) = systems.compiled(derivative)(0.05)
+    np.testing.assert_allclose((reverse, forward), -2.0, rtol=1e-5)
+    np.testing.assert_allclose(value, 2 * (N**0.5 - 0.05), rtol=1e-6)
 
 
 @pytest.mark.parametrize(
