@@ -59,7 +59,7 @@ def test_a_fixed_point_stays():
 
 
 def test_the_stiff_part_is_damped_whatever_the_step():
-    """L-stability: one step damps rates r of 1e2 to 1e8 by about `12.5 / r`, and gets the slow rate beside them right."""
+    """L-stability: one step damps rates r of 1e2 to 1e8 by about `12.5 / r`, and the slow rate beside them is right."""
     rates = jnp.array([1e-1, 1e2, 1e5, 1e8])
     # Conjugate gradients need an iteration for each rate.
     y = dfx.diffeqsolve(
