@@ -27,10 +27,11 @@ from .exponential_weights import (
     USED,
     decay_and_moments,
     nested,
-    output_weights,
+    output_coefficients,
     phi as phi,
     step_weights,
 )
+
 
 def _combine(coefficients, arrays):
     """`sum_j c_j a_j`, without the terms that are zero by construction."""
@@ -103,13 +104,13 @@ class ExponentialDOP853(dfx.AbstractAdaptiveSolver):
         decay, weights = _once(h, *FURTHER.weights(z))
         for row, used in enumerate(FURTHER.used):
             evaluate(NUM_STAGES + 1 + row, decay[row] * fast0 + _weighted(weights[row], used, g))
-        lawson, polynomial = output_weights(z)
+        lawson, polynomial = output_coefficients(z, g)
         dense_info = {
             "y0": y0,
             "y1": y1,
             "slow": _output_coefficients(h, slow0, y1[0], k),
-            "lawson": h * jnp.tensordot(lawson, jnp.stack(g), 1, precision="highest"),
-            "polynomial": h * jnp.tensordot(polynomial, jnp.stack(g), 1, precision="highest"),
+            "lawson": h * lawson,
+            "polynomial": h * polynomial,
             "z": z,
         }
         return y1, jax.tree.map(jax.lax.stop_gradient, error), dense_info, last, dfx.RESULTS.successful

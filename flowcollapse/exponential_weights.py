@@ -53,6 +53,7 @@ END_SET, FIFTH_SET, THIRD_SET = (0, 3, 5, 9, 10, 11), (0, 3, 5, 9, 11), (0, 5, 1
 FURTHER_SET = (0, 5, 9, 10, 12)
 OUTPUT_SET = (0, 5, 9, 12, 14, 15)
 NUM_PHI = max(len(END_SET), len(OUTPUT_SET))
+"""The largest set, and with it the number of phi functions."""
 TAYLOR_TERMS = 16
 
 
@@ -107,17 +108,17 @@ class Rows(NamedTuple):
     def weights(self, z: Float[Array, ""]) -> tuple[Float[Array, " row"], Float[Array, "row stage"]]:
         """`exp(-z x)` for each row, and its weights over the step size."""
         decay, moments = decay_and_moments(z, jnp.asarray(self.nodes, z.dtype))
-        weights = decay[:, None] * _combination(lawson_growth(z), self.lawson)
+        weights = decay[:, None] * _lawson(lawson_growth(z), self.lawson)
         for table, moment in zip(self.polynomials, moments, strict=True):
             weights += jnp.asarray(table, z.dtype) * moment[:, None]
         return decay, weights
 
 
-def rows_of(nodes: Sequence[float], coefficients: Sequence[np.ndarray], sets: Sequence[Sequence[int]]) -> Rows:
+def rows_of(nodes: np.ndarray, coefficients: Sequence[np.ndarray], sets: Sequence[Sequence[int]]) -> Rows:
     """The tables for rows with these nodes, DOP853 coefficients (all of one length) and sets K."""
     tables = [interpolation(stages, len(row)) for row, stages in zip(coefficients, sets, strict=True)]
     lawson = [row[:, None] * missed for row, (_, missed) in zip(coefficients, tables, strict=True)]
-    return Rows(np.array(nodes), np.stack([p for p, _ in tables], axis=1), np.stack(lawson, axis=1))
+    return Rows(nodes, np.stack([p for p, _ in tables], axis=1), np.stack(lawson, axis=1))
 
 
 def decay_and_moments(z: Float[Array, ""], x: Float[Array, "*nodes"]) -> tuple[Array, list[Array]]:
@@ -135,10 +136,14 @@ def lawson_growth(z: Float[Array, ""]) -> Float[Array, " stage"]:
     return _fading(z, Z_FADE, 8) * jnp.exp(jnp.minimum(z, Z_LARGEST) * jnp.asarray(C, z.dtype))
 
 
-def _combination(growth: Float[Array, " stage"], table: np.ndarray) -> Float[Array, "row stage"]:
-    """`sum_j growth_j table_j`, as one product."""
-    flat = jnp.asarray(table.reshape(len(table), -1), growth.dtype)
-    return jnp.dot(growth[: len(table)], flat, precision="highest").reshape(table.shape[1:])
+def _lawson(growth: Float[Array, " of_all"], table: np.ndarray) -> Float[Array, "row stage"]:
+    """`sum_j growth_j table_j`, as one product of the part of the table that is not zero."""
+    first, last = np.flatnonzero(table.any(axis=(0, 2)))[[0, -1]]
+    stages = np.flatnonzero(table.any(axis=(1, 2)))
+    block = table[stages[0] : stages[-1] + 1, first : last + 1]
+    flat = jnp.asarray(block.reshape(len(block), -1), growth.dtype)
+    weights = jnp.dot(growth[stages[0] : stages[-1] + 1], flat, precision="highest").reshape(block.shape[1:])
+    return jnp.pad(weights, ((first, table.shape[1] - last - 1), (0, 0)))
 
 
 def _step_rows() -> Rows:
@@ -149,7 +154,7 @@ def _step_rows() -> Rows:
     """
     rows = [A[i, :NUM_STAGES] for i in range(1, NUM_STAGES)]
     near = rows[NEAR_STAGE - 1]
-    nodes = [*C[1:NUM_STAGES], 1.0, 1.0, 1.0, C[NEAR_STAGE]]
+    nodes = np.array([*C[1:NUM_STAGES], 1.0, 1.0, 1.0, C[NEAR_STAGE]])
     tables = rows_of(nodes, [*rows, B, B - E5, B - E3, near], [*STAGE_SETS, END_SET, FIFTH_SET, THIRD_SET, NEAR_SET])
     for table in (tables.polynomials, tables.lawson):
         for row in (FIFTH, THIRD):
@@ -179,17 +184,25 @@ def step_weights(z: Float[Array, ""]) -> tuple[Float[Array, " row"], Float[Array
     return decay, weights + _fading(z, Z_NEAR, 4) * jnp.asarray(to_stage, z.dtype) * weights[NEAR]
 
 
-_OUTPUT_POLYNOMIAL, _missed = interpolation(OUTPUT_SET, len(C))
-_whole, _first, _last = np.pad(B, (0, len(C) - NUM_STAGES)), np.eye(len(C))[0], np.eye(len(C))[NUM_STAGES]
-OUTPUT_ROWS = np.stack([_whole, _first - _whole, 2 * _whole - _last - _first, *D])
-"""The coefficients of DOP853's output polynomial, as `nested` reads them: what each of the field values adds."""
-_OUTPUT_LAWSON = np.stack([row[:, None] * _missed for row in OUTPUT_ROWS], axis=1)
+_pad = (0, len(C) - NUM_STAGES)
+_whole, _first, _last = np.pad(B, _pad), np.eye(len(C))[0], np.eye(len(C))[NUM_STAGES]
+_OUTPUT_ROWS = np.stack([_whole, _first - _whole, 2 * _whole - _last - _first, *D])
+"""What the field value of each stage adds to the coefficients of DOP853's output polynomial, as `nested` reads them."""
+_OUTPUT_POLYNOMIALS, _OUTPUT_MISSED = interpolation(OUTPUT_SET, len(C))
+_REST = [j for j in np.flatnonzero(_OUTPUT_ROWS.any(axis=0)) if j not in OUTPUT_SET]
 
 
-def output_weights(z: Float[Array, ""]) -> tuple[Float[Array, "coefficient stage"], Float[Array, "m stage"]]:
-    """What the forcing of each stage adds to the output: in Lawson's part, which `nested` reads, and in `m!` times the
-    coefficients of the polynomial."""
-    return _combination(lawson_growth(z), _OUTPUT_LAWSON), jnp.asarray(_OUTPUT_POLYNOMIAL, z.dtype)
+def output_coefficients(z: Float[Array, ""], g: Sequence[Array]) -> tuple[Array, Array]:
+    """The forcing of all stages as output needs it: the coefficients that `nested` reads, of Lawson's integral of what
+    the interpolant misses, and `m!` times the coefficients of the interpolant."""
+    inside, outside = (jnp.stack([g[j] for j in stages]) for stages in (OUTPUT_SET, _REST))
+
+    def product(matrix, values):
+        return jnp.tensordot(jnp.asarray(matrix, values.dtype), values, 1, precision="highest")
+
+    missed = outside + product(_OUTPUT_MISSED[np.ix_(_REST, OUTPUT_SET)], inside)
+    growth = lawson_growth(z)[np.array(_REST)].reshape(-1, *(1,) * (missed.ndim - 1))
+    return product(_OUTPUT_ROWS[:, _REST], growth * missed), product(_OUTPUT_POLYNOMIALS[:, OUTPUT_SET], inside)
 
 
 def nested(x, coefficients):
