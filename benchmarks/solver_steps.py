@@ -5,7 +5,7 @@
 
 Steps are accepted and rejected ones together. Errors are the largest over 21 times, most of them inside steps, against
 scipy's DOP853 at rtol 1e-13 on the samples, relative to the norm of W, of H and of b, in units of rtol. It uses public
-names only, so that an older version is measured by the same file: `PYTHONPATH=elsewhere python benchmarks/solver_steps.py`.
+names only: with another version of the package first in `PYTHONPATH`, the same file measures that one.
 """
 
 import argparse
@@ -34,20 +34,14 @@ class Case(NamedTuple):
     t1: float = 10.0
 
 
-PAPER = dict(num_classes=3, samples_per_class=3, num_features=15)
+PAPER = {"num_classes": 3, "samples_per_class": 3, "num_features": 15}
+SMALL = {"num_classes": 3, "samples_per_class": 4, "num_features": 6}
+UNEQUAL = {"num_classes": 3, "samples_per_class": (5, 1, 3), "num_features": 5}
 CASES = (
     Case("the paper's task", PAPER, (1.0, 0.1, 0.01, 0.001)),
-    Case(
-        "decay (0.2, 0.3, 0.1)",
-        dict(num_classes=3, samples_per_class=4, num_features=6) | {"weight_decay": (0.2, 0.3, 0.1)},
-        (0.3, 1.0),
-    ),
-    Case(
-        "counts (5, 1, 3), decay (0.05, 0.02, 0.1)",
-        dict(num_classes=3, samples_per_class=(5, 1, 3), num_features=5) | {"weight_decay": (0.05, 0.02, 0.1)},
-        (0.5,),
-    ),
-    Case("C = 3, N = 4, p = 6", dict(num_classes=3, samples_per_class=4, num_features=6), (2.0,)),
+    Case("decay (0.2, 0.3, 0.1)", SMALL | {"weight_decay": (0.2, 0.3, 0.1)}, (0.3, 1.0)),
+    Case("counts (5, 1, 3), decay (0.05, 0.02, 0.1)", UNEQUAL | {"weight_decay": (0.05, 0.02, 0.1)}, (0.5,)),
+    Case("C = 3, N = 4, p = 6", SMALL, (2.0,)),
 )
 
 

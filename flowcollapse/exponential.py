@@ -5,9 +5,9 @@ takes DOP853's twelve stages, and the fast part at the fraction x of a step is
 
     fast(x) = exp(-a h x) fast0 + h sum_j w_j(a h) g_j
 
-with weights that are exact for polynomials however stiff `a` is, and DOP853's own where `a h` is small. So neither accuracy
-nor step size depends on the stiffness. The weights, derived here, are in `exponential_weights.py`; `docs/solver.md` has the
-derivation and the measurements; the coefficients of DOP853 are in `_dop853.py`.
+with weights that are exact for polynomials however stiff `a` is, and DOP853's own where `a h` is small. So neither
+accuracy nor step size depends on the stiffness. The weights, derived here, are in `exponential_weights.py`;
+`docs/solver.md` has the derivation and the measurements; the coefficients of DOP853 are in `_dop853.py`.
 """
 
 from typing import ClassVar
@@ -51,7 +51,8 @@ class ExponentialDOP853(dfx.AbstractAdaptiveSolver):
     A diffrax solver for a state `(slow, fast)` and a `MultiTerm` of two terms: the first gives `(slow', g)`; the second
     gives `(0, -a fast)` with one number `a`, for an array `fast`. Twelve evaluations of the first term a step; output
     of order 7 for three more, which the compiler drops where nothing is saved. The slow part alone converges with
-    order 8; where slow and fast drive each other at fixed `a`, with orders between 6.5 and 7 as the steps go to zero.
+    order 8. Where slow and fast drive each other, states and output converge with an order between 6.5 and 7 as the
+    steps go to zero at fixed `a`.
     """
 
     term_structure: ClassVar = dfx.MultiTerm[tuple[dfx.AbstractTerm, dfx.AbstractTerm]]

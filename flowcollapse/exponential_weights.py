@@ -1,10 +1,10 @@
-"""The weights of the exponential DOP853 for the fast part: Lawson's, with their first moments corrected to the exact ones.
+"""Weights of the exponential DOP853 for the fast part: exact integrals of interpolants, and Lawson's for the rest.
 
-A row of DOP853 with the node x and the coefficients `a_j` says `int_0^x f dt ~ h sum_j a_j f_j`. For the fast part the
-integral is `int_0^x exp(-z (x - t)) g dt` with `z = a h`. Lawson's weights `v_j = a_j exp(-z (x - c_j))` keep the order
-of the row, but miss the integral altogether once z is large. So g is first interpolated on a few well spread stages K of
-the row, with the Lagrange polynomials `l_k`; the interpolant is integrated exactly, and only the rest goes by Lawson's
-weights, which are faded out by `chi(z)` where z is large:
+A row of DOP853 with the node x and the coefficients `a_j` says `int_0^x f dt ~ sum_j a_j f_j`, times the step size. The
+fast part asks for `int_0^x exp(-z (x - t)) g dt` with `z = a h`. Lawson's weights `v_j = a_j exp(-z (x - c_j))` keep the
+order of the row, but miss the integral altogether once z is large. So g is first interpolated on a few well spread
+stages K of the row, with the Lagrange polynomials `l_k`. The interpolant is integrated exactly, and only the rest goes
+by Lawson's weights, which are faded out by `chi(z)` where z is large:
 
     w_k(z) = int_0^x exp(-z (x - t)) l_k(t) dt + chi(z) sum_j v_j (delta_jk - l_k(c_j)).
 
@@ -17,7 +17,6 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -33,8 +32,9 @@ Z_NEAR = 1.0
 Z_LARGEST = 8.0
 """Both factors are zero from here on, in float64 too, so that larger z may be cut off before the exponentials."""
 
-# The stages K for each row. Rows 5 to 11 take four: the errors of these stages start at the same degree and cancel in
-# the sums only if their sets are equally large. Row 5 has four nodes only close together, which a large z does not bear.
+# The stages K for each row. Rows 5 to 11 take four: the errors of these stages start at the same degree, and cancel in
+# sums only if their sets are equally large. The four nodes of row 5 lie close together and extrapolate badly, so they
+# are used for small z only.
 STAGE_SETS = (
     (0,),
     (0, 1),

@@ -174,8 +174,8 @@ def test_parts_that_drive_each_other_converge_with_order_six_and_a_half_at_least
 
 @pytest.mark.parametrize("rate", [1.0, 1e5])
 def test_the_estimate_of_the_error_falls_with_the_eighth_power_of_the_step(rate):
-    """For a forced linear mode, whose relaxation is slow or much faster than the step. A fast one forgets its errors,
-    and all that stays is `1/(a h)` of them."""
+    """For a forced linear mode, whose relaxation is slow or much faster than the step. A fast one forgets all but the
+    end of the step, where the forcing is known, and the share `1/(a h)^2` of the error stays."""
 
     def forcing(t, y, a):
         return jnp.zeros_like(y[0]), jnp.cos(3 * t + jnp.arange(2.0))
@@ -189,7 +189,7 @@ def test_the_estimate_of_the_error_falls_with_the_eighth_power_of_the_step(rate)
         solver, a = ExponentialDOP853(), jnp.asarray(rate)
         state = solver.init(terms, start, start + h, y0, a)
         error = solver.step(terms, start, start + h, y0, a, state, made_jump=False)[1]
-        return jnp.max(jnp.abs(error[1])) * (1 + a * h)
+        return jnp.max(jnp.abs(error[1])) * jnp.maximum(a * h, 1.0) ** 2
 
     steps = np.geomspace(0.1, 0.4, 7)
     assert slope(1 / steps, np.asarray(estimate(jnp.asarray(steps)))) > 7.5
@@ -300,7 +300,7 @@ def exact_weights(x: float, coefficients, stages, z: float) -> list[float]:
             if z < 1e-2:
                 terms = range(40)
                 return sum(
-                    p * math.factorial(m) * x_ ** (m + 1) * (-z_ * x_) ** n / math.factorial(m + n + 1)
+                    p * math.factorial(m) * x_ ** (m + 1) * ((-z_ * x_) ** n if n else 1) / math.factorial(m + n + 1)
                     for m, p in enumerate(powers)
                     for n in terms
                 )
@@ -341,10 +341,11 @@ def test_weights_have_the_digits_of_double_precision(rows):
 
 
 def test_weights_in_single_precision_are_those_of_double_precision(rows):
-    """To single digits of the largest weight of a row; of the step end's for the differences to it."""
+    """Against the largest weight of a row, or of the step end for the differences to it. The recursion of the phi
+    functions may lose three digits near z = 1, and their sum one more."""
     (_, step), _ = rows
     single = compiled(jax.vmap(lambda z: weights.step_weights(z)[1]))(jnp.asarray(Z, jnp.float32))
     assert single.dtype == jnp.float32
     scale = np.abs(step).max(axis=2, keepdims=True)[:, : weights.END + 3]
     scale[:, weights.END :] = scale[:, [weights.END]]
-    assert np.max(np.abs(single - step)[:, : weights.END + 3] / scale) < 1e-5
+    assert np.max(np.abs(single - step)[:, : weights.END + 3] / scale) < 1e4 * np.finfo(np.float32).eps
