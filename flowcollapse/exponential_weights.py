@@ -1,6 +1,6 @@
 """Weights of the exponential DOP853 for the fast part: exact integrals of interpolants, and Lawson's for the rest.
 
-A row of DOP853 with the node x and the coefficients `a_j` says `int_0^x f dt ~ sum_j a_j f_j`, times the step size. The
+A row of DOP853 with node x and coefficients `a_j` says `int_0^x f dt ~ sum_j a_j f_j`, in units of the step. The
 fast part asks for `int_0^x exp(-z (x - t)) g dt` with `z = a h`. Lawson's weights `v_j = a_j exp(-z (x - c_j))` keep the
 order of the row, but miss the integral altogether once z is large. So g is first interpolated on a few well spread
 stages K of the row, with the Lagrange polynomials `l_k`. The interpolant is integrated exactly, and only the rest goes
