@@ -1,7 +1,5 @@
-"""The exponential solver: exact where the problem is stiff, of its order elsewhere, and equal to other methods."""
+"""The exponential solver on the model: as accurate as its tolerance, equal to other methods, its cost and control."""
 
-import decimal
-import functools
 import itertools
 import math
 
@@ -10,171 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import systems
 from scipy.integrate import solve_ivp
+from systems import compiled
 
 import flowcollapse as fc
-from flowcollapse.exponential import ExponentialDOP853, phi
 from flowcollapse.solvers import BlockControl
-
-EPS = float(np.finfo(np.float64).eps)
-
-# These programs are short: most of their time is the compiler's, which this saves a third of.
-compiled = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-
-
-def exact_phi(k: int, z: float) -> float:
-    """`phi_k(-z)` in a hundred digits: `phi_0(w) = e^w`, `phi_{j+1}(w) = (phi_j(w) - 1/j!)/w`, or the series at 0."""
-    with decimal.localcontext() as context:
-        context.prec = 100
-        w = -decimal.Decimal(z)
-        if z < 1e-3:
-            value = decimal.Decimal(0)
-            for j in reversed(range(20)):
-                value = value * w + 1 / decimal.Decimal(math.factorial(j + k))
-            return float(value)
-        value = w.exp()
-        for j in range(k):
-            value = (value - 1 / decimal.Decimal(math.factorial(j))) / w
-        return float(value)
-
-
-# ---- exact on the stiff linear part
-
-
-@pytest.mark.parametrize("k", range(7))
-def test_phi_functions_are_right_for_every_rate(k):
-    z = np.concatenate([[0.0], np.geomspace(1e-12, 1e12, 97), [0.999999, 1.0, 1.000001]])
-    found = np.asarray(jax.jit(lambda z: phi(z, 6))(jnp.asarray(z))[k])
-    wanted = np.array([exact_phi(k, x) for x in z])
-    # exp(-z) itself carries the rounding of z; above z = 1 the recursion's first terms lose at most three digits.
-    np.testing.assert_allclose(found, wanted, rtol=1e-12 if k else 1e3 * EPS, atol=1e-300)
-
-
-RATES = np.array([0.0, 1e-6, 0.1, 1.0, 30.0, 1e3, 1e6, 1e12])
-FORCING = np.array([0.7, -1.1, 0.4, 0.9, -0.3, 0.2])
-
-
-def polynomial_problem():
-    """`slow' = 0` and `e' = -rate e + sum_m c_m t^m`: linear, with a forcing of degree 5."""
-
-    def forcing(t, y, rate):
-        return jnp.zeros_like(y[0]), jnp.polyval(jnp.asarray(FORCING[::-1]), t)
-
-    def relaxation(t, y, rate):
-        return jnp.zeros_like(y[0]), -rate * y[1]
-
-    return dfx.MultiTerm(dfx.ODETerm(forcing), dfx.ODETerm(relaxation))
-
-
-def exact_response(rate: float, e0: float, t: float) -> float:
-    """`e^{-at} e0 + sum_m c_m m! t^{m+1} phi_{m+1}(-at)`."""
-    driven = (c * math.factorial(m) * t ** (m + 1) * exact_phi(m + 1, rate * t) for m, c in enumerate(FORCING))
-    return math.exp(-rate * t) * e0 + sum(driven)
-
-
-@pytest.fixture(scope="module")
-def stiff_step():
-    """One step of size 0.7 of the linear problem at every rate: its end, and its output at some fractions inside."""
-
-    xs, h, zero = (0.01, 0.3, 0.83, 1.0), jnp.asarray(0.7), jnp.zeros(())
-
-    @compiled
-    @jax.vmap
-    def step(rate):
-        solver, terms = ExponentialDOP853(), polynomial_problem()
-        y0 = (jnp.ones(1), jnp.full(1, 2.0))
-        state = solver.init(terms, zero, h, y0, rate)
-        end, _, dense, _, _ = solver.step(terms, zero, h, y0, rate, state, made_jump=False)
-        output = solver.interpolation_cls(t0=zero, t1=h, **dense)
-        return end[1][0], jnp.stack([output.evaluate(x * h)[1][0] for x in xs])
-
-    end, inside = step(jnp.asarray(RATES))
-    return np.asarray(end), np.asarray(inside), xs
-
-
-def test_one_step_is_exact_for_a_linear_mode_of_any_rate(stiff_step):
-    end, _, _ = stiff_step
-    for found, rate in zip(end, RATES, strict=True):
-        np.testing.assert_allclose(found, exact_response(rate, 2.0, 0.7), rtol=1e-11)
-
-
-def test_output_inside_a_step_is_exact_for_a_linear_mode_of_any_rate(stiff_step):
-    _, inside, xs = stiff_step
-    for x, row in zip(xs, inside.T, strict=True):
-        for found, rate in zip(row, RATES, strict=True):
-            np.testing.assert_allclose(found, exact_response(rate, 2.0, 0.7 * x), rtol=1e-11)
-
-
-# ---- order
-
-
-def driven_rotation(coupling):
-    """A problem with the solution `slow = (cos t, sin t)`, `e = exp(-t/2) cos 3t`, and its two terms.
-
-    With `coupling = 1` the two parts drive each other; with 0 the slow part is on its own.
-    """
-
-    def slow(t):
-        return jnp.stack([jnp.cos(t), jnp.sin(t)])
-
-    def fast(t):
-        return jnp.exp(-t / 2) * jnp.cos(3 * t)[None]
-
-    def forcing(t, y, rate):
-        (x, z), e = y
-        off = e - fast(t)
-        slow_velocity = jnp.stack([-z, x]) * (x**2 + z**2) ** 2 + coupling * off * jnp.stack([jnp.ones_like(x), x])
-        driven = off * x + (x - jnp.cos(t)) - (z - jnp.sin(t)) * e
-        return slow_velocity, jax.jvp(fast, (t,), (jnp.ones_like(t),))[1] + rate * fast(t) + coupling * driven
-
-    def relaxation(t, y, rate):
-        return jnp.zeros_like(y[0]), -rate * y[1]
-
-    return dfx.MultiTerm(dfx.ODETerm(forcing), dfx.ODETerm(relaxation)), slow, fast
-
-
-@compiled
-def rotation_errors(coupling, num_steps):
-    """Errors of the slow part at `t = 2` and of the slow and fast output inside the steps, with a rate of 1."""
-    terms, slow, fast = driven_rotation(coupling)
-    solver, rate, h = ExponentialDOP853(), jnp.ones(()), 2.0 / num_steps
-    zero = jnp.zeros(())
-    y0 = (slow(zero), fast(zero))
-
-    def advance(i, carry):
-        y, state, worst = carry
-        t = i * h
-        y, _, dense, state, _ = solver.step(terms, t, t + h, y, rate, state, made_jump=False)
-        inside = t + 0.4 * h
-        output = solver.interpolation_cls(t0=t, t1=t + h, **dense).evaluate(inside)
-        errors = [jnp.max(jnp.abs(found - exact(inside))) for found, exact in zip(output, (slow, fast), strict=True)]
-        return y, state, jnp.maximum(worst, jnp.stack(errors))
-
-    init = (y0, solver.init(terms, zero, zero + h, y0, rate), jnp.zeros(2))
-    y, _, worst = jax.lax.fori_loop(0, num_steps, advance, init)
-    return jnp.concatenate([jnp.max(jnp.abs(y[0] - slow(zero + 2.0)))[None], worst])
-
-
-def slope(steps, errors) -> float:
-    return -float(np.polyfit(np.log(steps), np.log(errors), 1)[0])
-
-
-def test_the_slow_part_converges_with_order_eight_and_its_output_with_seven():
-    steps = np.array([4, 6, 8, 12, 16])
-    errors = np.array([rotation_errors(0.0, n) for n in steps])
-    assert slope(steps, errors[:, 0]) > 7.7
-    assert slope(steps, errors[:, 1]) > 6.7
-    # Six nodes carry the forcing: the fast part is exact up to degree five, its output inside a step errs as h^6.
-    assert slope(steps, errors[:, 2]) > 5.7
-
-
-def test_parts_that_drive_each_other_converge_with_order_five():
-    # The first stages know the fast part to low order only, which a slow part that depends on it strongly will feel.
-    steps = np.array([8, 12, 16, 24, 32])
-    errors = np.array([rotation_errors(1.0, n) for n in steps])
-    assert slope(steps, errors[:, 0]) > 4.7
-    assert np.all(errors[:, 0] < 10 * errors[-1, 0] * (steps[-1] / steps) ** 5)
-
 
 # ---- against other methods, on a stiff problem of the model
 
@@ -321,6 +160,31 @@ def test_it_agrees_with_kencarp5(flow, start):
     other = kencarp5(parts, TIMES[which], rtol=1e-9)
     for name, x, y in zip("WBLb", flow(1e-11), other, strict=True):
         assert np.max(norms(x[which] - y) / (norms(y) + norms(x)[0])) < 5e-9, name
+
+
+# ---- on every geometry, with unequal counts and decay
+
+
+@pytest.mark.parametrize(("C", "N", "p"), systems.GEOMETRIES)
+def test_states_are_right_to_a_hundred_rtol_with_unequal_counts_decay_and_large_starts(C, N, p):
+    rtol, counts, ts = 1e-10, (N + 2, *[N] * (C - 1)), np.linspace(0.0, 6.0, 13)
+    cases = [((0.0, 0.0, 0.0), 0.3), ((0.2, 0.3, 0.1), 0.3), ((0.2, 0.3, 0.1), 1.5)]
+    plain = fc.UFM(num_classes=C, samples_per_class=counts, num_features=p)
+    starts = [fc.initial.sphere(plain, eps, key=jax.random.key(C + p)) for _, eps in cases]
+
+    @compiled
+    @jax.vmap
+    def run(decay, start):
+        model = fc.UFM(num_classes=C, samples_per_class=counts, num_features=p, weight_decay=decay)
+        return fc.simulate(model, start, fc.Flow(rtol=rtol), ts, save_states=True, metrics=()).states
+
+    decays = tuple(jnp.asarray(column) for column in zip(*(decay for decay, _ in cases), strict=True))
+    lanes = run(decays, jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts))
+    for i, ((decay, _), start) in enumerate(zip(cases, starts, strict=True)):
+        exact = systems.flow(systems.arrays(start), counts, ts, decay=decay)
+        for name in ("W", "b"):
+            found, expected = np.asarray(getattr(lanes, name)[i]), getattr(exact, name)
+            assert np.max(norms(found - expected)) < 100 * rtol * np.max(norms(expected)), (name, decay)
 
 
 # ---- cost

@@ -85,7 +85,7 @@ def test_flow_of_the_shown_seed_is_scipys(dataset, paper_model, eps):
             found, wanted = np.sqrt(2 * found), np.sqrt(2 * wanted)  # the norm of the residual
         # W W^T - s P and the residual are differences of numbers of order one, each right to rtol; the other errors are
         # sizes of what the flow itself carries, and keep their relative digits. The bias keeps fewer: what drives it
-        # couples the stiff and the slow part, where the steps' error falls with order 5, not 8.
+        # couples the stiff and the slow part, where the steps' error falls with order 7, not 8.
         atol = 10 * RTOL if name in ("snc1", "risk") else 0
         rtol = 2000 * RTOL if name == "snc3" else 300 * RTOL
         np.testing.assert_allclose(found, wanted, rtol=rtol, atol=atol, err_msg=name)
