@@ -108,7 +108,7 @@ class AbstractFlow(Method):
         t1 = jnp.asarray(t1, dtype)
         ts = t1 * jnp.linspace(1, 0, ts, dtype=dtype)[::-1] if isinstance(ts, int) else ts.astype(dtype)
 
-        if splits_stiff_part(solver) and not problem.loss.separates_columns:
+        if splits_stiff_part(solver) and not problem.loss.squared_error:
             raise UsageError(
                 f"{self.label} takes the mean residual of the squared error apart, but the loss is "
                 f'{problem.model.loss!r}: use solver="tsit5".'

@@ -9,13 +9,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .. import metrics as metrics_module
+from .._errors import UsageError
 from ..coordinates import Frame, to_class_means
 from ..flow import SAVED_AT_ONCE
 from ..model import UFM, State, problem_of
 from ..simulation import NUM_SAVES
 from ..stopping import Verdict, plateau_time, verdict
 from ..trajectory import Trajectory
-from .escape import Escape, check_small_start, checked_times
+from .escape import Escape, check_small_start
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -25,7 +26,7 @@ class Prediction(eqx.Module):
     """What stands for the method of a run that never ran."""
 
     name = "prediction"
-    label = "prediction (small start)"
+    label = "prediction (small start), not a run"
 
 
 def predict(model: UFM, start: State, ts: Any = None, *, metrics: Sequence[str] | None = None) -> "xr.Dataset":
@@ -74,11 +75,11 @@ def trajectory(model: UFM, start: State, ts: Any = None, *, metrics: Sequence[st
         >>> fc.theory.prediction.trajectory(model, start).result.name
         'plateau'
     """
-    check_small_start(model, start)
+    times = check_small_start(model, start, ts)
     names = metrics_module.checked_names(model, start.columns, metrics)
     if metrics is None and model.num_features * model.num_samples > metrics_module.SAMPLES_UP_TO:
         names = tuple(name for name in names if not metrics_module.METRICS[name].samples)
-    return _trajectory(model, start, None if ts is None else checked_times(ts, start.X.dtype), names)
+    return _trajectory(model, start, times, names)
 
 
 @eqx.filter_jit
@@ -136,8 +137,10 @@ def states(model: UFM, start: State, ts: Any) -> State:
         >>> fc.risk(model, path).round(4).tolist()
         [4.5, 0.3758, 0.0]
     """
-    check_small_start(model, start)
-    return _states(model, start, checked_times(ts, start.X.dtype))
+    if ts is None:
+        raise UsageError("ts is missing: give a list of times, such as [0.0, 5.0].")
+    times = check_small_start(model, start, ts)
+    return _states(model, start, times)
 
 
 @eqx.filter_jit
