@@ -100,7 +100,8 @@ def on_subspace(model: UFM, eps, *, key: PRNGKeyArray, dtype=None) -> State:
         >>> bool(abs(start.W.sum(axis=0)).max() < 1e-6)
         True
     """
-    W = jax.random.normal(key, (model.num_classes, model.num_features), _checked(model, key, dtype))
+    dtype = _checked(model, key, dtype)
+    W = jax.random.normal(key, (model.num_classes, model.num_features), dtype)
     return _collapsed_along(model, _scaled(_centred(W, model), _checked_eps(eps)), jnp.zeros(()))
 
 

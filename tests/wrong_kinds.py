@@ -266,20 +266,22 @@ nested = st.recursive(
 def failures_of(function: Callable, valid: dict[str, Any], examples: int) -> Iterator[tuple[str, str, str]]:
     """`(argument, value, error)` for each error that is no `UsageError`, or takes more than one line."""
     for argument in valid:
-        seen: dict[str, str] = {}
+        seen: dict[str, tuple[str, str]] = {}
         check = functools.partial(try_one, function, valid, argument, seen)
         for shown, make in KINDS.items():
             check(make(), shown)
         throw_at(check, examples)
-        for error, shown in seen.items():
-            yield argument, shown, error
+        yield from ((argument, shown, error) for shown, error in seen.values())
 
 
-def try_one(function: Callable, valid: dict[str, Any], argument: str, seen: dict[str, str], value: Any, shown: str):
-    """Keep the error of one call, with the shortest value that raises it."""
+def try_one(
+    function: Callable, valid: dict[str, Any], argument: str, seen: dict[str, tuple[str, str]], value: Any, shown: str
+):
+    """Keep the error of one call; of errors of one type that with the shortest value."""
     error = attempt(function, valid | {argument: value})
-    if error is not None and len(shown) < len(seen.get(error, shown + " ")):
-        seen[error] = shown
+    kind = error and error.partition(":")[0]
+    if error and kind and (kind not in seen or len(shown) < len(seen[kind][0])):
+        seen[kind] = shown, error
 
 
 def throw_at(check: Callable[[Any, str], None], examples: int) -> None:
