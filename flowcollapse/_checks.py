@@ -30,9 +30,9 @@ def real_numbers(value: Any) -> np.ndarray | None:
     return None
 
 
-def check_positive(name: str, value: Any) -> None:
-    """Raise `UsageError` unless `value` is None, traced, or holds positive and finite numbers."""
-    if value is None or is_traced(value):
+def check_positive(name: str, value: Any, optional: bool = True) -> None:
+    """Raise `UsageError` unless `value` is traced, or holds positive and finite numbers, or is None and `optional`."""
+    if (value is None and optional) or is_traced(value):
         return
     numbers = real_numbers(value)
     if numbers is None or not np.all((numbers > 0) & np.isfinite(numbers)):

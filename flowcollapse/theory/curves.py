@@ -139,7 +139,7 @@ def mean_modes(model: UFM, start: State, ts: Any) -> tuple[Float[Array, "time p"
         >>> bool(jnp.linalg.norm(u[1]) < 1e-9), round(float(jnp.linalg.norm(v[1]) / jnp.linalg.norm(v[0])), 3)
         (True, 0.909)
     """
-    return _mean_modes(model, start, check_small_start(model, start, ts))
+    return _mean_modes(model, start, check_small_start(model, start, checked_times(ts, jnp.result_type(float))))
 
 
 @eqx.filter_jit

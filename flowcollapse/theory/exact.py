@@ -122,10 +122,10 @@ def subspace_descent(
     start = checked_start(model, start)
     _check_start(model, start, rtol)
     check_number("learning_rate", learning_rate)
-    if not isinstance(steps, Sequence | np.ndarray) or isinstance(steps, str | bytes) or np.ndim(steps) > 1:
+    given = real_numbers(list(steps) if isinstance(steps, Sequence) else steps)
+    if given is None or given.ndim != 1:
         raise UsageError(f"steps must be a list of numbers of steps, got {shown(steps)}.")
-    for k in steps:
-        check_integer("steps", k, least=0)
+    steps = [check_integer("steps", k, least=0) for k in given]
     model, eta = as_arrays((model, learning_rate), start.W.dtype)
     return _subspace_descent(model, start, eta, jnp.asarray(steps, int), int(max(steps, default=0)))
 

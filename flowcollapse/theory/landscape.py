@@ -209,7 +209,7 @@ def settled_eigenvalue(model: UFM, learning_rate: Number) -> Float[Array, "*batc
         )
     if np.any(_known_decays(model) > 0):
         raise UsageError(f"weight_decay is {model.weight_decay!r} but with decay no state has risk 0: use none.")
-    check_positive("learning_rate", learning_rate)
+    check_positive("learning_rate", learning_rate, optional=False)
     bound = 2 / jnp.asarray(learning_rate) - model.num_samples
     if not is_traced(bound) and not jnp.all(bound > 0):
         raise UsageError(

@@ -112,7 +112,7 @@ def rms(model: UFM, eps: Any) -> dict[str, Float[Array, "*sizes"]]:
         0.001004
     """
     check_plain(model)
-    check_positive("eps", eps)
+    check_positive("eps", eps, optional=False)
     check_small_eps(model, eps)
     if not model.use_bias:
         raise UsageError("use_bias is False: the constants of rms are those of the model with a bias.")
