@@ -266,7 +266,7 @@ def _random_within_basis(counts: tuple[int, ...], r: int, key: PRNGKeyArray, *, 
 def check_counts(counts: object, num_classes: int) -> tuple[int, ...]:
     """The counts as a tuple of `num_classes` positive integers, from one integer or a sequence of them."""
     given = (counts,) * num_classes if isinstance(counts, int | np.integer) else counts
-    if not isinstance(given, tuple | list | np.ndarray) or isinstance(given, np.ndarray) and given.ndim != 1:
+    if not isinstance(given, tuple | list | np.ndarray) or (isinstance(given, np.ndarray) and given.ndim != 1):
         raise UsageError(
             f"samples_per_class must be a positive integer or a tuple of {num_classes} of them, got {counts!r}."
         )

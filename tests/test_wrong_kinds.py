@@ -23,11 +23,9 @@ def test_every_public_function_is_called():
 @pytest.fixture(scope="module")
 def failures(tmp_path_factory) -> dict[str, list]:
     """What went wrong in each function, from a process of its own: see `wrong_kinds`."""
-    program = Path(wrong_kinds.__file__)
-    finished = subprocess.run(
-        [sys.executable, str(program)], cwd=tmp_path_factory.mktemp("wrong"), capture_output=True, text=True, check=True
-    )
-    lines = [json.loads(line) for line in finished.stdout.splitlines()]
+    program, folder = Path(wrong_kinds.__file__), tmp_path_factory.mktemp("wrong")
+    subprocess.run([sys.executable, str(program), "failures"], cwd=folder, capture_output=True, check=True)
+    lines = [json.loads(line) for line in (folder / "failures").read_text().splitlines()]
     return {line["function"]: line["failures"] for line in lines}
 
 

@@ -1,8 +1,9 @@
 """Wrong kinds of values at every argument of every public function, one argument at a time.
 
 Run as a program, from a folder of its own, because the suite's own shape checks would refuse such values before the
-package sees them: `python wrong_kinds.py` prints, for each function, what neither gave a result nor a `UsageError`.
-A function is public if it is a public name of the package or has an example in its docstring.
+package sees them. `python wrong_kinds.py FILE` writes, for each function, what gave neither a result nor a `UsageError`.
+Runs are traced and not compiled, and sweeps end where they would begin to compute: by then all has been checked. A
+function is public if it is a public name of the package or has an example in its docstring.
 """
 
 import contextlib
@@ -19,6 +20,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,6 +28,8 @@ import xarray as xr
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 import flowcollapse as fc
+import flowcollapse.simulation
+from flowcollapse.sweeps.engine import Engine
 
 KEY = jax.random.key(0)
 SIZES = {"num_classes": 3, "samples_per_class": 3, "num_features": 4}
@@ -265,6 +269,9 @@ nested = st.recursive(
 
 def failures_of(function: Callable, valid: dict[str, Any], examples: int) -> Iterator[tuple[str, str, str]]:
     """`(argument, value, error)` for each error that is no `UsageError`, or takes more than one line."""
+    error = attempt(function, valid)
+    if error is not None:
+        yield "a call that works", "", error
     for argument in valid:
         seen: dict[str, tuple[str, str]] = {}
         check = functools.partial(try_one, function, valid, argument, seen)
@@ -303,6 +310,8 @@ def attempt(function: Callable, options: dict[str, Any]) -> str | None:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             function(**options)
+    except Reached:
+        return None
     except fc.UsageError as error:
         return None if "\n" not in str(error) else f"an error of several lines: {error}"
     except Exception as error:
@@ -312,16 +321,33 @@ def attempt(function: Callable, options: dict[str, Any]) -> str | None:
     return None
 
 
-def main(names: list[str], examples: int = 12) -> None:
-    functions = public_functions()
-    for name in names or functions:
-        failures = list(failures_of(functions[name], CALLS[name](), examples))
-        sys.stdout.write(json.dumps({"function": name, "failures": failures}) + "\n")
-        sys.stdout.flush()
+class Reached(Exception):
+    """A sweep or a comparison has checked its arguments and would begin to compute."""
+
+
+def stop_before_computing() -> None:
+    """Let simulations be traced alone, and sweeps and comparisons end before the first lane."""
+
+    def reached(*args, **options):
+        raise Reached
+
+    run = fc.simulation._simulate
+    fc.simulation._simulate = lambda *args: eqx.filter_eval_shape(run, *args)
+    Engine.__init__ = reached
+
+
+def main(file: str, *names: str, examples: int = 12) -> None:
+    functions, calls = public_functions(), {name: CALLS[name]() for name in names or CALLS}
+    stop_before_computing()
+    with Path(file).open("w") as lines:
+        for name, valid in calls.items():
+            failures = list(failures_of(functions[name], valid, examples))
+            lines.write(json.dumps({"function": name, "failures": failures}) + "\n")
+            lines.flush()
 
 
 if __name__ == "__main__":
     import matplotlib as mpl
 
     mpl.use("agg")
-    main(sys.argv[1:])
+    main(*sys.argv[1:])

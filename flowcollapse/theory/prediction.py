@@ -33,9 +33,10 @@ def predict(model: UFM, start: State, ts: Any = None, *, metrics: Sequence[str] 
     """What the flow from a small start will show, without running it: `fc.simulate(...).to_xarray()`, predicted.
 
     The state is predicted in closed form at each time, from the saddle at the origin through the escape to the plateau
-    and on (see `states`), and the metrics are those of the predicted states. With `x = (||H0||^2 + ||W0||^2)/(2 sqrt N)`
-    the relative error of each is O(x ln 1/x) at all times up to the plateau, so a start must have `x <= 1/32`: eps of
-    0.17 at N = 1, 0.23 at N = 3 and 0.55 at N = 100. A start on S, where the prediction is exact, may have any size.
+    and on (see `states`), and the metrics are those of the predicted states. With
+    `x = (||H0||^2 + ||W0||^2)/(2 sqrt N)` the relative error of each is O(x ln 1/x) at all times up to the plateau, so
+    a start must have `x <= 1/32`: an eps of 0.17 at N = 1, 0.23 at N = 3 and 0.55 at N = 100. A start on S, where the
+    prediction is exact, may have any size.
 
     Args:
         model: the model: balanced, without decay, at any p, with or without a bias.
@@ -47,17 +48,17 @@ def predict(model: UFM, start: State, ts: Any = None, *, metrics: Sequence[str] 
         An `xarray.Dataset` with dimension `time`, one variable a metric, and the verdict.
 
     Raises:
-        UsageError: for a model with decay or unequal counts, a start that is not small, times that do not fit or are too
-            late for the slow motion after the plateau, or unknown metrics. Inside jit and vmap a start has no values
-            yet, and whether it is small is not checked.
+        UsageError: for a model with decay or unequal counts, a start that is not small or has a mode so faint that the
+            rest of the start drives it, times that are no times or too late for the slow motion after the plateau, or
+            unknown metrics. Inside jit and vmap a start has no values yet, and whether it is small is not checked.
 
     Derived here. Measured against the flow (rtol 1e-12) at C = N = 3, p = 15, as the largest relative error over all
     times to the plateau, the worst of 12 starts: at eps = 1e-2 and 1e-3 at most 3 eps^2 for SNC1-SNC3, the distance to
     S, the ratio of traces and the risk, at most 20 eps^2 for every other metric; at 1e-4 the same 3 eps^2 for what is
     of order eps and for the ratio of traces, while of smaller metrics the flow itself has no more digits. At the bound,
-    x = 1/32, the worst of 6 starts at each of seven sizes (C from 2 to 10, N from 1 to 100, p from 2 to 30) had the
-    state wrong by SSS %, SNC1-SNC3 and the distance by up to MMM % and the risk by RRR % of that at the start. What decays
-    to zero is predicted down to its next order, the risk down to O(eps^8).
+    x = 1/32, the state is off by at most 3 %, SNC1-SNC3 and the distance to S by 12 %, and the risk by 0.5 % of that at
+    the start, the worst of 6 starts at each of six sizes (C from 2 to 10, N from 1 to 100, p from 2 to 30); at x = 1
+    SNC1 is off by 20 to 80 %. What decays to zero is predicted down to its next order, the risk down to O(eps^8).
 
     Example:
         >>> import jax, flowcollapse as fc
