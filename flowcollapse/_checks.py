@@ -61,10 +61,11 @@ def check_integer(name: str, value: Any, least: int = 1) -> int:
     return int(value)
 
 
-def check_flag(name: str, value: Any) -> None:
-    """Raise `UsageError` unless `value` is True or False."""
+def check_flag(name: str, value: Any) -> bool:
+    """The value as Python's own; raises `UsageError` unless it is True or False."""
     if not isinstance(value, bool | np.bool_):
         raise UsageError(f"{name} must be True or False, got {shown(value)}.")
+    return bool(value)
 
 
 def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:

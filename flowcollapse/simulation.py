@@ -64,7 +64,7 @@ def simulate(
     if metrics is None and model.num_features * model.num_samples > metrics_module.SAMPLES_UP_TO:
         names = tuple(name for name in names if not metrics_module.METRICS[name].samples)
     dtype = start.X.dtype
-    check_flag("save_states", save_states)
+    save_states = check_flag("save_states", save_states)
     times = check_integer("ts", ts) if isinstance(ts, int | np.integer) else checked_times(ts, method, dtype)
     model, method = as_arrays((model, method), dtype)
     return _simulate(model, start, method, times, save_states, names)

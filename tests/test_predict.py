@@ -31,7 +31,7 @@ NUM_TIMES = 41
 EPS = float(np.finfo(np.float64).eps)
 RTOL = 1e-12
 STATE_ERROR = 10 * RTOL
-SQUARES = ("risk", "nc1_trace", "cdnv")
+SQUARES = ("risk", "nc1", "nc1_trace", "cdnv")
 
 METRICS = ("snc1", "snc2", "snc3", "distance", "relative_distance", "nc1", "nc1_trace", "nc2_norm_h", "nc2_norm_w")
 METRICS += ("nc2_angle_h", "nc2_angle_w", "nc2_etf_h", "nc2_etf_w", "nc3", "cdnv", "risk", "grad_norm")
@@ -132,9 +132,8 @@ def accuracy(metric: str, found, sizes):
     Most metrics are norms of differences of the state's parts, and have that error. A metric that is a square has it in
     its root, and NC1 in the factor `W - B^T` of its root, of which the other is L, of order eps.
     """
-    if metric == "nc1":
-        return 2 * np.sqrt(np.abs(found)) * sizes * STATE_ERROR
-    return 2 * np.sqrt(np.abs(found)) * STATE_ERROR if metric in SQUARES else STATE_ERROR
+    of_root = STATE_ERROR * (sizes if metric == "nc1" else 1)
+    return 2 * np.sqrt(np.abs(found)) * of_root + of_root**2 if metric in SQUARES else STATE_ERROR
 
 
 def errors(metric: str, found, predicted):
