@@ -151,10 +151,12 @@ class State(eqx.Module):
     def __init__(self, H: Any = None, W: Any = None, b: Any = None, *, X: Any = None, columns: Columns | None = None):
         if columns is not None and not isinstance(columns, Columns):
             raise UsageError(f"columns must be those of another state, or None for samples, got {shown(columns)}.")
-        X, W, b = (_part(name, value) for name, value in (("H", H if X is None else X), ("W", W), ("b", b)))
+        X, W, b = (_part(f"state.{name}", value) for name, value in (("H", H if X is None else X), ("W", W), ("b", b)))
         for name, part in (("H", X), ("W", W)):
             if part is None:
-                raise UsageError(f"{name} is missing: a state is fc.State(H=..., W=..., b=...), and b is 0 by default.")
+                raise UsageError(
+                    f"state.{name} is missing: a state is fc.State(H=..., W=..., b=...), and b is 0 by default."
+                )
         if b is None and hasattr(W, "shape"):
             b = jnp.zeros(W.shape[:-1], jnp.float32)  # the narrowest: it gets the precision of the others
         self.X, self.W, self.b = _of_one_precision(X, W, b)

@@ -42,7 +42,7 @@ def test_a_function_that_fails_is_found_out():
             raise fc.UsageError(f"number must be a number, got {number!r}:\nuse 1.")
         return number / 2
 
-    found = list(wrong_kinds.failures_of(half, {"number": 1}, examples=5))
+    found = list(wrong_kinds.failures_of(half, {"number": 1}, examples=0))
     assert found
     assert all(error.startswith(("TypeError", "UFuncTypeError")) for _, _, error in found)
     assert "[]" in {shown for _, shown, _ in found}

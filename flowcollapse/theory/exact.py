@@ -176,7 +176,7 @@ def half_time(model: UFM, mu: Float[Array | np.ndarray, "*shape"] | Number) -> F
     r = _subspace_rate(model, mu.dtype)
     inside = (mu > 0) & (mu < r)
     if not is_traced(inside) and not bool(jnp.all(inside)):
-        raise UsageError(f"mu must lie between 0 and {float(r):g}, where a mode grows to, got {shown(mu)}.")
+        raise UsageError(f"mu must lie between 0 and {float(r):g}, where a mode grows to, got {mu}.")
     return jnp.log1p((r - 2 * mu) / mu) / (2 * r)
 
 
