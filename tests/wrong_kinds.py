@@ -1,8 +1,7 @@
 """Wrong kinds of values at every argument of every public function, one argument at a time.
 
-Run as a program, from a folder of its own, because the suite's own shape checks would refuse such values before the
-package sees them. `python wrong_kinds.py FILE` writes, for each function, what gave neither a result nor a `UsageError`.
-Runs are traced and not compiled, and sweeps end where they would begin to compute: by then all has been checked. A
+Run as a program, from an empty folder, because the suite's own shape checks would refuse such values before the package
+sees them. `python wrong_kinds.py FILE` writes, for each function, what gave neither a result nor a `UsageError`. Runs are traced and not compiled, and sweeps end where they would begin to compute: by then all has been checked. A
 function is public if it is a public name of the package or has an example in its docstring.
 """
 

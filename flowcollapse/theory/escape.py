@@ -288,11 +288,11 @@ def _reach(model: UFM, start: State) -> tuple[Float[Array, ""], Float[Array, ""]
 
 
 def check_small_start(model: UFM, start: State, ts: Any = None) -> Any:
-    """The times as an array, after making sure that the theory of small starts covers the model, the start and them.
+    """The times as an array, after making sure that the theory of small starts covers model, start and times.
 
     It needs equal counts, the squared error, no decay, `b0 = beta0 1` up to the order of the start squared, a start
-    that is small or on S, and times that end before the drift of u and L is no longer of first order. A start that is
-    traced has no size yet, and is let through.
+    that is small or on S, and times that end while the drift of u and L is of first order. Inside jit and vmap a start
+    has no size yet, and is let through.
 
     Raises:
         UsageError: where the theory does not hold.
@@ -306,7 +306,10 @@ def check_small_start(model: UFM, start: State, ts: Any = None) -> Any:
         return times
     if not all(np.all(np.isfinite(np.asarray(x))) for x in (start.W, start.X, start.b)):
         raise UsageError("start holds NaN or infinity, which nothing can be predicted from: give finite numbers.")
-    smallness, latest, uneven = (float(x) for x in _reach(model, start))
+    reach = _reach(model, start)
+    if any(is_traced(x) for x in reach):  # inside jit even a start that is known
+        return times
+    smallness, latest, uneven = (float(x) for x in reach)
     if model.use_bias and uneven > 2:
         raise UsageError(
             f"start.b is {start.b}, which differs between the classes by more than the start squared: the theory of "
