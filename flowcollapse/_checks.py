@@ -77,14 +77,14 @@ def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
 
 def check_key(key: Any) -> None:
     """Raise `UsageError` unless `key` is one random key of JAX, of either kind."""
-    dtype, shape = getattr(key, "dtype", None), getattr(key, "shape", None)
-    typed = isinstance(key, Array) and jnp.issubdtype(dtype, jax.dtypes.prng_key)
-    raw = isinstance(key, Array | np.ndarray) and dtype == np.uint32 and len(shape or ()) > 0
+    array = isinstance(key, Array | np.ndarray)
+    typed = array and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    raw = array and key.dtype == np.uint32 and key.ndim > 0
     if not typed and not raw:
         seed = key if isinstance(key, int | np.integer) and not isinstance(key, bool) else 0
         raise UsageError(f"key must be a random key, got {shown(key)}: use jax.random.key({seed}).")
-    if (typed and shape != ()) or (raw and shape not in ((2,), (4,))):
-        raise UsageError(f"key must be one random key, got keys of shape {shape}: map over them with jax.vmap.")
+    if (typed and key.shape != ()) or (raw and key.shape not in ((2,), (4,))):
+        raise UsageError(f"key must be one random key, got keys of shape {key.shape}: map over them with jax.vmap.")
 
 
 def checked_dtype(dtype: Any) -> np.dtype:
