@@ -1,7 +1,11 @@
 """Checks of values that several arguments share. What is traced has no value yet and is let through."""
 
+import contextlib
+from collections.abc import Iterable
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array
@@ -17,23 +21,102 @@ def is_traced(value: Any) -> bool:
     return isinstance(value, Tracer)
 
 
-def check_positive(name: str, value: Any) -> None:
-    """Raise `UsageError` unless `value` is None, traced, or holds positive and finite numbers."""
-    if value is None or is_traced(value):
+def real_numbers(value: Any) -> np.ndarray | None:
+    """The value as an array, or None where it is not made of real numbers."""
+    with contextlib.suppress(Exception):  # whatever objects of other libraries raise in their conversions
+        numbers = np.asarray(value)
+        if jnp.issubdtype(numbers.dtype, jnp.integer) or jnp.issubdtype(numbers.dtype, jnp.floating):
+            return numbers
+    return None
+
+
+def check_positive(name: str, value: Any, optional: bool = True) -> None:
+    """Raise `UsageError` unless `value` is traced, or holds positive and finite numbers, or is None and `optional`."""
+    if (value is None and optional) or is_traced(value):
         return
-    numbers = np.asarray(value)
-    if numbers.dtype.kind not in "iuf" or not np.all((numbers > 0) & np.isfinite(numbers)):
-        raise UsageError(f"{name} must be positive and finite, got {value!r}.")
+    numbers = real_numbers(value)
+    if numbers is None or not np.all((numbers > 0) & np.isfinite(numbers)):
+        raise UsageError(f"{name} must be positive and finite, got {shown(value)}.")
 
 
-def check_integer(name: str, value: Any, least: int = 1) -> None:
-    """Raise `UsageError` unless `value` is an integer of at least `least`."""
+def check_number(name: str, value: Any, least: float = 0.0) -> None:
+    """Raise `UsageError` unless `value` is traced, or one finite number above `least`."""
+    numbers = np.ones(np.shape(value)) * np.inf if is_traced(value) else real_numbers(value)
+    known = not is_traced(value)
+    if numbers is None or numbers.ndim != 0 or (known and not (least < numbers < np.inf)):
+        wanted = "a positive number" if least == 0 else f"a number above {least:g}"
+        raise UsageError(f"{name} must be {wanted}, got {shown(value)}.")
+
+
+def check_integer(name: str, value: Any, least: int = 1) -> int:
+    """The value as Python's own integer; raises `UsageError` unless it is one, from `least` to below 2^31.
+
+    XLA's counters end there.
+    """
+    wanted = "a positive integer" if least == 1 else f"an integer of at least {least}"
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-        wanted = "a positive integer" if least == 1 else f"an integer of at least {least}"
-        raise UsageError(f"{name} must be {wanted}, got {value!r}.")
+        raise UsageError(f"{name} must be {wanted}, got {shown(value)}.")
+    if value >= 2**31:
+        raise UsageError(f"{name} must be {wanted} below 2^31, got {shown(value)}.")
+    return int(value)
 
 
-def check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
-    """Raise `UsageError` unless `value` is one of a few."""
-    if not any(type(value) is type(choice) and value == choice for choice in choices):
-        raise UsageError(f"{name} must be {' or '.join(map(repr, choices))}, got {value!r}.")
+def check_flag(name: str, value: Any) -> bool:
+    """The value as Python's own; raises `UsageError` unless it is True or False."""
+    if not isinstance(value, bool | np.bool_):
+        raise UsageError(f"{name} must be True or False, got {shown(value)}.")
+    return bool(value)
+
+
+def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
+    """Raise `UsageError` unless `value` is one of the names in `choices`."""
+    if not isinstance(value, str) or value not in choices:
+        listed = ", ".join(map(repr, choices))
+        raise UsageError(f"{name} {shown(value)} is not known: choose one of {listed}.")
+
+
+def check_key(key: Any) -> None:
+    """Raise `UsageError` unless `key` is one random key of JAX, of either kind."""
+    array = isinstance(key, Array | np.ndarray)
+    typed = array and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    raw = array and key.dtype == np.uint32 and key.ndim > 0
+    if not typed and not raw:
+        seed = key if isinstance(key, int | np.integer) and not isinstance(key, bool) else 0
+        raise UsageError(f"key must be a random key, got {shown(key)}: use jax.random.key({seed}).")
+    if (typed and key.shape != ()) or (raw and key.shape not in ((2,), (4,))):
+        raise UsageError(f"key must be one random key, got keys of shape {key.shape}: map over them with jax.vmap.")
+
+
+def checked_dtype(dtype: Any) -> np.dtype:
+    """The floating type asked for; by default the widest that JAX has been allowed."""
+    if dtype is None:
+        return jnp.result_type(float)
+    try:
+        checked = jnp.dtype(dtype)
+    except Exception:
+        raise UsageError(f"dtype {shown(dtype)} is not known: use jnp.float32 or jnp.float64.") from None
+    if not jnp.issubdtype(checked, jnp.floating):
+        raise UsageError(f"dtype must be a floating type, got {checked}: use jnp.float32 or jnp.float64.")
+    if checked == np.float64 and not jax.config.read("jax_enable_x64"):
+        raise UsageError("dtype is float64 but JAX runs in 32 bits: call fc.enable_x64() first, or use float32.")
+    return checked
+
+
+def shown(value: Any) -> str:
+    """A value as an error shows it: on one line, and not longer than a reader wants."""
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= 100 else f"{text[:80]}... ({type(value).__name__})"
+
+
+def as_array(name: str, value: Any) -> Array | np.ndarray:
+    """Numbers in any array-like form as an array: lists in JAX's default precision, tensors detached and on the CPU."""
+    with contextlib.suppress(Exception):
+        if hasattr(value, "detach"):
+            value = value.detach().cpu()
+            return np.asarray(value if value.element_size() >= 4 else value.float())
+        array = np.asarray(value)
+        return array if hasattr(value, "dtype") else jnp.asarray(array)
+    raise UsageError(f"{name} must be an array, got {shown(value)}: pass numbers, a list or an array of them.")

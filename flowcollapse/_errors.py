@@ -5,7 +5,13 @@ from collections.abc import Iterable
 
 
 class UsageError(ValueError):
-    """Input that cannot be right. The command line prints it on one line and exits with code 2."""
+    """Input that cannot be right. The command line prints it on one line and exits with code 2.
+
+    The values that a message quotes may take several lines, as arrays do: they are put on one.
+    """
+
+    def __init__(self, message: str = ""):
+        super().__init__(" ".join(line.strip() for line in str(message).splitlines()))
 
 
 def nearest(name: object, known: Iterable[str]) -> str:

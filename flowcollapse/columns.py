@@ -21,6 +21,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from ._algebra import qr
 from ._errors import UsageError
+from .losses import Loss
 
 MAX_LIFT_BYTES = 2 * 2**30
 
@@ -63,6 +64,10 @@ class Columns(eqx.Module):
     def lift(self, X: Float[Array, "*batch p n"]) -> Float[Array, "*batch p samples"]:
         """`H`, one column a sample, classes one after the other."""
 
+    def admits(self, loss: Loss) -> bool:
+        """Whether a loss of the samples is the same loss of these columns."""
+        return loss.separates_columns
+
     def without_arrays(self) -> "Columns":
         """The same columns without what leads back to the samples: all that the risk and its field need."""
         return self
@@ -96,6 +101,9 @@ class SampleColumns(Columns):
     @property
     def name(self) -> str:
         return "sample"
+
+    def admits(self, loss: Loss) -> bool:
+        return True
 
     @property
     def knows_samples(self) -> bool:
@@ -258,7 +266,7 @@ def _random_within_basis(counts: tuple[int, ...], r: int, key: PRNGKeyArray, *, 
 def check_counts(counts: object, num_classes: int) -> tuple[int, ...]:
     """The counts as a tuple of `num_classes` positive integers, from one integer or a sequence of them."""
     given = (counts,) * num_classes if isinstance(counts, int | np.integer) else counts
-    if not isinstance(given, tuple | list | np.ndarray):
+    if not isinstance(given, tuple | list | np.ndarray) or (isinstance(given, np.ndarray) and given.ndim != 1):
         raise UsageError(
             f"samples_per_class must be a positive integer or a tuple of {num_classes} of them, got {counts!r}."
         )

@@ -16,10 +16,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ._algebra import qr
+from ._checks import check_choice
 from ._errors import UsageError
-from .columns import Columns, class_mean_columns
-from .losses import LOSSES
-from .model import UFM, Point, Problem, State, check_state, problem_of
+from .columns import ClassMeanColumns, Columns, class_mean_columns
+from .model import UFM, Point, Problem, State, check_columns, check_state, loss_of, problem_of
 
 COORDINATES = ("auto", "sample", "class-mean")
 
@@ -47,10 +47,7 @@ class Frame(eqx.Module):
 
 def check_coordinates(coordinates: str) -> None:
     """Raise `UsageError` unless `coordinates` is one of `COORDINATES`."""
-    if coordinates not in COORDINATES:
-        raise UsageError(
-            f"coordinates {coordinates!r} is not known: choose one of {', '.join(map(repr, COORDINATES))}."
-        )
+    check_choice("coordinates", coordinates, COORDINATES)
 
 
 def enter(model: UFM, state: State, coordinates: str) -> tuple[Frame, Problem, Point]:
@@ -64,7 +61,7 @@ def enter(model: UFM, state: State, coordinates: str) -> tuple[Frame, Problem, P
         UsageError: if `coordinates` is unknown, or if class means are asked for with a loss that does not allow them.
     """
     check_state(model, state)
-    exact = LOSSES[model.loss].separates_columns
+    exact = ClassMeanColumns(model.counts).admits(loss_of(model))
     reduced = state.columns is not None
     check_coordinates(coordinates)
     if coordinates == "class-mean" and not exact:
@@ -91,6 +88,9 @@ def to_class_means(model: UFM, state: State) -> State:
         model: the model.
         state: one state, without leading axes.
 
+    Raises:
+        UsageError: if the state's shapes do not fit the model, for leading axes, or for a loss that class means change.
+
     Source: derived here; see `columns.py`.
 
     Example:
@@ -103,6 +103,9 @@ def to_class_means(model: UFM, state: State) -> State:
     check_state(model, state)
     if state.columns is not None:
         return state
+    check_columns(model, ClassMeanColumns(model.counts))
+    if state.W.ndim != 2:
+        raise UsageError(f"state has leading axes {state.W.shape[:-2]}: map over them with jax.vmap.")
     X, columns = class_mean_columns(state.X, model.counts)
     return State(X=X, W=state.W, b=state.b, columns=columns)
 

@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, PyTree
 
-from ._checks import Number, check_choice, check_integer, check_positive, is_traced
+from ._checks import Number, check_choice, check_integer, check_positive, is_traced, shown
 from ._errors import UsageError
 from .coordinates import check_coordinates
 from .integration import Legs, adjoint_of
@@ -74,10 +74,11 @@ class AbstractFlow(Method):
             check_positive(name, value)
         check_coordinates(coordinates)
         check_integer("max_steps", max_steps)
-        check_choice("until", until, (None, "rest"))
+        if until is not None:
+            check_choice("until", until, ("rest",))
         check_choice("approach", approach, APPROACHES)
         if mesh is not None and not isinstance(mesh, Mesh):
-            raise UsageError(f"mesh must be a jax.sharding.Mesh, got {mesh!r}: make one with jax.make_mesh.")
+            raise UsageError(f"mesh must be a jax.sharding.Mesh, got {shown(mesh)}: make one with jax.make_mesh.")
         adjoint_of(adjoint)
         self.rtol, self.atol, self.t1 = rtol, atol, t1
         self.solver, self.max_steps, self.coordinates, self.mesh = solver, max_steps, coordinates, mesh
@@ -148,7 +149,7 @@ class AbstractFlow(Method):
     def run(self, problem: Problem, start: Point, ts: Array | int, observe: Callable[[Point], Any]) -> Run:
         """Integrate from `start` and observe at `ts`, or at that many times that show the run up to its end."""
         solver, dtype = solver_of(self.solver), start.X.dtype
-        if splits_stiff_part(solver) and not problem.loss.separates_columns:
+        if splits_stiff_part(solver) and not problem.loss.squared_error:
             raise UsageError(
                 f"{self.label} takes the mean residual of the squared error apart, but the loss is "
                 f'{problem.model.loss!r}: use solver="tsit5".'

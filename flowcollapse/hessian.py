@@ -12,8 +12,7 @@ from ._checks import check_integer
 from ._errors import UsageError
 from ._lanczos import Apply, dominant, krylov
 from .coordinates import enter
-from .losses import LOSSES
-from .model import UFM, Point, Problem, State, check_state, over_batch, problem_of
+from .model import UFM, Point, Problem, State, check_squared_error, check_state, over_batch, problem_of
 
 ITERATIONS = 32
 """Steps of the Lanczos method, unless told otherwise."""
@@ -43,6 +42,9 @@ def hessian_vector_product(model: UFM, state: State, direction: State) -> State:
     """
     check_state(model, state)
     check_state(model, direction)
+    for name, one in (("state", state), ("direction", direction)):
+        if one.W.ndim != 2:
+            raise UsageError(f"{name} has leading axes {one.W.shape[:-2]}: map over them with jax.vmap.")
     if direction.X.shape != state.X.shape or direction.coordinates != state.coordinates:
         raise UsageError(
             f"direction has {direction.coordinates} columns of shape {direction.X.shape} but the state has "
@@ -79,7 +81,7 @@ def sharpness(model: UFM, state: State, *, iterations: int = ITERATIONS) -> Floa
         >>> round(float(sharpness(model, fc.initial.collapsed(model, key=jax.random.key(0)))), 4)
         14.0
     """
-    check_integer("iterations", iterations)
+    iterations = check_integer("iterations", iterations)
     model, state = floating(model, state)
     return _sharpness(model, state, iterations)
 
@@ -121,20 +123,12 @@ def hessian_trace(model: UFM, state: State) -> Float[Array, "*batch"]:
         >>> round(float(hessian_trace(model, fc.initial.collapsed(model, key=jax.random.key(0)))), 3)
         96.0
     """
-    check_state(model, state)
     check_squared_error(model)
+    check_state(model, state)
     C, p, num_samples = model.num_classes, model.num_features, model.num_samples
     lam_W, lam_H, lam_b = (decay.astype(state.W.dtype) for decay in model.decays)
     trace = C * jnp.sum(state.X**2, axis=(-2, -1)) + num_samples * jnp.sum(state.W**2, axis=(-2, -1))
     return trace + C * p * lam_W + p * num_samples * lam_H + (C * (num_samples + lam_b) if model.use_bias else 0)
-
-
-def check_squared_error(model: UFM) -> None:
-    """Raise `UsageError` unless the model has the loss that closed forms are known for."""
-    if not LOSSES[model.loss].separates_columns:
-        raise UsageError(
-            f'loss is {model.loss!r} but closed forms are known for the squared error: use loss="squared".'
-        )
 
 
 def operator(problem: Problem, point: Point) -> tuple[Apply, Callable[[Float[Array, " size"]], Point], int]:

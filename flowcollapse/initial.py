@@ -1,15 +1,17 @@
 """Initial states: the paper's random sphere, points of the invariant subspace, balanced points and collapsed points."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from ._algebra import qr, svd
-from ._checks import is_traced
+from ._checks import check_flag, check_key, check_number, checked_dtype
 from ._errors import UsageError
 from .columns import ClassMeanColumns
-from .model import UFM, State
+from .model import UFM, State, check_columns, check_model, loss_of
 
 REDUCED_FROM = 2**22
 """From this many entries of H on, `sphere` draws the start already reduced unless told otherwise."""
@@ -23,14 +25,14 @@ def sphere(model: UFM, eps, *, key: PRNGKeyArray, reduced: bool | None = None, d
         eps: the common norm, above 0.
         key: `jax.random.key(seed)`.
         reduced: draw the class-mean columns `[B, L]` themselves, equal in law to the columns of a full draw, without
-            any array of the number of samples. Default: from 2^22 entries of H on.
+            any array of the number of samples. Default: from 2^22 entries of H on, if the loss allows it.
         dtype: default the widest float that JAX has been allowed.
 
     Returns:
         The state, in class-mean columns if `reduced`.
 
     Raises:
-        UsageError: if eps is not above 0.
+        UsageError: if eps is not above 0 or key is not a key, and for a reduced start if class means change the loss.
 
     Source: the paper's initialisation. The reduced draw is derived here: `B` is p x C normal; `L` is the triangular
     factor of a p x (n_tot - C) normal matrix (Bartlett: normal below the diagonal, chi on it); `[B, L]` is scaled
@@ -42,11 +44,13 @@ def sphere(model: UFM, eps, *, key: PRNGKeyArray, reduced: bool | None = None, d
         >>> fc.initial.sphere(model, eps=0.1, key=jax.random.key(0)).H.shape
         (15, 9)
     """
+    dtype = _checked(model, key, dtype)
     eps = _checked_eps(eps)
-    dtype = _dtype(dtype)
     C, p, num_samples = model.num_classes, model.num_features, model.num_samples
     if reduced is None:
-        reduced = p * num_samples >= REDUCED_FROM
+        reduced = p * num_samples >= REDUCED_FROM and ClassMeanColumns(model.counts).admits(loss_of(model))
+    check_flag("reduced", reduced)
+    check_columns(model, ClassMeanColumns(model.counts) if reduced else None)
     key_H, key_W = jax.random.split(key)
     W = jax.random.normal(key_W, (C, p), dtype)
     if reduced:
@@ -65,8 +69,8 @@ def _reduced_normal(model: UFM, key: PRNGKeyArray, dtype):
     key_B, key_L, key_diagonal, key_rotation = jax.random.split(key, 4)
     B = jax.random.normal(key_B, (p, C), dtype)
     below = jnp.tril(jax.random.normal(key_L, (p, r), dtype), -1)
-    degrees = within - jnp.arange(r)
-    diagonal = jnp.sqrt(2 * jax.random.gamma(key_diagonal, degrees.astype(dtype) / 2, dtype=dtype))
+    degrees = jnp.asarray(float(within) - np.arange(r), dtype)
+    diagonal = jnp.sqrt(2 * jax.random.gamma(key_diagonal, degrees / 2, dtype=dtype))
     L = below + jnp.eye(p, r, dtype=dtype) * diagonal
     return jnp.concatenate([B, L], axis=1), ClassMeanColumns(model.counts, key=key_rotation)
 
@@ -74,12 +78,30 @@ def _reduced_normal(model: UFM, key: PRNGKeyArray, dtype):
 def on_subspace(model: UFM, eps, *, key: PRNGKeyArray, dtype=None) -> State:
     """A random point of the invariant subspace S: `H = (W (x) 1_N)^T / sqrt N`, `1^T W = 0`, `b = 0`, `||W||_F = eps`.
 
+    Args:
+        model: the model, with equal counts.
+        eps: the norm of W, and of H, above 0.
+        key: `jax.random.key(seed)`.
+        dtype: default the widest float that JAX has been allowed.
+
+    Returns:
+        The state.
+
     Raises:
-        UsageError: if the classes are not balanced (S is defined for equal counts) or eps is not above 0.
+        UsageError: if the classes are not balanced (S is defined for equal counts), eps is not above 0, or key is not a
+            key.
 
     Source: the paper's invariant subspace.
+
+    Example:
+        >>> import jax, flowcollapse as fc
+        >>> model = fc.UFM(num_classes=3, samples_per_class=3, num_features=15)
+        >>> start = fc.initial.on_subspace(model, eps=0.1, key=jax.random.key(0))
+        >>> bool(abs(start.W.sum(axis=0)).max() < 1e-6)
+        True
     """
-    W = jax.random.normal(key, (model.num_classes, model.num_features), _dtype(dtype))
+    dtype = _checked(model, key, dtype)
+    W = jax.random.normal(key, (model.num_classes, model.num_features), dtype)
     return _collapsed_along(model, _scaled(_centred(W, model), _checked_eps(eps)), jnp.zeros(()))
 
 
@@ -89,10 +111,27 @@ def balanced(model: UFM, eps, *, key: PRNGKeyArray, dtype=None) -> State:
     `W = eps U S V^T` and `H = eps V S R^T` with random orthonormal `U`, `V`, `R`: the two share the singular values
     and the side of the features (standard in the theory of deep linear networks; derived here for this model).
 
+    Args:
+        model: the model.
+        eps: the common norm, above 0.
+        key: `jax.random.key(seed)`.
+        dtype: default the widest float that JAX has been allowed.
+
+    Returns:
+        The state.
+
     Raises:
-        UsageError: if eps is not above 0.
+        UsageError: if eps is not above 0 or key is not a key.
+
+    Example:
+        >>> import jax, flowcollapse as fc
+        >>> model = fc.UFM(num_classes=3, samples_per_class=3, num_features=15)
+        >>> start = fc.initial.balanced(model, eps=0.1, key=jax.random.key(0))
+        >>> bool(abs(start.W.T @ start.W - start.H @ start.H.T).max() < 1e-6)
+        True
     """
-    eps, dtype = _checked_eps(eps), _dtype(dtype)
+    dtype = _checked(model, key, dtype)
+    eps = _checked_eps(eps)
     C, p, num_samples = model.num_classes, model.num_features, model.num_samples
     k = min(C, p)
     keys = jax.random.split(key, 4)
@@ -109,16 +148,30 @@ def collapsed(model: UFM, *, key: PRNGKeyArray, dtype=None) -> State:
 
     Without a bias, P is the identity and b is zero.
 
+    Args:
+        model: the model, with equal counts and `num_features >= num_classes - 1` (or `num_classes` without a bias).
+        key: `jax.random.key(seed)`.
+        dtype: default the widest float that JAX has been allowed.
+
+    Returns:
+        The state.
+
     Raises:
-        UsageError: if the classes are not balanced or there are too few features for the frame
-            (`num_features >= num_classes - 1`, or `num_classes` without a bias).
+        UsageError: if the classes are not balanced, there are too few features for the frame, or key is not a key.
 
     Source: the paper's SNC1-SNC3.
+
+    Example:
+        >>> import jax, flowcollapse as fc
+        >>> model = fc.UFM(num_classes=3, samples_per_class=3, num_features=15)
+        >>> bool(fc.risk(model, fc.initial.collapsed(model, key=jax.random.key(0))) < 1e-10)
+        True
     """
+    dtype = _checked(model, key, dtype)
     rank = model.num_classes - 1 if model.use_bias else model.num_classes
     if model.num_features < rank:
         raise UsageError(f"num_features is {model.num_features} but strong collapse needs at least {rank}: raise it.")
-    normal = jax.random.normal(key, (model.num_classes, model.num_features), _dtype(dtype))
+    normal = jax.random.normal(key, (model.num_classes, model.num_features), dtype)
     U, _, Vt = svd(_centred(normal, model))
     root_n = model.counts[0] ** 0.5
     W = root_n**0.5 * U[:, :rank] @ Vt[:rank]
@@ -151,11 +204,15 @@ def _scaled(M: Float[Array, "m n"], norm) -> Float[Array, "m n"]:
 
 
 def _checked_eps(eps) -> Array:
-    number = eps if is_traced(eps) else np.asarray(eps)
-    if not is_traced(eps) and not (number.ndim == 0 and number.dtype.kind in "iuf" and 0 < number < np.inf):
-        raise UsageError(f"eps must be a positive number, got {eps!r}: it is the norm of H0 and of W0.")
+    try:
+        check_number("eps", eps)
+    except UsageError as error:
+        raise UsageError(f"{str(error)[:-1]}: it is the norm of H0 and of W0.") from None
     return jnp.asarray(eps)
 
 
-def _dtype(dtype):
-    return jnp.result_type(float) if dtype is None else jnp.dtype(dtype)
+def _checked(model: UFM, key: Any, dtype: Any):
+    """The precision of a start, after the arguments that all starts have were checked."""
+    check_model(model)
+    check_key(key)
+    return checked_dtype(dtype)

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from ._checks import shown
 from ._errors import UsageError
 from .layout import Layout, SecondOrder, stiff_rate
 from .model import Point, Problem
@@ -50,7 +51,7 @@ def adjoint_of(adjoint: Any) -> dfx.AbstractAdjoint:
         return ADJOINTS[adjoint.lower()]()
     if not isinstance(adjoint, dfx.AbstractAdjoint):
         known = " or ".join(map(repr, ADJOINTS))
-        raise UsageError(f"adjoint must be {known}, or an adjoint of diffrax, got {adjoint!r}.")
+        raise UsageError(f"adjoint must be {known}, or an adjoint of diffrax, got {shown(adjoint)}.")
     return adjoint
 
 

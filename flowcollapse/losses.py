@@ -15,12 +15,17 @@ class Loss(NamedTuple):
 
     `gradient` is the derivative of `value` in the logits. `separates_columns` says that the loss is a squared norm of
     the residual, which is what makes the class-mean coordinates exact: an orthogonal map of the columns then leaves
-    the loss as it is.
+    the loss as it is. `squared_error` says more: closed forms hold for it.
     """
 
     value: Callable[[Logits, Logits], Float[Array, ""]]
     gradient: Callable[[Logits, Logits], Logits]
     separates_columns: bool
+
+    @property
+    def squared_error(self) -> bool:
+        """Whether this is half the squared norm of the residual: its derivative in the logits is the residual."""
+        return self.separates_columns and self.gradient is _residual
 
 
 def _half_squared_norm(logits: Logits, targets: Logits) -> Float[Array, ""]:

@@ -8,6 +8,7 @@ free variables beside the classifier W and the bias b, and the risk of the squar
 Everything here is written once for `(W, X, b)`, where `X` is `H` or its class-mean columns (see `columns.py`).
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -17,10 +18,12 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ._algebra import product, square_norm
-from ._checks import check_integer, is_traced
+from ._checks import as_array, check_choice, check_flag, check_integer, is_traced, real_numbers, shown
 from ._errors import UsageError
 from .columns import Columns, SampleColumns, check_counts
 from .losses import LOSSES, Loss
+
+CURE = "pass numbers, a list or an array of them"
 
 
 class UFM(eqx.Module):
@@ -35,8 +38,8 @@ class UFM(eqx.Module):
         loss: the name of a loss of the logits; `"squared"` is the paper's.
 
     Raises:
-        UsageError: for sizes that are not positive integers, counts that do not match `num_classes`, a negative decay
-            or an unknown loss.
+        UsageError: for sizes that are not positive integers, counts that do not match `num_classes`, a decay that is
+            negative or not finite, a use_bias that is neither True nor False, or an unknown loss.
 
     Example:
         >>> import flowcollapse as fc
@@ -64,8 +67,8 @@ class UFM(eqx.Module):
         check_integer("num_classes", num_classes, least=2)
         check_integer("num_features", num_features)
         counts = check_counts(samples_per_class, num_classes)
-        if loss not in LOSSES:
-            raise UsageError(f"loss {loss!r} is not known: choose one of {', '.join(map(repr, sorted(LOSSES)))}.")
+        check_flag("use_bias", use_bias)
+        check_choice("loss", loss, sorted(LOSSES))
         self.num_classes = int(num_classes)
         self.samples_per_class = counts[0] if len(set(counts)) == 1 else counts
         self.num_features = int(num_features)
@@ -100,14 +103,17 @@ class UFM(eqx.Module):
 def _checked_decay(decay):
     """The decay as given, after its length and, where they are known, its signs have been checked."""
     values = tuple(decay) if isinstance(decay, list | tuple) else decay
+    parts = values if isinstance(values, tuple) else (values,)
+    known = [None if is_traced(x) else real_numbers(x) for x in parts]
+    if any(numbers is None and not is_traced(x) for x, numbers in zip(parts, known, strict=True)):
+        raise UsageError(f"weight_decay must be one number or three, for W, H and b, got {shown(decay)}.")
     shape = tuple(map(np.shape, values)) if isinstance(values, tuple) else np.shape(values)
     if shape not in ((), (3,), ((), (), ())):
-        raise UsageError(f"weight_decay must be one number or three, for W, H and b, got {decay!r} of shape {shape}.")
-    known = [np.asarray(x) for x in jax.tree.leaves(values) if not is_traced(x)]
-    if not all(x.dtype.kind in "iuf" for x in known):
-        raise UsageError(f"weight_decay must be one number or three, for W, H and b, got {decay!r}.")
-    if not all(np.all(x >= 0) for x in known):
-        raise UsageError(f"weight_decay must not be negative, got {decay!r}.")
+        raise UsageError(
+            f"weight_decay must be one number or three, for W, H and b, got {shown(decay)} of shape {shape}."
+        )
+    if not all(np.all((x >= 0) & (x < np.inf)) for x in known if x is not None):
+        raise UsageError(f"weight_decay must be finite and not be negative, got {shown(decay)}.")
     return values
 
 
@@ -117,10 +123,24 @@ class State(eqx.Module):
     Args:
         H: features, shape (p, n_tot), one column a sample, classes one after the other.
         W: classifier, shape (C, p).
-        b: bias, shape (C,).
+        b: bias, shape (C,). Default: zeros.
 
-    Leading axes (time, lanes) are allowed on all three alike. Inside, the features are kept as columns `X` that may be
-    the class-mean columns `[B, L]`; `H` is then made when it is asked for, and never before.
+    Leading axes (time, lanes) are allowed on all three alike. Each is an array of JAX or NumPy, a list, or a tensor of
+    another framework, which is detached and copied. All three get the widest precision among them, at least float32;
+    integers become the widest float that JAX has been allowed.
+
+    Inside, the features are kept as columns `X` that may be the class-mean columns `[B, L]`; `H` is then made when it
+    is asked for, and never before.
+
+    Raises:
+        UsageError: for a part that is missing or holds anything but real numbers. Whether the shapes fit a model is
+            checked where the state meets one.
+
+    Example:
+        >>> import flowcollapse as fc
+        >>> state = fc.State(H=[[1, 0], [0, 1]], W=[[1, 0], [0, 1]])
+        >>> state.b.tolist(), fc.risk(fc.UFM(num_classes=2, samples_per_class=1, num_features=2), state).tolist()
+        ([0.0, 0.0], 0.0)
     """
 
     X: Float[Array, "*batch p n"]
@@ -129,9 +149,17 @@ class State(eqx.Module):
     columns: Columns | None = None
 
     def __init__(self, H: Any = None, W: Any = None, b: Any = None, *, X: Any = None, columns: Columns | None = None):
-        self.X = H if X is None else X
-        self.W = W
-        self.b = b
+        if columns is not None and not isinstance(columns, Columns):
+            raise UsageError(f"columns must be those of another state, or None for samples, got {shown(columns)}.")
+        X, W, b = (_part(f"state.{name}", value) for name, value in (("H", H if X is None else X), ("W", W), ("b", b)))
+        for name, part in (("H", X), ("W", W)):
+            if part is None:
+                raise UsageError(
+                    f"state.{name} is missing: a state is fc.State(H=..., W=..., b=...), and b is 0 by default."
+                )
+        if b is None and hasattr(W, "shape"):
+            b = jnp.zeros(W.shape[:-1], jnp.float32)  # the narrowest: it gets the precision of the others
+        self.X, self.W, self.b = _of_one_precision(X, W, b)
         self.columns = columns
 
     @property
@@ -160,6 +188,29 @@ class State(eqx.Module):
         return "sample" if self.columns is None else self.columns.name
 
 
+def _part(name: str, value: Any) -> Any:
+    """A part of a state as an array. One number passes: `jax.vmap` takes states of numbers as its `in_axes`."""
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    array = value if isinstance(value, jax.Array | np.ndarray | jax.ShapeDtypeStruct) else as_array(name, value)
+    if not (jnp.issubdtype(array.dtype, jnp.floating) or jnp.issubdtype(array.dtype, jnp.integer)):
+        raise UsageError(f"{name} must hold real numbers, got an array of {array.dtype}: {CURE}.")
+    return array
+
+
+def _of_one_precision(*parts: Any) -> tuple[Any, ...]:
+    """The parts in the widest of their floating types. float64 that JAX has not been allowed is left for a run to see.
+
+    Source of the rule: integers and half precision would round the roots of the counts and the decays.
+    """
+    if not all(isinstance(part, jax.Array | np.ndarray) for part in parts):
+        return parts
+    floats = (part.dtype if jnp.issubdtype(part.dtype, jnp.floating) else jnp.result_type(float) for part in parts)
+    dtype = functools.reduce(jnp.promote_types, floats, jnp.dtype(jnp.float32))
+    narrow = dtype == np.float64 and not jax.config.read("jax_enable_x64")
+    return parts if narrow else tuple(part if part.dtype == dtype else part.astype(dtype) for part in parts)
+
+
 class Point(NamedTuple):
     """`(W, X, b)` in whatever columns, and rows, the problem at hand uses."""
 
@@ -176,7 +227,7 @@ class Problem(NamedTuple):
 
     @property
     def loss(self) -> Loss:
-        return LOSSES[self.model.loss]
+        return loss_of(self.model)
 
     def logits(self, point: Point, product=jnp.matmul) -> Float[Array, "C n"]:
         """`W X + b u^T`."""
@@ -216,6 +267,7 @@ class Problem(NamedTuple):
 
 def problem_of(model: UFM, state: State) -> tuple[Problem, Point]:
     """The model in the state's own columns, and the state as a point of it."""
+    check_columns(model, state.columns)
     columns = SampleColumns(model.counts) if state.columns is None else state.columns
     return Problem(model, columns), Point(state.W, state.X, state.b)
 
@@ -231,7 +283,7 @@ def risk(model: UFM, state: State) -> Float[Array, "*batch"]:
         The risk, one number for each leading axis.
 
     Raises:
-        UsageError: if the state's shapes do not fit the model.
+        UsageError: if the state's shapes do not fit the model, or its class means the loss.
 
     Source: Mixon, Parshall and Pi, the paper's equation for the risk.
 
@@ -249,12 +301,28 @@ def risk(model: UFM, state: State) -> Float[Array, "*batch"]:
 def velocity(model: UFM, state: State) -> State:
     """Minus the gradient of the risk, `(H', W', b')` of the gradient flow, written by hand.
 
+    Args:
+        model: the model.
+        state: a state of it, with any leading axes (time, lanes).
+
+    Returns:
+        The velocity, as a `State` in the state's own columns.
+
+    Raises:
+        UsageError: if the state's shapes do not fit the model, or its class means the loss.
+
     Source: the paper's flow; `W' = -G H^T`, `H' = -W^T G`, `b' = -G 1` with the residual `G = W H + b 1^T - Y`.
+
+    Example:
+        >>> import jax, flowcollapse as fc
+        >>> model = fc.UFM(num_classes=3, samples_per_class=2, num_features=4)
+        >>> at_rest = fc.velocity(model, fc.initial.collapsed(model, key=jax.random.key(0)))
+        >>> bool(abs(at_rest.W).max() < 1e-5)
+        True
     """
     check_state(model, state)
-    problem, point = problem_of(model, state)
     with jax.default_matmul_precision("highest"):
-        W, X, b = problem.field(point)
+        W, X, b = over_batch(lambda one: Problem.field(*problem_of(model, one)), state)
     return State(X=X, W=W, b=b, columns=state.columns)
 
 
@@ -270,25 +338,58 @@ def over_batch(function, state: State):
     return jax.vmap(one, (0, 0, 0, mapped_columns))(state.X, state.W, state.b, state.columns)
 
 
+def loss_of(model: UFM) -> Loss:
+    """The model's loss."""
+    return LOSSES[model.loss]
+
+
+def check_model(model: Any) -> None:
+    """Raise `UsageError` unless `model` is a model."""
+    if not isinstance(model, UFM):
+        raise UsageError(f"model must be an fc.UFM, got the {type(model).__name__} {shown(model)}.")
+
+
+def check_squared_error(model: UFM) -> None:
+    """Raise `UsageError` unless the model has the loss that closed forms are known for."""
+    check_model(model)
+    if not loss_of(model).squared_error:
+        raise UsageError(
+            f"loss is {model.loss!r} but closed forms are known for the squared error: "
+            'use loss="squared", or fc.simulate.'
+        )
+
+
+def check_columns(model: UFM, columns: Columns | None) -> None:
+    """Raise `UsageError` unless the model's loss is the same in these columns as among the samples."""
+    if columns is not None and not columns.admits(loss_of(model)):
+        raise UsageError(
+            f"state has {columns.name} columns, which are exact for the squared error only, and the loss is "
+            f"{model.loss!r}: use a state of samples, fc.State(H=state.H, W=state.W, b=state.b)."
+        )
+
+
 def check_state(model: UFM, state: State) -> None:
-    """Raise `UsageError` unless the shapes of `state` are those of `model`."""
-    for name, value, wanted in (("model", model, UFM), ("state", state, State)):
-        if not isinstance(value, wanted):
-            raise UsageError(f"{name} must be an fc.{wanted.__name__}, got {type(value).__name__}.")
+    """Raise `UsageError` unless the shapes of `state` are those of `model`, and its columns fit the loss."""
+    check_model(model)
+    if not isinstance(state, State):
+        kind = type(state).__name__
+        raise UsageError(f"state must be an fc.State, got the {kind} {shown(state)}: use fc.initial or fc.State.")
     for name, array in (("W", state.W), ("H", state.X), ("b", state.b)):
         if not hasattr(array, "shape"):
-            raise UsageError(f"state.{name} must be an array, got {array!r}: wrap it in jnp.asarray.")
-    C, p = model.num_classes, model.num_features
-    batch = state.W.shape[:-2]
-    if state.columns is None:
-        wanted_X = (*batch, p, model.num_samples)
-    else:
-        if state.columns.counts != model.counts:
+            raise UsageError(f"state.{name} must be an array, got {shown(array)}: {CURE}.")
+        if array.dtype == np.float64 and not jax.config.read("jax_enable_x64"):
             raise UsageError(
-                f"state was made for samples_per_class={state.columns.counts}, the model has {model.counts}: "
-                "use the model that the state was made for."
+                f"state.{name} is float64 but JAX runs in 32 bits: call fc.enable_x64() first, or pass float32."
             )
-        wanted_X = (*batch, p, state.X.shape[-1])
+    check_columns(model, state.columns)
+    C, p = model.num_classes, model.num_features
+    batch, columns = state.W.shape[:-2], state.columns
+    if columns is not None and columns.counts != model.counts:
+        raise UsageError(
+            f"state was made for samples_per_class={columns.counts}, the model has {model.counts}: "
+            "use the model that the state was made for."
+        )
+    wanted_X = (*batch, p, model.num_samples if columns is None else max(C, *state.X.shape[-1:]))
     for name, array, wanted in (("W", state.W, (*batch, C, p)), ("H", state.X, wanted_X), ("b", state.b, (*batch, C))):
         if array.shape != wanted:
             raise UsageError(

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from ._checks import Number, check_positive, is_traced
+from ._checks import Number, check_flag, check_positive, is_traced, real_numbers, shown
 from ._errors import UsageError
 from .flow import AbstractFlow
 from .layout import SecondOrder
@@ -54,8 +54,10 @@ class _Lagging(AbstractFlow):
                 'another flow: use "dopri8", "dopri5", "tsit5" or "kvaerno5".'
             )
         check_positive("learning_rate", learning_rate)
-        if not is_traced(momentum) and not np.all((np.asarray(momentum) >= 0) & (np.asarray(momentum) < 1)):
-            raise UsageError(f"momentum must be at least 0 and below 1, got {momentum!r}.")
+        check_flag("nesterov", nesterov)
+        known = np.zeros(0) if is_traced(momentum) else real_numbers(momentum)
+        if known is None or not np.all((known >= 0) & (known < 1)):
+            raise UsageError(f"momentum must be at least 0 and below 1, got {shown(momentum)}.")
         self.learning_rate, self.momentum, self.nesterov = learning_rate, momentum, nesterov
 
     @property

@@ -4,7 +4,7 @@ import os
 
 import jax
 
-from ._checks import check_integer
+from ._checks import check_flag, check_integer
 from ._errors import UsageError
 
 
@@ -12,8 +12,15 @@ def enable_x64(enable: bool = True) -> None:
     """Let JAX compute in float64, or forbid it again. Call it before any state is made.
 
     float32 loses `b - 1/C`, `B - W^T` and SNC1 for eps <= 1e-2, whatever the solver.
+
+    Args:
+        enable: True or False.
+
+    Raises:
+        UsageError: for anything else.
     """
-    jax.config.update("jax_enable_x64", enable)
+    check_flag("enable", enable)
+    jax.config.update("jax_enable_x64", bool(enable))
 
 
 def use_cpu_cores(count: int | None = None) -> None:
@@ -28,8 +35,7 @@ def use_cpu_cores(count: int | None = None) -> None:
     Raises:
         UsageError: if JAX is in use already with fewer CPU devices than `count`.
     """
-    wanted = cpu_cores() if count is None else count
-    check_integer("count", wanted)
+    wanted = cpu_cores() if count is None else check_integer("count", count)
     try:
         jax.config.update("jax_num_cpu_devices", wanted)
         if wanted > 1:

@@ -9,11 +9,11 @@ import numpy as np
 from jaxtyping import Array, Real
 
 from . import metrics as metrics_module
-from ._checks import is_traced
+from ._checks import check_flag, check_integer, is_traced, real_numbers, shown
 from ._errors import UsageError
 from .coordinates import enter
 from .method import Method, check_method
-from .model import UFM, Point, Problem, State, check_state
+from .model import UFM, Point, Problem, State, check_model, check_state
 from .stopping import Verdict, verdict
 from .trajectory import Trajectory
 
@@ -64,10 +64,10 @@ def simulate(
     names = metrics_module.checked_names(model, start.columns, metrics)
     if metrics is None and model.num_features * model.num_samples > metrics_module.SAMPLES_UP_TO:
         names = tuple(name for name in names if not metrics_module.METRICS[name].samples)
-    dtype, method = start.X.dtype, method.prepared(model, ts)
-    times = ts if isinstance(ts, int) else checked_times(ts, method, dtype)
-    if isinstance(times, int) and (isinstance(ts, bool) or times < 1):
-        raise UsageError(f"ts must be increasing times or a positive number of them, got {ts!r}.")
+    dtype = start.X.dtype
+    save_states = check_flag("save_states", save_states)
+    times = check_integer("ts", ts) if isinstance(ts, int | np.integer) else checked_times(ts, method, dtype)
+    method = method.prepared(model, times)
     model, method = as_arrays((model, method), dtype)
     return _simulate(model, start, method, times, save_states, names)
 
@@ -131,13 +131,16 @@ def checked_start(model: UFM, start: State) -> State:
 
 def checked_starts(model: UFM, start: State) -> State:
     """A start, or several, of one precision, after making sure that it fits the model."""
+    check_model(model)
     if not isinstance(start, State):
         raise UsageError(
             f"start must be an fc.State, got {type(start).__name__}: make one with fc.initial or fc.State."
         )
+    if not all(hasattr(part, "shape") for part in (start.X, start.W, start.b)):
+        check_state(model, start)
     for name in ("X", "W", "b"):
         array = getattr(start, name)
-        if np.dtype(getattr(array, "dtype", np.float64)) == np.float64 and not jax.config.read("jax_enable_x64"):
+        if getattr(array, "dtype", None) == np.float64 and not jax.config.read("jax_enable_x64"):
             raise UsageError(
                 f"start.{'H' if name == 'X' else name} is float64 but JAX runs in 32 bits: call fc.enable_x64() first, "
                 "or pass float32."
@@ -155,11 +158,10 @@ def checked_times(ts, method: Method, dtype) -> Array:
     """The save times as an array, after making sure that they increase, from 0 on, and end before the method does."""
     if is_traced(ts):
         return ts.astype(dtype)
-    times = np.asarray(ts)
-    if times.ndim != 1 or times.size == 0 or times.dtype.kind not in "iuf":
-        raise UsageError(
-            f"ts must be a list of increasing times or a number of them, got {ts!r} of shape {times.shape}."
-        )
+    times = real_numbers(ts)
+    if times is None or times.ndim != 1 or times.size == 0:
+        shape = "" if times is None else f" of shape {times.shape}"
+        raise UsageError(f"ts must be a list of increasing times or a number of them, got {shown(ts)}{shape}.")
     times = times.astype(dtype)
     if not (np.all(np.isfinite(times)) and np.all(np.diff(times) > 0)):
         raise UsageError(f"ts must be finite and increase, got {times}.")

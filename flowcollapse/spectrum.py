@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from ._algebra import eigh, eigvalsh, singular_values
-from ._checks import check_integer, is_traced
+from ._checks import check_choice, check_integer, check_key, is_traced
 from ._errors import UsageError
 from ._lanczos import krylov
 from .coordinates import enter
@@ -112,12 +112,11 @@ def hessian_spectrum(
         >>> hessian_spectrum(model, state, 3).eigenvalues.round().tolist()
         [30000.0, 30100.0, 30100.0]
     """
-    check_integer("iterations", iterations)
+    iterations = check_integer("iterations", iterations)
     model, state = floating(model, state)
-    if which not in ("largest", "smallest"):
-        raise UsageError(f"which {which!r} is not known: choose 'largest' or 'smallest'.")
+    check_choice("which", which, ("largest", "smallest"))
     if num is not None:
-        check_integer("num", num)
+        num = check_integer("num", num)
         if num > num_parameters(model):
             raise UsageError(f"num is {num} but the Hessian has {num_parameters(model)} eigenvalues: ask for fewer.")
     return _hessian_spectrum(model, state, num, which, iterations)
@@ -167,9 +166,12 @@ def spectral_density(
         >>> round(float(spectral_density(model, state, key=jax.random.key(1)).weights.sum()))
         120015
     """
-    check_integer("probes", probes)
-    check_integer("iterations", iterations)
+    check_key(key)
+    probes = check_integer("probes", probes)
+    iterations = check_integer("iterations", iterations)
     model, state = floating(model, state)
+    if state.W.ndim != 2:
+        raise UsageError(f"state has leading axes {state.W.shape[:-2]}: map over them with jax.vmap.")
     with jax.default_matmul_precision("highest"):
         return _spectral_density(model, state, key, probes, iterations)
 

@@ -135,5 +135,5 @@ def test_what_a_start_may_be_off_can_be_said():
 def test_another_loss_has_no_closed_form(monkeypatch):
     losses = fc.model.LOSSES | {"hinge": fc.model.LOSSES["squared"]._replace(separates_columns=False)}
     monkeypatch.setattr(fc.model, "LOSSES", losses)
-    with pytest.raises(fc.UsageError, match=r"loss 'hinge'.*fc\.simulate"):
+    with pytest.raises(fc.UsageError, match=r"loss is 'hinge'.*fc\.simulate"):
         exact.subspace_flow(ufm((3, 3, 3), 15, loss="hinge"), ON_S, TS)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Real
 
-from .._checks import is_traced
+from .._checks import is_traced, real_numbers, shown
 from .._errors import UsageError
 from ..exponential import phi
 from ..model import UFM
@@ -17,16 +17,10 @@ Times = Real[Array | np.ndarray, " time"] | Sequence[float | int]
 
 def checked_times(ts, dtype) -> Float[Array, " time"]:
     """Times in the precision of the start."""
-    times = np.zeros(np.shape(ts)) if is_traced(ts) else np.asarray(ts)
-    if times.ndim != 1 or times.dtype.kind not in "iuf" or not np.all(np.isfinite(times) & (times >= 0)):
-        raise UsageError(f"ts must be a list of times, finite and from 0 on, got {ts!r} of shape {times.shape}.")
+    times = np.zeros(np.shape(ts)) if is_traced(ts) else real_numbers(ts)
+    if times is None or times.ndim != 1 or not np.all(np.isfinite(times) & (times >= 0)):
+        raise UsageError(f"ts must be a list of times, finite and from 0 on, got {shown(ts)}.")
     return jnp.asarray(ts, dtype)
-
-
-def check_squared(model: UFM) -> None:
-    """Raise `UsageError` unless the loss is the squared error."""
-    if model.loss != "squared":
-        raise UsageError(f"loss {model.loss!r} has no closed form here: use the squared error, or fc.simulate.")
 
 
 def known_decays(model: UFM) -> tuple[float, float, float] | None:

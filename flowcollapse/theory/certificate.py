@@ -8,10 +8,11 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 
 import jax
 
+from .._checks import shown
 from .._errors import UsageError, nearest
 from ..provenance import precision, versions
 from .laws import LAWS as LAWS, Law
@@ -95,11 +96,11 @@ def summary(certificate: Certificate) -> str:
     return f"{verdict} ({seconds:.0f} s, {certificate.precision}, {certificate.device})"
 
 
-def verify(only: Sequence[str] | None = None, *, report: Callable[[Row], None] | None = None) -> Certificate:
+def verify(only: str | Iterable[str] | None = None, *, report: Callable[[Row], None] | None = None) -> Certificate:
     """Measure the laws of the model.
 
     Args:
-        only: names of laws, see `LAWS`; default all of them.
+        only: names of laws, or one name, see `LAWS`; default all of them.
         report: called with each row once it is there.
 
     Returns:
@@ -116,15 +117,19 @@ def verify(only: Sequence[str] | None = None, *, report: Callable[[Row], None] |
         >>> fc.theory.certificate.verify(["origin-modes"]).passed
         True
     """
-    names = tuple(LAWS) if only is None else tuple(dict.fromkeys(only))
+    if only is not None and not isinstance(only, Iterable):
+        raise UsageError(f"only must be a list of names of laws, got {shown(only)}.")
+    if report is not None and not callable(report):
+        raise UsageError(f"report must be a function of a row, got {shown(report)}.")
+    names = list(LAWS) if only is None else [only] if isinstance(only, str) else list(only)
     for name in names:
-        if name not in LAWS:
+        if not isinstance(name, str) or name not in LAWS:
             hint = nearest(name, LAWS) or f"; choose from {', '.join(LAWS)}."
-            raise UsageError(f"law {name!r} is not known{hint}")
+            raise UsageError(f"law {shown(name)} is not known{hint}")
     if precision() != "float64":
         raise UsageError("verify needs float64 but JAX runs in 32 bits: call fc.enable_x64() first.")
     lab, rows = Lab(), []
-    for name in names:
+    for name in dict.fromkeys(names):
         rows.append(measure(LAWS[name], lab))
         if report is not None:
             report(rows[-1])

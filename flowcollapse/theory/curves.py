@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .._checks import Number, check_integer, check_positive
+from .._checks import Number, check_flag, check_integer, check_number
 from ..model import UFM, State
 from .escape import Escape, check_small_start, checked_times
 
@@ -38,7 +38,8 @@ def learning_curve(model: UFM, start: State, ts: Any, *, corrected: bool = True)
             of O(eps^2 ln 1/eps).
 
     Raises:
-        UsageError: for a model with decay or unequal counts, or a start or times that do not fit.
+        UsageError: for a model with decay or unequal counts, a start that is neither small (see `fc.predict`) nor on S,
+            or times that do not fit.
 
     On S the curve is exact at any size (the flow of `W' = -(W W^T - s P) W`, after the paper); that a small start
     shadows it, and K2, are derived here.
@@ -50,6 +51,7 @@ def learning_curve(model: UFM, start: State, ts: Any, *, corrected: bool = True)
         >>> fc.theory.curves.learning_curve(model, start, [0.0, 3.0, 12.0]).risk.round(2).tolist()
         [4.5, 2.99, 0.0]
     """
+    check_flag("corrected", corrected)
     check_small_start(model, start)
     return _learning_curve(model, start, checked_times(ts, start.X.dtype), bool(corrected))
 
@@ -88,8 +90,8 @@ def descent_curve(model: UFM, start: State, learning_rate: Number, num_steps: in
         >>> fc.theory.curves.descent_curve(model, start, 0.05, 300).risk[::50].round(2).tolist()
         [4.5, 3.0, 0.76, 0.0, 0.0, 0.0, 0.0]
     """
-    check_positive("learning_rate", learning_rate)
-    check_integer("num_steps", num_steps)
+    check_number("learning_rate", learning_rate)
+    num_steps = check_integer("num_steps", num_steps)
     check_small_start(model, start)
     return _descent_curve(model, start, jnp.asarray(learning_rate, start.X.dtype), num_steps)
 
@@ -137,8 +139,7 @@ def mean_modes(model: UFM, start: State, ts: Any) -> tuple[Float[Array, "time p"
         >>> bool(jnp.linalg.norm(u[1]) < 1e-9), round(float(jnp.linalg.norm(v[1]) / jnp.linalg.norm(v[0])), 3)
         (True, 0.909)
     """
-    check_small_start(model, start)
-    return _mean_modes(model, start, checked_times(ts, start.X.dtype))
+    return _mean_modes(model, start, check_small_start(model, start, checked_times(ts, jnp.result_type(float))))
 
 
 @eqx.filter_jit

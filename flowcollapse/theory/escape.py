@@ -32,12 +32,25 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from .._checks import is_traced
+from .._checks import is_traced, real_numbers, shown
 from .._errors import UsageError
 from ..columns import Columns, within_class_basis
 from ..coordinates import to_class_means
-from ..model import UFM, Point, State, check_state, problem_of
-from ..stopping import Growth
+from ..model import UFM, Point, State, check_squared_error, check_state, problem_of
+from ..stopping import Growth, plateau_time
+
+SMALL = 1 / 32
+"""Up to this `(||H0||^2 + ||W0||^2)/(2 sqrt N)` a start counts as small."""
+
+FAINT = 100.0
+"""A growing mode fainter than the start by this factor is seeded by the rest of the start, at the order eps^3, as much
+as the other errors amount to; measured."""
+
+LATE = 30.0
+"""The decay by which every metric has reached the plateau, NC1 too: predictions hold until then in any case."""
+
+DRIFT = 0.3
+"""The drift of u and L, of first order in `t eps^2`, is followed up to here, where it is wrong by a tenth of itself."""
 
 
 class Modes(NamedTuple):
@@ -253,42 +266,95 @@ def mean_mode_nodes(Cs: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return np.tanh(z) ** 2, np.cosh(z) ** -2.0, weights / np.sum(weights)
 
 
-def check_small_start(model: UFM, start: State) -> None:
-    """Raise `UsageError` unless the theory of small starts covers the model, and the bias of the start.
+@eqx.filter_jit
+def _reach(model: UFM, start: State) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]:
+    """How small a start is, zero on S; the last time that the drift is known to; how far the bias is from the mean."""
+    with jax.default_matmul_precision("highest"):
+        escape, norm = Escape.of(model, start), jnp.linalg.norm
+        turned = [
+            norm(jnp.stack(mode), axis=1).max()
+            for mode in zip((escape.u, escape.v), escape.mean_modes(0.0), strict=True)
+        ]
+        others = norm(jnp.stack([norm(escape.Y), norm(escape.L), *turned]))
+        size = norm(jnp.stack([norm(escape.A), norm(escape.D), norm(escape.L), *turned])) / 2**0.5
+        smallest = jnp.min(jnp.where(escape.sigma > 0, escape.sigma, jnp.inf))
+        smallness = size**2 / escape.s * jnp.maximum(1.0, size / smallest / FAINT)
+        rounding = 1e3 * jnp.finfo(size.dtype).eps
+        resting = jnp.column_stack([escape.mean_modes(0.0)[0], escape.L])
+        u, L = jnp.split(resting - escape.right.T @ (escape.right @ resting), [1], axis=1)
+        rate = jnp.maximum(jnp.sum(u**2), norm(L @ (L.T @ u)) / jnp.maximum(norm(u), jnp.finfo(size.dtype).tiny))
+        latest = jnp.maximum(plateau_time(*problem_of(model, start), LATE), DRIFT / rate)
+    return jnp.where(others <= rounding * size, 0.0, smallness), latest, norm(start.b - jnp.mean(start.b)) / size**2
 
-    It needs equal counts, the squared error, no decay, and `b0 = beta0 1` up to the order of the start squared.
+
+def check_small_start(model: UFM, start: State, ts: Any = None) -> Any:
+    """The times as an array, after making sure that the theory of small starts covers model, start and times.
+
+    It needs equal counts, the squared error, no decay, `b0 = beta0 1` up to the order of the start squared, a start
+    that is small or on S, and times that end while the drift of u and L is of first order. Inside jit and vmap a start
+    has no size yet, and is let through.
+
+    Raises:
+        UsageError: where the theory does not hold.
     """
     check_plain(model)
     check_state(model, start)
-    arrays = (start.W, start.X, start.b)
     if start.W.ndim != 2:
         raise UsageError(f"start has leading axes {start.W.shape[:-2]}: map over them with jax.vmap.")
-    if not model.use_bias or any(is_traced(x) for x in arrays):
-        return
-    W, X, b = (np.asarray(x) for x in arrays)
-    if np.linalg.norm(b - b.mean()) > np.sum(W**2) + np.sum(X**2):
+    times = None if ts is None else checked_times(ts, start.X.dtype)
+    if any(is_traced(x) for x in jax.tree.leaves((model, start))):
+        return times
+    if not all(np.all(np.isfinite(np.asarray(x))) for x in (start.W, start.X, start.b)):
+        raise UsageError("start holds NaN or infinity, which nothing can be predicted from: give finite numbers.")
+    reach = _reach(model, start)
+    if any(is_traced(x) for x in reach):  # inside jit even a start that is known
+        return times
+    smallness, latest, uneven = (float(x) for x in reach)
+    if model.use_bias and uneven > 2:
         raise UsageError(
-            f"start.b is {b}, which differs between the classes by more than the start squared: the theory of small "
-            "starts needs b0 = beta0 1, as fc.initial gives it; use fc.simulate."
+            f"start.b is {start.b}, which differs between the classes by more than the start squared: the theory of "
+            "small starts needs b0 = beta0 1, as fc.initial gives it; use fc.simulate."
+        )
+    if not smallness <= SMALL:
+        raise UsageError(
+            f"start is not small: (||H0||^2 + ||W0||^2)/(2 sqrt N), with what a faint mode or the bias adds, is "
+            f"{smallness:.3g}, and predictions hold up to {SMALL:g}: use fc.simulate, or a start of a smaller eps."
+        )
+    if times is not None and not is_traced(times) and float(jnp.max(times)) > latest:
+        raise UsageError(
+            f"ts ends at {float(jnp.max(times)):.6g}, but the slow motion after the escape is predicted up to "
+            f"{latest:.6g}: end earlier, or use fc.simulate."
+        )
+    return times
+
+
+def check_small_eps(model: UFM, eps: Any) -> None:
+    """Raise `UsageError` for a norm of H0 and W0, or several, at which starts are not small."""
+    largest = math.sqrt(SMALL * math.sqrt(model.counts[0]))
+    if not is_traced(eps) and np.any(np.asarray(eps) > largest):
+        raise UsageError(
+            f"eps is {shown(eps)}, and starts are small up to {largest:.3g} = sqrt({SMALL:g} sqrt N): lower it, or use "
+            "fc.simulate."
         )
 
 
 def checked_times(ts: Any, dtype) -> Float[Array, " time"]:
     """The times in the state's precision; raises `UsageError` unless they are a list of finite numbers from 0 on."""
     if is_traced(ts):
+        if ts.ndim != 1:
+            raise UsageError(f"ts must be a list of times, got an array of shape {ts.shape}.")
         return ts.astype(dtype)
-    times = np.asarray(ts)
-    if times.ndim != 1 or times.size == 0 or times.dtype.kind not in "iuf":
-        raise UsageError(f"ts must be a list of times, got {ts!r} of shape {times.shape}.")
+    times = real_numbers(ts)
+    if times is None or times.ndim != 1 or times.size == 0:
+        raise UsageError(f"ts must be a list of times, got {shown(ts)}.")
     if not np.all(np.isfinite(times) & (times >= 0)):
-        raise UsageError(f"ts must be finite and not below 0, where the start is, got {times}.")
+        raise UsageError(f"ts must be finite and not below 0, where the start is, got {shown(ts)}.")
     return jnp.asarray(times, dtype)
 
 
 def check_plain(model: UFM) -> None:
     """Raise `UsageError` unless the classes are balanced, the loss is the squared error and nothing decays."""
-    if model.loss != "squared":
-        raise UsageError(f"loss is {model.loss!r}, but the theory of small starts is for 'squared': use fc.simulate.")
+    check_squared_error(model)
     if not model.balanced:
         raise UsageError(
             f"samples_per_class={model.samples_per_class} is imbalanced, and there the theory of small starts knows "

@@ -23,9 +23,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from .._checks import Number, check_integer, check_positive, is_traced
+from .._checks import Number, check_integer, check_number, is_traced, real_numbers, shown
 from .._errors import UsageError
-from ..model import UFM, State, problem_of
+from ..model import UFM, State, check_squared_error, problem_of
 from ..simulation import as_arrays, checked_start
 from ..stopping import Growth, growing_part, target_modes
 from ._shared import (
@@ -33,7 +33,6 @@ from ._shared import (
     bias,
     bias_rate,
     check_equal_decay,
-    check_squared,
     checked_times,
     integral,
     least,
@@ -122,9 +121,11 @@ def subspace_descent(
     """
     start = checked_start(model, start)
     _check_start(model, start, rtol)
-    check_positive("learning_rate", learning_rate)
-    for k in steps:
-        check_integer("steps", k, least=0)
+    check_number("learning_rate", learning_rate)
+    given = real_numbers(list(steps) if isinstance(steps, Sequence) else steps)
+    if given is None or given.ndim != 1:
+        raise UsageError(f"steps must be a list of numbers of steps, got {shown(steps)}.")
+    steps = [check_integer("steps", k, least=0) for k in given]
     model, eta = as_arrays((model, learning_rate), start.W.dtype)
     return _subspace_descent(model, start, eta, jnp.asarray(steps, int), int(max(steps, default=0)))
 
@@ -168,7 +169,10 @@ def half_time(model: UFM, mu: Float[Array | np.ndarray, "*shape"] | Number) -> F
     """
     check_balanced(model)
     _check_decay(model)
-    mu = jnp.asarray(mu, jnp.result_type(mu, float))
+    if not is_traced(mu) and real_numbers(mu) is None:
+        raise UsageError(f"mu must hold numbers, got {shown(mu)}.")
+    mu = jnp.asarray(mu if is_traced(mu) else real_numbers(mu))
+    mu = mu.astype(jnp.result_type(mu, float))
     r = _subspace_rate(model, mu.dtype)
     inside = (mu > 0) & (mu < r)
     if not is_traced(inside) and not bool(jnp.all(inside)):
@@ -207,7 +211,7 @@ def _on_subspace(model: UFM, start: State, left, sigmas, right, b: Float[Array, 
 
 def _check_decay(model: UFM) -> None:
     """Raise `UsageError` unless the flow of the model stays on S."""
-    check_squared(model)
+    check_squared_error(model)
     check_equal_decay(model, "unequal decay of W and H leads away from S")
 
 

@@ -29,11 +29,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .._checks import Number, check_integer, check_positive, is_traced
+from .._checks import Number, check_integer, check_key, check_positive, checked_dtype, is_traced
 from .._errors import UsageError
 from ..columns import repeat_columns
-from ..hessian import check_squared_error
-from ..model import UFM, State
+from ..model import UFM, State, check_squared_error
 from ..spectrum import Spectrum
 
 
@@ -115,7 +114,8 @@ def critical_point(model: UFM, rank: int | None = None, *, key: PRNGKeyArray, dt
         4.0
     """
     r, _, lam = _checked(model, rank)
-    dtype = jnp.result_type(float) if dtype is None else jnp.dtype(dtype)
+    check_key(key)
+    dtype = checked_dtype(dtype)
     C, s = model.num_classes, model.counts[0] ** 0.5
     normal = jax.random.normal(key, (C, model.num_features), dtype)
     if model.use_bias:
@@ -209,7 +209,7 @@ def settled_eigenvalue(model: UFM, learning_rate: Number) -> Float[Array, "*batc
         )
     if np.any(_known_decays(model) > 0):
         raise UsageError(f"weight_decay is {model.weight_decay!r} but with decay no state has risk 0: use none.")
-    check_positive("learning_rate", learning_rate)
+    check_positive("learning_rate", learning_rate, optional=False)
     bound = 2 / jnp.asarray(learning_rate) - model.num_samples
     if not is_traced(bound) and not jnp.all(bound > 0):
         raise UsageError(
@@ -240,7 +240,7 @@ def _checked(model: UFM, rank: int | None) -> tuple[int, int, float | Float[Arra
     k = model.num_classes - 1 if model.use_bias else model.num_classes
     highest = min(model.num_features, k)
     rank = highest if rank is None else rank
-    check_integer("rank", rank, least=0)
+    rank = check_integer("rank", rank, least=0)
     if rank > highest:
         raise UsageError(f"rank is {rank} but on S the rank of W is at most {highest}: lower it.")
     decays, s = _known_decays(model), model.counts[0] ** 0.5

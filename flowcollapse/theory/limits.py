@@ -15,9 +15,9 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from .. import stopping
-from .._checks import Number, check_positive, is_traced
+from .._checks import Number, check_number, is_traced
 from .._errors import UsageError
-from ..model import UFM, State, check_state, problem_of
+from ..model import UFM, State, check_squared_error, check_state, problem_of
 from ..stopping import DECAY, target_modes
 from .escape import Escape, Parts, check_features, check_small_start
 from .scaling import kappa as kappa, powers as powers, rms as rms
@@ -75,7 +75,7 @@ def plateau(model: UFM, start: State) -> Plateau:
         `risk`, and with a bias also `nc1`, `nc3`, `grad_norm`, and `nc2_etf_h`, `nc2_etf_w` if p >= C - 1.
 
     Raises:
-        UsageError: for a model with decay or unequal counts, or a start that does not fit it.
+        UsageError: for a model with decay or unequal counts, or a start that does not fit it or is not small.
 
     The relative error is O(eps^2 ln 1/eps) for each metric.
 
@@ -145,7 +145,7 @@ def imbalanced_limit(model: UFM) -> Limit:
         model: the model, without decay, with as many features as Z has modes: `p >= C - 1`, or C without a bias.
 
     Raises:
-        UsageError: for a model with decay or fewer features.
+        UsageError: for a model with decay or fewer features, or another loss than the squared error.
 
     Derived here.
 
@@ -155,6 +155,7 @@ def imbalanced_limit(model: UFM) -> Limit:
         >>> fc.theory.limits.imbalanced_limit(model).b.round(3).tolist()
         [0.556, 0.111, 0.333]
     """
+    check_squared_error(model)
     if any(not is_traced(x) and np.any(np.asarray(x)) for x in jax.tree.leaves(model.weight_decay)):
         raise UsageError(f"weight_decay is {model.weight_decay!r}: use fc.theory.limits.decay_limit.")
     U, strengths, _ = target_modes(model)
@@ -178,7 +179,7 @@ def decay_limit(model: UFM) -> Limit:
         model: the model: balanced, `p >= C - 1` (or C without a bias); W and H decay both, or neither of them.
 
     Raises:
-        UsageError: for unequal counts, fewer features, or a decay of only one of W and H.
+        UsageError: for unequal counts, fewer features, a decay of only one of W and H, or another loss.
 
     Derived here.
 
@@ -188,6 +189,7 @@ def decay_limit(model: UFM) -> Limit:
         >>> fc.theory.limits.decay_limit(model).gram.round(3).tolist()[0]
         [1.0, -0.5, -0.5]
     """
+    check_squared_error(model)
     if not model.balanced:
         raise UsageError(f"samples_per_class={model.samples_per_class} is imbalanced: decay_limit needs equal counts.")
     C, N, use_bias = model.num_classes, model.counts[0], model.use_bias
@@ -222,7 +224,7 @@ def plateau_time(model: UFM, start: State, decay: float = DECAY) -> Float[Array,
         decay: the exponent, 20 by default.
 
     Raises:
-        UsageError: if the start does not fit the model.
+        UsageError: if the start does not fit the model, or the loss is not the squared error.
 
     Derived here. It is where `fc.simulate` ends by default.
 
@@ -233,7 +235,11 @@ def plateau_time(model: UFM, start: State, decay: float = DECAY) -> Float[Array,
         >>> bool(fc.theory.limits.plateau_time(model, start) == fc.simulate(model, start, fc.Flow(rtol=1e-3)).t_end)
         True
     """
+    check_squared_error(model)
     check_state(model, start)
+    check_number("decay", decay)
+    if start.W.ndim != 2:
+        raise UsageError(f"start has leading axes {start.W.shape[:-2]}: map over them with jax.vmap.")
     return stopping.plateau_time(*problem_of(model, start), decay)
 
 
@@ -263,7 +269,8 @@ def plateau_steps(model: UFM, start: State, learning_rate: Number, decay: float 
         323
     """
     check_small_start(model, start)
-    check_positive("learning_rate", learning_rate)
+    check_number("learning_rate", learning_rate)
+    check_number("decay", decay)
     s = math.sqrt(model.counts[0])
     highest = 2 / (model.num_samples + s)
     if not is_traced(learning_rate) and np.any(np.asarray(learning_rate) >= highest):

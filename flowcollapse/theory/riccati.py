@@ -10,20 +10,19 @@ from jaxtyping import Array, Float
 from .._checks import Number, is_traced
 from .._errors import UsageError
 from ..coordinates import to_class_means
-from ..model import UFM, State, problem_of
+from ..model import UFM, State, check_squared_error, problem_of
 from ..simulation import as_arrays, checked_start
 from ..stopping import target_modes
 from ._shared import (
     Times,
     bias,
     check_equal_decay,
-    check_squared,
     checked_times,
     integral,
     known_decays,
     least,
 )
-from .subspace import default_rtol
+from .subspace import check_rtol, default_rtol
 
 
 def balanced_flow(model: UFM, start: State, ts: Times, *, rtol: Number | None = None) -> State:
@@ -60,6 +59,7 @@ def balanced_flow(model: UFM, start: State, ts: Times, *, rtol: Number | None = 
     """
     start = checked_start(model, start)
     ts = checked_times(ts, start.W.dtype)
+    check_rtol(rtol)
     _check_balanced_start(model, start, rtol)
     return _balanced_flow(as_arrays(model, ts.dtype), start, ts)
 
@@ -124,6 +124,7 @@ def second_phase(model: UFM, start: State, ts: Times, *, rtol: Number | None = N
     """
     start = checked_start(model, start)
     ts = checked_times(ts, start.W.dtype)
+    check_rtol(rtol)
     _check_second_phase(model, start, rtol)
     return _second_phase(as_arrays(model, ts.dtype), start, ts)
 
@@ -211,7 +212,7 @@ def _balance_defects(model: UFM, start: State) -> dict[str, Float[Array, ""]]:
 
 def _check_balanced_start(model: UFM, start: State, rtol: Number | None) -> None:
     """Raise `UsageError` where `balanced_flow` does not hold."""
-    check_squared(model)
+    check_squared_error(model)
     check_equal_decay(model, "that does not keep W^T W - H H^T = lam I")
     defects = _balance_defects(as_arrays(model, start.W.dtype), start)
     decays = known_decays(model)
@@ -265,7 +266,7 @@ def _second_phase_defects(model: UFM, start: State) -> dict[str, Float[Array, ""
 
 def _check_second_phase(model: UFM, start: State, rtol: Number | None) -> None:
     """Raise `UsageError` where `second_phase` does not hold."""
-    check_squared(model)
+    check_squared_error(model)
     if not model.use_bias:
         raise UsageError("use_bias is False, and without a bias there is no second phase: use a model with a bias.")
     if any(known_decays(model) or ()):

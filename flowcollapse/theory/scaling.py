@@ -9,8 +9,8 @@ from jaxtyping import Array, Float
 
 from .._checks import check_positive
 from .._errors import UsageError
-from ..model import UFM
-from .escape import check_features, check_plain, mean_mode_nodes
+from ..model import UFM, check_squared_error
+from .escape import check_features, check_plain, check_small_eps, mean_mode_nodes
 
 
 def kappa(model: UFM) -> float:
@@ -20,7 +20,7 @@ def kappa(model: UFM) -> float:
     density `sech(z)^{C s}`, to full precision at any size.
 
     Raises:
-        UsageError: for unequal counts.
+        UsageError: for unequal counts, or another loss than the squared error.
 
     Derived here.
 
@@ -29,6 +29,7 @@ def kappa(model: UFM) -> float:
         >>> round(fc.theory.limits.kappa(fc.UFM(num_classes=3, samples_per_class=3, num_features=15)), 9)
         0.908777516
     """
+    check_squared_error(model)
     if not model.balanced:
         raise UsageError(f"samples_per_class={model.samples_per_class} is imbalanced: kappa needs equal counts.")
     _, sech_squared, weights = mean_mode_nodes(model.num_classes * math.sqrt(model.counts[0]))
@@ -93,25 +94,26 @@ def rms(model: UFM, eps: Any) -> dict[str, Float[Array, "*sizes"]]:
 
     Args:
         model: the model: balanced, with a bias, without decay, `p >= C - 1`.
-        eps: the norm of H0 and of W0, any shape; the bias starts at 0.
+        eps: the norm of H0 and of W0, any shape, at most `sqrt(sqrt N / 32)`; the bias starts at 0.
 
     Returns:
         `snc2`, `snc2_numerator`, `snc3`, `distance`, `relative_distance` and `nc3`, each the root mean square, and
         `nc1_trace`, the mean. `nc3` is 0 if p = C - 1, where it is of order eps^2.
 
     Raises:
-        UsageError: for a model out of these bounds or an eps that is not positive.
+        UsageError: for a model out of these bounds or an eps that is not positive, or not small.
 
     Leading order in eps; derived here.
 
     Example:
         >>> import flowcollapse as fc
         >>> model = fc.UFM(num_classes=3, samples_per_class=3, num_features=15)
-        >>> fc.theory.limits.rms(model, 1.0)["distance"].round(3).tolist()
-        1.004
+        >>> fc.theory.limits.rms(model, 1e-3)["distance"].round(6).tolist()
+        0.001004
     """
     check_plain(model)
-    check_positive("eps", eps)
+    check_positive("eps", eps, optional=False)
+    check_small_eps(model, eps)
     if not model.use_bias:
         raise UsageError("use_bias is False: the constants of rms are those of the model with a bias.")
     C, N, p, s = model.num_classes, model.counts[0], model.num_features, math.sqrt(model.counts[0])

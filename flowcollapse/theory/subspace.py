@@ -17,11 +17,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from .. import metrics
-from .._checks import Number, is_traced
+from .._checks import Number, check_number, is_traced
 from .._errors import UsageError
 from ..columns import root_counts
 from ..metrics import View
-from ..model import UFM, Point, Problem, State, check_state, over_batch, problem_of
+from ..model import UFM, Point, Problem, State, check_model, check_squared_error, check_state, over_batch, problem_of
 
 
 class RiskParts(NamedTuple):
@@ -152,6 +152,9 @@ def contains(model: UFM, state: State, rtol: Number | None = None) -> Bool[Array
         >>> bool(fc.theory.subspace.contains(model, fc.initial.sphere(model, eps=1e-9, key=jax.random.key(0))))
         False
     """
+    check_balanced(model)
+    check_state(model, state)
+    check_rtol(rtol)
     allowed = jnp.asarray(default_rtol(state) if rtol is None else rtol)
     off = distance(model, State(X=state.X, W=state.W, b=jnp.zeros_like(state.b), columns=state.columns))
     size = jnp.sqrt(jnp.sum(state.W**2, axis=(-2, -1)) + jnp.sum(state.X**2, axis=(-2, -1)))
@@ -183,6 +186,7 @@ def risk_parts(model: UFM, state: State, rtol: Number | None = None) -> RiskPart
         >>> [round(float(part), 4) for part in fc.theory.subspace.risk_parts(model, state)]
         [3.0, 1.5]
     """
+    check_squared_error(model)
     check_state(model, state)
     check_on_subspace(model, state, rtol)
     lam_W, lam_H, lam_b = (decay.astype(state.W.dtype) for decay in model.decays)
@@ -197,8 +201,15 @@ def default_rtol(state: State) -> float:
     return 1e3 * float(jnp.finfo(jnp.result_type(state.W, jnp.float32)).eps)
 
 
+def check_rtol(rtol: Number | None) -> None:
+    """Raise `UsageError` unless `rtol` is None or a positive number."""
+    if rtol is not None:
+        check_number("rtol", rtol)
+
+
 def check_balanced(model: UFM) -> None:
     """Raise `UsageError` unless the classes are balanced."""
+    check_model(model)
     if not model.balanced:
         raise UsageError(
             f"samples_per_class={model.samples_per_class} is imbalanced, but the subspace S is defined for equal "
@@ -209,6 +220,7 @@ def check_balanced(model: UFM) -> None:
 def check_on_subspace(model: UFM, state: State, rtol: Number | None) -> None:
     """Raise `UsageError` if the state is known and off S."""
     check_balanced(model)
+    check_rtol(rtol)
     on = eqx.filter_jit(contains)(model, state, None if rtol is None else jnp.asarray(rtol))
     if not is_traced(on) and not bool(jnp.all(on)):
         raise UsageError(

@@ -1,0 +1,48 @@
+"""No argument of a public function, whatever its value, raises anything but a `UsageError` of one line.
+
+The values and the calls stand in `wrong_kinds.py`; a function that is new needs a call there.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import wrong_kinds
+
+import flowcollapse as fc
+
+FUNCTIONS = wrong_kinds.public_functions()
+
+
+def test_every_public_function_is_called():
+    assert set(FUNCTIONS) == set(wrong_kinds.CALLS)
+
+
+@pytest.fixture(scope="module")
+def failures(tmp_path_factory) -> dict[str, list]:
+    """What went wrong in each function, from a process of its own: see `wrong_kinds`."""
+    program, folder = Path(wrong_kinds.__file__), tmp_path_factory.mktemp("wrong")
+    subprocess.run([sys.executable, str(program), "failures"], cwd=folder, capture_output=True, check=True)
+    lines = [json.loads(line) for line in (folder / "failures").read_text().splitlines()]
+    return {line["function"]: line["failures"] for line in lines}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_wrong_value_is_refused_in_one_line_or_gives_a_result(failures, name):
+    assert failures[name] == []
+
+
+def test_a_function_that_fails_is_found_out():
+    """The trial itself: raw errors and hangers-on are failures, results and refusals are not."""
+
+    def half(number):
+        if isinstance(number, str):
+            raise fc.UsageError(f"number must be a number, got {number!r}:\nuse 1.")
+        return number / 2
+
+    found = list(wrong_kinds.failures_of(half, {"number": 1}, examples=0))
+    assert found
+    assert all(error.startswith(("TypeError", "UFuncTypeError")) for _, _, error in found)
+    assert "[]" in {shown for _, shown, _ in found}

@@ -1,0 +1,357 @@
+"""Wrong kinds of values at every argument of every public function, one argument at a time.
+
+Run as a program, from an empty folder, because the suite's own shape checks would refuse such values before the
+package sees them. `python wrong_kinds.py FILE` writes, for each function, what gave neither a result nor a
+`UsageError`. Runs are traced and not compiled, and sweeps end where they would begin to compute: by then all has been
+checked. A function is public if it is a public name of the package or has an example in its docstring.
+"""
+
+import contextlib
+import functools
+import importlib
+import io
+import json
+import pkgutil
+import sys
+import types
+import warnings
+from collections.abc import Callable, Iterator
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import xarray as xr
+from hypothesis import HealthCheck, given, settings, strategies as st
+
+import flowcollapse as fc
+import flowcollapse.simulation
+from flowcollapse.sweeps.engine import Engine
+
+KEY = jax.random.key(0)
+SIZES = {"num_classes": 3, "samples_per_class": 3, "num_features": 4}
+MODEL = fc.UFM(num_classes=3, samples_per_class=3, num_features=4)
+START = fc.initial.sphere(MODEL, 0.1, key=KEY)
+ON_S = fc.initial.on_subspace(MODEL, 0.1, key=KEY)
+COLLAPSED = fc.initial.collapsed(MODEL, key=KEY)
+NO_BIAS = fc.UFM(num_classes=3, samples_per_class=3, num_features=4, use_bias=False)
+TIMES = [0.0, 1.0]
+
+RESULTS = {"Interrupted", "Trajectory", "UsageError", "Verdict"}
+"""Public classes that the package makes and users only read."""
+
+INTERNAL = {f"flowcollapse.{name}" for name in ("cli", "theory.laws", "sweeps.engine", "comparison_table")}
+"""Modules for the package itself, though some of their functions have examples."""
+
+
+def second_phase() -> dict[str, Any]:
+    W = 2**-0.25 * np.array([[1.0, 0.3], [-1.0, 0.3]])
+    H = 2**-0.75 * np.array([[1.0, 1.0, -1.0, -1.0], [0.1, -0.1, 0.1, -0.1]])
+    model = fc.UFM(num_classes=2, samples_per_class=2, num_features=2)
+    return {"model": model, "start": fc.State(H=H, W=W, b=np.full(2, 0.5)), "ts": TIMES, "rtol": 1e-6}
+
+
+def sweep_dataset() -> xr.Dataset:
+    shape, axes = (2, 2, 2), ("eps", "seed", "time")
+    data: dict[str, Any] = {name: (axes, np.full(shape, 0.5)) for name in ("snc1", "snc2", "snc3", "relative_distance")}
+    flags = {"flag_values": [0, 2], "flag_meanings": "plateau time_limit"}
+    data["verdict"] = (axes[:2], np.zeros((2, 2), np.int8), flags)
+    return xr.Dataset(data, {"eps": [1.0, 0.1], "seed": [0, 1], "time": [0.0, 1.0]})
+
+
+def stability_dataset() -> xr.Dataset:
+    names, shape = ("learning_rate", "eps", "seed", "time"), (2, 1, 1, 1)
+    coords = {"learning_rate": [0.1, 0.2], "eps": [0.1], "seed": [0], "time": [1.0]}
+    attributes = {"model": json.dumps(SIZES), "method": json.dumps({"name": "descent", "optimizer": "sgd"})}
+    flags = {"flag_values": [0, 4], "flag_meanings": "plateau non_finite"}
+    verdicts = (names[:3], np.zeros(shape[:3], np.int8), flags)
+    return xr.Dataset({"snc1": (names, np.full(shape, 0.5)), "verdict": verdicts}, coords, attributes)
+
+
+@functools.cache
+def comparison() -> xr.Dataset:
+    return fc.compare(MODEL, "sphere", ["sgd:learning_rate=0.05"], 2, eps=[0.1, 0.2], seeds=2, metrics=["snc1"])
+
+
+def run_dataset() -> xr.Dataset:
+    names = ("snc1", "snc2", "snc3", "distance", "relative_distance", "risk")
+    return xr.Dataset({name: ("time", [0.5, 0.4]) for name in names}, {"time": TIMES})
+
+
+# fmt: off
+CALLS: dict[str, Callable[[], dict[str, Any]]] = {
+    "UFM": lambda: SIZES | {"weight_decay": 0.0, "use_bias": True, "loss": "squared"},
+    "State": lambda: {"H": START.H, "W": START.W, "b": START.b, "columns": None},
+    "Flow": lambda: {
+        "solver": "tsit5", "rtol": 1e-3, "atol": 1e-3, "t1": 1.0, "max_steps": 9, "coordinates": "auto", "mesh": None
+    },
+    "Descent": lambda: {
+        "optimizer": "sgd", "num_steps": 2, "t1": 1.0, "coordinates": "auto", "learning_rate": 0.1, "momentum": 0.5
+    },
+    "ModifiedFlow": lambda: {"learning_rate": 0.1, "momentum": 0.5, "nesterov": False, "solver": "tsit5", "t1": 1.0},
+    "HeavyBallFlow": lambda: {"learning_rate": 0.1, "momentum": 0.5, "nesterov": False, "solver": "tsit5", "t1": 1.0},
+    "compare": lambda: {
+        "model": MODEL, "start": "sphere", "optimizers": ["sgd"], "ts": [1.0], "eps": [0.1], "seeds": 1,
+        "metrics": ["risk"], "flow": fc.Flow("tsit5"), "num_steps": 20, "keep_final": False, "devices": 1,
+        "width": 1, "progress": False, "learning_rate": [0.1],
+    },
+    "enable_x64": lambda: {"enable": False},
+    "use_cpu_cores": lambda: {"count": 1},
+    "hessian_spectrum": lambda: {"model": MODEL, "state": START, "num": 2, "which": "largest", "iterations": 4},
+    "open_sweep": lambda: {"path": "there is no such folder"},
+    "predict": lambda: {"model": MODEL, "start": START, "ts": TIMES, "metrics": ["risk"]},
+    "risk": lambda: {"model": MODEL, "state": START},
+    "sharpness": lambda: {"model": MODEL, "state": START, "iterations": 4},
+    "simulate": lambda: {
+        "model": MODEL, "start": START, "method": fc.Descent("sgd", 2, learning_rate=0.1), "ts": 2,
+        "save_states": False, "metrics": ["risk"],
+    },
+    "sweep": lambda: {
+        "model": MODEL, "method": fc.Descent("sgd", 2, learning_rate=0.1), "eps": [0.1], "seeds": 1, "ts": 2,
+        "metrics": ["risk"], "store": None, "devices": 1, "progress": False, "start": "sphere", "keep_final": False,
+        "width": 1, "lanes_per_task": 1, "scheduler": None, "distributed": False, "learning_rate": [0.1],
+    },
+    "to_class_means": lambda: {"model": MODEL, "state": START},
+    "velocity": lambda: {"model": MODEL, "state": START},
+    "hessian.hessian_vector_product": lambda: {"model": MODEL, "state": START, "direction": START},
+    "hessian.hessian_trace": lambda: {"model": MODEL, "state": START},
+    "spectrum.spectral_density": lambda: {"model": MODEL, "state": START, "key": KEY, "probes": 1, "iterations": 4},
+    "initial.sphere": lambda: {"model": MODEL, "eps": 0.1, "key": KEY, "reduced": False, "dtype": None},
+    "initial.on_subspace": lambda: {"model": MODEL, "eps": 0.1, "key": KEY, "dtype": None},
+    "initial.balanced": lambda: {"model": MODEL, "eps": 0.1, "key": KEY, "dtype": None},
+    "initial.collapsed": lambda: {"model": MODEL, "key": KEY, "dtype": None},
+    "metrics.evaluate": lambda: {"model": MODEL, "state": START, "names": ["snc1"], "start": START},
+    "metrics.snc": lambda: {"model": MODEL, "state": START},
+    "metrics.from_features": lambda: {
+        "features": np.eye(3), "labels": [0, 0, 1], "W": np.ones((2, 3)), "b": np.zeros(2)
+    },
+    "plot.comparison.comparison_paths": lambda: {"dataset": comparison(), "name": "snc1", "ax": None},
+    "plot.comparison.comparison_distance": lambda: {"dataset": comparison().isel(eps=0), "ax": None},
+    "plot.comparison.comparison_ends": lambda: {"dataset": comparison(), "name": "snc1", "ax": None, "along": "eps"},
+    "plot.overview.sweep": lambda: {"dataset": sweep_dataset(), "name": "snc1"},
+    "plot.paper.figure1": lambda: {"dataset": sweep_dataset(), "ax": None, "seed": 0},
+    "plot.paper.figure2": lambda: {"dataset": sweep_dataset(), "ax": None, "seed": 0},
+    "plot.paper.path": lambda: {"dataset": run_dataset(), "ax": None},
+    "plot.stability.stability": lambda: {"dataset": stability_dataset(), "ax": None, "name": "snc1"},
+    "plot.sweeps.bands": lambda: {"dataset": sweep_dataset(), "name": "snc1", "ax": None, "along": "eps"},
+    "plot.sweeps.limit": lambda: {"dataset": sweep_dataset(), "name": "snc1", "ax": None, "against": "eps"},
+    "plot.sweeps.heatmap": lambda: {"dataset": sweep_dataset(), "name": "snc1", "ax": None, "x": "eps", "y": "seed"},
+    "plot.sweeps.verdicts": lambda: {"dataset": sweep_dataset(), "ax": None, "along": "eps"},
+    "reproduce.run": lambda: {
+        "eps": [0.1], "seeds": 1, "seed_shown": 0, "learning_rate": 0.1, "rtol": 1e-2, "solver": "tsit5", "t1": 1.0,
+        "progress": False,
+    },
+    "theory.certificate.verify": lambda: {"only": ["there is no such law"], "report": None},
+    "theory.curves.learning_curve": lambda: {"model": MODEL, "start": START, "ts": TIMES, "corrected": True},
+    "theory.curves.descent_curve": lambda: {"model": MODEL, "start": START, "learning_rate": 0.1, "num_steps": 2},
+    "theory.curves.mean_modes": lambda: {"model": MODEL, "start": START, "ts": TIMES},
+    "theory.exact.subspace_flow": lambda: {"model": MODEL, "start": ON_S, "ts": TIMES, "rtol": 1e-3},
+    "theory.exact.subspace_descent": lambda: {
+        "model": MODEL, "start": ON_S, "steps": [1], "learning_rate": 0.1, "rtol": 1e-3
+    },
+    "theory.exact.half_time": lambda: {"model": MODEL, "mu": 0.1},
+    "theory.landscape.spectrum": lambda: {"model": MODEL, "rank": 1},
+    "theory.landscape.critical_point": lambda: {"model": MODEL, "rank": 1, "key": KEY, "dtype": None},
+    "theory.landscape.stability_threshold": lambda: {"model": MODEL},
+    "theory.landscape.divergence_threshold": lambda: {"model": MODEL},
+    "theory.landscape.settled_eigenvalue": lambda: {"model": MODEL, "learning_rate": 0.1},
+    "theory.limits.plateau": lambda: {"model": MODEL, "start": START},
+    "theory.limits.imbalanced_limit": lambda: {"model": MODEL},
+    "theory.limits.decay_limit": lambda: {"model": MODEL},
+    "theory.limits.plateau_time": lambda: {"model": MODEL, "start": START, "decay": 1.0},
+    "theory.limits.plateau_steps": lambda: {"model": MODEL, "start": START, "learning_rate": 0.1, "decay": 1.0},
+    "theory.prediction.trajectory": lambda: {"model": MODEL, "start": START, "ts": TIMES, "metrics": ["risk"]},
+    "theory.prediction.states": lambda: {"model": MODEL, "start": START, "ts": TIMES},
+    "theory.riccati.balanced_flow": lambda: {
+        "model": NO_BIAS, "start": fc.initial.balanced(NO_BIAS, 0.1, key=KEY), "ts": TIMES, "rtol": 1e-3
+    },
+    "theory.riccati.second_phase": second_phase,
+    "theory.scaling.kappa": lambda: {"model": MODEL},
+    "theory.scaling.powers": lambda: {"model": MODEL},
+    "theory.scaling.rms": lambda: {"model": MODEL, "eps": 0.1},
+    "theory.subspace.dimension": lambda: {"model": MODEL},
+    "theory.subspace.project": lambda: {"model": MODEL, "state": START},
+    "theory.subspace.distance": lambda: {"model": MODEL, "state": START},
+    "theory.subspace.relative_distance": lambda: {"model": MODEL, "state": START},
+    "theory.subspace.contains": lambda: {"model": MODEL, "state": START, "rtol": 1e-3},
+    "theory.subspace.risk_parts": lambda: {"model": MODEL, "state": ON_S, "rtol": 1e-3},
+}
+# fmt: on
+"""A call that works, or is refused for its one wrong name, of each public function."""
+
+
+def public_functions() -> dict[str, Callable]:
+    """Every function and class that users call, by the name in `CALLS`."""
+    found = {name: getattr(fc, name) for name in fc.__all__ if name not in RESULTS}
+    found = {name: value for name, value in found.items() if callable(value)}
+    known = set(map(id, found.values()))
+    for module in pkgutil.walk_packages(fc.__path__, "flowcollapse."):
+        if module.name.endswith("__main__") or any(module.name.startswith(name) for name in INTERNAL):
+            continue
+        for name, value in vars(importlib.import_module(module.name)).items():
+            own = isinstance(value, types.FunctionType) and value.__module__ == module.name and not name.startswith("_")
+            if own and id(value) not in known and ">>>" in (value.__doc__ or ""):
+                found[f"{module.name.removeprefix('flowcollapse.')}.{name}"] = value
+    return found
+
+
+class Stranger:
+    """An object of no library."""
+
+    def __repr__(self) -> str:
+        return "a stranger"
+
+
+KINDS: dict[str, Callable[[], Any]] = {
+    **{repr(value): (lambda value=value: value) for value in (
+        None, True, False, 0, 1, -1, 3, 10**30, -(10**30), 0.0, -1.0, 0.5, 2.5, 1e300, float("nan"), float("inf"),
+        1 + 2j, "", "abc", "a\0b", "snc1\n", b"x", (), (1,), (1, 2, 3), (0.5, "a"), [], [1], [1.0, "a"], [[1, 2], [3]],
+        [[0.1], [0.2]], [None], [True], [float("nan")], [-1.0], [[]], ["risk", 3], {}, {"a": 1}, {1: 2}, {"sgd": None},
+        range(3), slice(3), ..., NotImplemented, Decimal("0.1"), Path("x"), 1e-30, "1", "0.1",
+    )},
+    "set()": set,
+    "{0.5}": lambda: {0.5},
+    "object()": object,
+    "stranger": Stranger,
+    "a class": lambda: int,
+    "a module": lambda: json,
+    "a builtin": lambda: len,
+    "a lambda": lambda: lambda *args, **options: None,
+    "a generator": lambda: (x for x in (0.5, 1.0)),
+    "an error": lambda: ValueError("x"),
+    "np.zeros((2, 2))": lambda: np.zeros((2, 2)),
+    "np.zeros(0)": lambda: np.zeros(0),
+    "np.ones((3, 4), int)": lambda: np.ones((3, 4), int),
+    "np text": lambda: np.array(["a", "b"]),
+    "np objects": lambda: np.array([object(), None]),
+    "np.int64(2)": lambda: np.int64(2),
+    "np.int64(-2)": lambda: np.int64(-2),
+    "np.float32(0.1)": lambda: np.float32(0.1),
+    "np.bool_(True)": lambda: np.bool_(True),
+    "np.array(1)": lambda: np.array(1),
+    "np.array(0.1)": lambda: np.array(0.1),
+    "np.array([0.1])": lambda: np.array([0.1]),
+    "np complex": lambda: np.ones((3, 4), complex),
+    "np date": lambda: np.datetime64("2026-01-01"),
+    "jnp.ones(3)": lambda: jnp.ones(3),
+    "jnp.array(0.1)": lambda: jnp.array(0.1),
+    "jnp.array(2)": lambda: jnp.array(2),
+    "jnp bool": lambda: jnp.ones(3, bool),
+    "a key": lambda: KEY,
+    "keys": lambda: jax.random.split(KEY, 2),
+    "a model": lambda: MODEL,
+    "another model": lambda: fc.UFM(num_classes=2, samples_per_class=(1, 2), num_features=1, weight_decay=0.1),
+    "the class of models": lambda: fc.UFM,
+    "a state": lambda: START,
+    "states": lambda: jax.tree.map(lambda x: jnp.stack([x, x]), START),
+    "class means": lambda: fc.to_class_means(MODEL, START),
+    "drawn class means": lambda: fc.initial.sphere(MODEL, 0.1, key=KEY, reduced=True),
+    "a large state": lambda: fc.initial.sphere(MODEL, 1e3, key=KEY),
+    "a state of NaN": lambda: jax.tree.map(lambda x: x * jnp.nan, START),
+    "a state of integers": lambda: fc.State(H=np.ones((4, 9), int), W=np.ones((3, 4), int)),
+    "a state of numbers": lambda: fc.State(H=1, W=2, b=3),
+    "a state of lists": lambda: fc.State(H=[1.0], W=[2.0], b=[3.0]),
+    "a method": lambda: fc.Flow(max_steps=2),
+    "the class of flows": lambda: fc.Flow,
+    "a dataset": lambda: xr.Dataset({"snc1": ("x", [1.0])}),
+    "an empty dataset": xr.Dataset,
+    "a DataArray": lambda: xr.DataArray([1.0, 2.0]),
+}  # fmt: skip
+
+scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.complex_numbers() | st.text(max_size=3)
+nested = st.recursive(
+    scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=2), inner, max_size=2)
+)
+
+
+def failures_of(function: Callable, valid: dict[str, Any], examples: int) -> Iterator[tuple[str, str, str]]:
+    """`(argument, value, error)` for each error that is no `UsageError`, or takes more than one line."""
+    error = attempt(function, valid)
+    if error is not None:
+        yield "a call that works", "", error
+    for argument in valid:
+        seen: dict[str, tuple[str, str]] = {}
+        check = functools.partial(try_one, function, valid, argument, seen)
+        for shown, make in KINDS.items():
+            check(make(), shown)
+        if examples > 0:
+            throw_at(check, examples)
+        yield from ((argument, shown, error) for shown, error in seen.values())
+
+
+def try_one(
+    function: Callable, valid: dict[str, Any], argument: str, seen: dict[str, tuple[str, str]], value: Any, shown: str
+):
+    """Keep the error of one call; of errors of one type that with the shortest value."""
+    error = attempt(function, valid | {argument: value})
+    kind = error and error.partition(":")[0]
+    if error and kind and (kind not in seen or len(shown) < len(seen[kind][0])):
+        seen[kind] = shown, error
+
+
+EVERY = list(HealthCheck)  # a slow call is no fault here
+
+
+def throw_at(check: Callable[[Any, str], None], examples: int) -> None:
+    """Nested values that Hypothesis makes up, the same at each run."""
+
+    @settings(max_examples=examples, deadline=None, derandomize=True, database=None, suppress_health_check=EVERY)
+    @given(nested)
+    def throw(value):
+        check(value, repr(value)[:80])
+
+    throw()
+
+
+def attempt(function: Callable, options: dict[str, Any]) -> str | None:
+    """What went wrong; None for a result or a `UsageError` of one line."""
+    from matplotlib import pyplot
+
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            function(**options)
+    except Reached:
+        return None
+    except fc.UsageError as error:
+        return None if "\n" not in str(error) else f"an error of several lines: {error}"
+    except Exception as error:
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+    finally:
+        pyplot.close("all")
+    return None
+
+
+class Reached(Exception):
+    """A sweep or a comparison has checked its arguments and would begin to compute."""
+
+
+def stop_before_computing() -> None:
+    """Let simulations be traced alone, and sweeps and comparisons end before the first lane."""
+
+    def reached(*args, **options):
+        raise Reached
+
+    run = fc.simulation._simulate
+    fc.simulation._simulate = lambda *args: eqx.filter_eval_shape(run, *args)
+    Engine.__init__ = reached
+
+
+def main(file: str, *names: str, examples: int = 12) -> None:
+    functions, calls = public_functions(), {name: CALLS[name]() for name in names or CALLS}
+    stop_before_computing()
+    with Path(file).open("w") as lines:
+        for name, valid in calls.items():
+            failures = list(failures_of(functions[name], valid, examples))
+            lines.write(json.dumps({"function": name, "failures": failures}) + "\n")
+            lines.flush()
+
+
+if __name__ == "__main__":
+    import matplotlib as mpl
+
+    mpl.use("agg")
+    main(*sys.argv[1:])
