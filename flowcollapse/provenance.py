@@ -9,9 +9,10 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import equinox as eqx
 import jax
-import numpy as np
+import jax.numpy as jnp
+
+from .description import options
 
 PACKAGES = ("flowcollapse", "jax", "jaxlib", "diffrax", "equinox", "optax", "numpy", "xarray")
 
@@ -38,7 +39,7 @@ def git_revision() -> str:
 
 def precision() -> str:
     """`"float64"` if JAX has been allowed it, else `"float32"`."""
-    return "float64" if jax.config.read("jax_enable_x64") else "float32"
+    return jnp.result_type(float).name
 
 
 def provenance(model: Any, method: Any, **more: Any) -> dict[str, str]:
@@ -55,17 +56,3 @@ def provenance(model: Any, method: Any, **more: Any) -> dict[str, str]:
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     } | {name: value if isinstance(value, str) else json.dumps(value) for name, value in more.items()}
 
-
-def options(module: eqx.Module) -> dict[str, Any]:
-    """The fields of a model or method as plain values."""
-    return {name: _plain(value) for name, value in vars(module).items()}
-
-
-def _plain(value: Any) -> Any:
-    if eqx.is_array_like(value):
-        return np.asarray(value).tolist()
-    if isinstance(value, dict):
-        return {str(name): _plain(item) for name, item in value.items()}
-    if isinstance(value, tuple | list) and not callable(value):
-        return [_plain(item) for item in value] if not hasattr(value, "_fields") else type(value).__name__
-    return value if value is None or isinstance(value, str) else getattr(value, "__name__", type(value).__name__)
