@@ -31,3 +31,18 @@ def check_integer(name: str, value: Any, least: int = 1) -> None:
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
         wanted = "a positive integer" if least == 1 else f"an integer of at least {least}"
         raise UsageError(f"{name} must be {wanted}, got {value!r}.")
+
+
+def check_flag(name: str, value: Any) -> None:
+    """Raise `UsageError` unless `value` is True or False."""
+    if not isinstance(value, bool | np.bool_):
+        raise UsageError(f"{name} must be True or False, got {shown(value)}.")
+
+
+def shown(value: Any) -> str:
+    """A value as an error shows it: on one line, and not longer than a reader wants."""
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= 100 else f"{text[:80]}... ({type(value).__name__})"

@@ -1,4 +1,4 @@
-"""The one error for bad input: a sentence that names the argument, the value and the cure."""
+"""The one error for bad input: a sentence that names the argument, the value and the cure; and the one warning."""
 
 import difflib
 from collections.abc import Iterable
@@ -6,6 +6,10 @@ from collections.abc import Iterable
 
 class UsageError(ValueError):
     """Input that cannot be right. The command line prints it on one line and exits with code 2."""
+
+
+class PrecisionWarning(UserWarning):
+    """Runs in float32, which hide much of what neural collapse is about. Ignore it where that is what you want."""
 
 
 def nearest(name: object, known: Iterable[str]) -> str:

@@ -18,10 +18,12 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from ._checks import is_traced
 from ._errors import UsageError
 
 NAMELESS = "write it as a function or class of a module that can be imported, or leave out store="
@@ -77,7 +79,9 @@ def described(value: Any, place: str, unknown: Unknown = _undescribed) -> Any:
     if isinstance(value, set | frozenset):
         return sorted((described(item, place, unknown) for item in value), key=repr)
     if isinstance(value, tuple | list) and type(value) in (tuple, list):
-        return [described(item, _place_of(place, i, item), unknown) for i, item in enumerate(value)]
+        named = len(value) == 2 and isinstance(value[0], str)  # a pair, whose value goes by its name
+        places = [place, _join(place, value[0])] if named else [f"{place}[{i}]" for i in range(len(value))]
+        return [described(item, at, unknown) for item, at in zip(value, places, strict=True)]
     if isinstance(value, Mesh):
         return {"class": "jax.Mesh", "axes": dict(value.shape), "devices": [str(d) for d in value.devices.flat]}
     if isinstance(value, type) or inspect.isroutine(value) or hasattr(value, "__wrapped__"):
@@ -106,21 +110,15 @@ def _join(place: str, name: str) -> str:
     return f"{place}.{name}" if place else name
 
 
-def _place_of(place: str, index: int, item: Any) -> str:
-    """The place of an item of a list; a pair of a name and a value goes by its name."""
-    named = isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], str)
-    return _join(place, item[0]) if named else f"{place}[{index}]"
-
-
 def _values(numbers: Any) -> Any:
     """Numbers, whatever arrays they are in, as Python's own."""
-    return jax.tree.map(lambda x: np.asarray(x).tolist() if eqx.is_array(x) or isinstance(x, np.generic) else x, numbers)
+    return jax.tree.map(lambda x: np.asarray(x).tolist() if hasattr(x, "dtype") else x, numbers)
 
 
 def _array(value: Any, place: str, unknown: Unknown) -> Any:
-    if isinstance(value, jax.core.Tracer):
+    if is_traced(value):
         return unknown(place, "known only when the compiled program runs", "call this outside jax.jit")
-    if jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key):
+    if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
         value = jax.random.key_data(value)
     values = np.asarray(value)
     if values.dtype == object:
@@ -148,8 +146,8 @@ def _object(value: Any, place: str, unknown: Unknown) -> Any:
     kind = type(value)
     if isinstance(value, functools.partial):
         parts = {"func": value.func, "args": value.args, "keywords": value.keywords}
-    elif isinstance(value, tuple) and hasattr(value, "_fields"):
-        parts = dict(zip(value._fields, value, strict=True))
+    elif isinstance(value, tuple) and (fields := getattr(value, "_fields", ())):
+        parts = dict(zip(fields, value, strict=True))
     elif kind.__new__ is object.__new__ and hasattr(value, "__dict__") and not _slots(kind):
         parts = vars(value)
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from .description import options
+from .settings import PRECISION_NOTE
 
 PACKAGES = ("flowcollapse", "jax", "jaxlib", "diffrax", "equinox", "optax", "numpy", "xarray")
 
@@ -42,6 +43,15 @@ def precision() -> str:
     return jnp.result_type(float).name
 
 
+SETTINGS = ("jax_enable_x64", "jax_default_prng_impl", "jax_threefry_partitionable", "jax_default_matmul_precision")
+"""The settings of JAX that numbers depend on by more than rounding: the precision, and how keys become starts."""
+
+
+def settings() -> dict[str, Any]:
+    """The settings of JAX that numbers depend on."""
+    return {name: getattr(jax.config, name) for name in SETTINGS}
+
+
 def provenance(model: Any, method: Any, **more: Any) -> dict[str, str]:
     """Attributes for a file: what ran, with which versions, on which device, at which precision, when."""
     device = jax.devices()[0]
@@ -52,7 +62,7 @@ def provenance(model: Any, method: Any, **more: Any) -> dict[str, str]:
         "versions": json.dumps(versions()),
         "device": f"{device.platform}: {device.device_kind}",
         "precision": precision(),
+        **({"precision_note": PRECISION_NOTE} if precision() == "float32" else {}),
         "git_revision": git_revision(),
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     } | {name: value if isinstance(value, str) else json.dumps(value) for name, value in more.items()}
-
