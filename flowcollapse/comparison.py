@@ -106,6 +106,7 @@ def compare(
 
     Example:
         >>> import flowcollapse as fc
+        >>> fc.enable_x64()
         >>> model = fc.UFM(num_classes=3, samples_per_class=3, num_features=15)
         >>> rates = [0.01, 0.02]
         >>> runs = fc.compare(model, "sphere", ["sgd"], [1.0], eps=[0.1], seeds=1, metrics=(), learning_rate=rates)

@@ -157,7 +157,7 @@ def chosen_devices(devices: Any) -> list[Device]:
     chosen = jax.local_devices()
     if isinstance(devices, jax.Device):
         return [devices]
-    if isinstance(devices, Iterable) and not isinstance(devices, str):
+    if isinstance(devices, Iterable) and not isinstance(devices, str) and not hasattr(devices, "dtype"):
         given = list(devices)
         if not given or not all(isinstance(device, jax.Device) for device in given) or len(set(given)) < len(given):
             raise UsageError(f"devices must be a number or a list of different jax devices, got {shown(devices)}.")

@@ -1,5 +1,6 @@
 """What a sweep runs: named axes, the lanes they span, and the tasks that lanes are computed and stored in."""
 
+import contextlib
 import itertools
 import math
 import numbers
@@ -155,16 +156,19 @@ def _listed(name: str, values: Any) -> list[Any]:
     """The values of whatever holds several, which is read once; or the one value."""
     if callable(values) or isinstance(values, str | bytes | Mapping):
         raise _not_numbers(name, values)
-    if hasattr(values, "__array__"):
-        try:
-            values = np.asarray(values).tolist()
-        except Exception:  # whatever the library that the array is from raises where it cannot be read
-            raise _not_numbers(name, values) from None
-    return [_plain(value) for value in values] if isinstance(values, Iterable) else [values]
+    values = _plain(values)
+    try:
+        return list(map(_plain, values)) if isinstance(values, Iterable) else [values]
+    except TypeError:  # an array that no library but its own can read
+        raise _not_numbers(name, values) from None
 
 
 def _plain(value: Any) -> Any:
-    return np.asarray(value).tolist() if hasattr(value, "__array__") else value
+    """An array of any library as Python's own numbers; all else as it is."""
+    if hasattr(value, "__array__"):
+        with contextlib.suppress(Exception):  # whatever that library raises where the array cannot be read
+            return np.asarray(value).tolist()
+    return value
 
 
 def _number(name: str, value: Any) -> Any:

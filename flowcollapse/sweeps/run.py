@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import itertools
 import math
+import os
 import signal
 import sys
 import threading
@@ -19,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from .._checks import check_flag, check_integer
+from .._checks import check_flag, check_integer, shown
 from .._errors import UsageError, nearest
 from .._files import local_path
 from ..descent import Descent
@@ -56,12 +57,12 @@ def sweep(
     model: UFM,
     method: Method,
     *,
-    eps: Sequence[float],
-    seeds: int | Sequence[int] = 256,
-    ts: Sequence[float] | np.ndarray | int | None = None,
+    eps: float | Iterable[float],
+    seeds: int | Iterable[int] = 256,
+    ts: Iterable[float] | int | None = None,
     metrics: Sequence[str] | None = None,
-    store: str | Path | None = None,
-    devices: int | Sequence[Device] | None = None,
+    store: str | os.PathLike[str] | None = None,
+    devices: int | Iterable[Device] | None = None,
     progress: bool = True,
     start: str = "sphere",
     keep_final: bool = False,
@@ -69,19 +70,21 @@ def sweep(
     lanes_per_task: int | None = None,
     scheduler: Any = None,
     distributed: bool = False,
-    **axes: Sequence[Any],
+    **axes: Any,
 ) -> "xr.Dataset":
     """Run a method from many starts: over scales and seeds, and over any other number by name.
 
     Args:
         model: the model.
         method: `fc.Flow(...)`, `fc.Descent("sgd", ...)`, `fc.ModifiedFlow(...)` or `fc.HeavyBallFlow(...)`.
-        eps: norms of the starts.
+        eps: norms of the starts, in a list, an array of any library, a generator; or a single one.
         seeds: how many, or which. The start of a lane is `fc.initial.sphere(model, eps, key=jax.random.key(seed))`, so
             that it depends on its seed and eps alone.
         ts: save times that all lanes share, or how many equal times each lane has up to its own end; default 41.
         metrics: names of the metrics to keep; default all that every lane can have but `sharpness`.
-        store: a folder that the sweep is written to while it runs. The same call resumes it.
+        store: a folder of this machine that the sweep is written to while it runs. The same call resumes it. A call with
+            more seeds, or other values on any axis, adds them and computes the lanes that are new; one with fewer
+            returns those. Both leave what is there as it is.
         devices: how many, or which; default all local ones. See `fc.use_cpu_cores`.
         progress: show a bar on standard error.
         start: `"sphere"`, `"on-subspace"` or `"balanced"`, the functions of `fc.initial`.
@@ -101,23 +104,26 @@ def sweep(
         were paid for because lanes of a block wait for each other) tell how the sweep went.
 
     Raises:
-        UsageError: for empty or doubled axes, unknown names, times beyond the end, no devices, or a store that holds
-            another sweep, is in use or cannot be written to.
+        UsageError: for empty or doubled axes, unknown names, times beyond the end, no devices, a store that holds
+            another sweep, is in use or cannot be written to, and, with a store, a method that cannot be described to
+            the last number: a ready optimizer, a schedule or function that no module holds under its name.
+        PrecisionWarning: as a warning, for float32.
         Interrupted: after Ctrl-C, once what was under way is finished and written.
 
     Example:
         >>> import flowcollapse as fc
+        >>> fc.enable_x64()
         >>> model = fc.UFM(num_classes=3, samples_per_class=3, num_features=15)
         >>> grid = fc.sweep(model, fc.Flow(rtol=1e-4), eps=[1.0, 0.1], seeds=4, ts=5, metrics=["snc1"], progress=False)
         >>> dict(grid.sizes)
         {'eps': 2, 'seed': 4, 'time': 5}
     """
+    for name, value in (("progress", progress), ("keep_final", keep_final), ("distributed", distributed)):
+        check_flag(name, value)
     plan = _plan(make_grid(model, method, eps, seeds, axes), start, ts, metrics, keep_final)
     for name, value in (("width", width), ("lanes_per_task", lanes_per_task)):
         if value is not None:
             check_integer(name, value)
-    for name, value in (("progress", progress), ("keep_final", keep_final), ("distributed", distributed)):
-        check_flag(name, value)
     if distributed and (store is None or scheduler is not None):
         raise UsageError("distributed=True needs a store, which the processes share, and no scheduler: pass store=.")
     path = None if store is None else local_path(store, "store")
@@ -329,8 +335,11 @@ def _interruptible() -> Iterator[threading.Event]:
 
 def _times(ts: Any, grid: Grid) -> tuple[float, ...] | int:
     """The save times as Python's own numbers, or how many of them."""
-    if isinstance(ts, Iterator):  # read once for all that look at it
-        ts = list(ts)
+    try:
+        ts = np.asarray(list(ts) if isinstance(ts, Iterator) else ts)
+        ts = ts if ts.ndim else ts.item()
+    except Exception:  # whatever objects of other libraries raise in their conversions
+        raise UsageError(f"ts must be a list of increasing times or a number of them, got {shown(ts)}.") from None
     if isinstance(ts, int | np.integer) and not isinstance(ts, bool):
         check_integer("ts", ts)
         return int(ts)

@@ -348,7 +348,7 @@ def locked(path: Path) -> Iterator[None]:
         lock.release()
 
 
-def open_sweep(path: str | Path) -> "xr.Dataset":
+def open_sweep(path: str | os.PathLike[str]) -> "xr.Dataset":
     """The dataset of a sweep's store, finished or not, read from disk only where it is used.
 
     Args:
@@ -363,6 +363,7 @@ def open_sweep(path: str | Path) -> "xr.Dataset":
 
     Example:
         >>> import tempfile, flowcollapse as fc
+        >>> fc.enable_x64()
         >>> model = fc.UFM(num_classes=3, samples_per_class=3, num_features=15)
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     path = folder + "/a.zarr"
