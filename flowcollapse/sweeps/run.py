@@ -82,8 +82,8 @@ def sweep(
             that it depends on its seed and eps alone.
         ts: save times that all lanes share, or how many equal times each lane has up to its own end; default 41.
         metrics: names of the metrics to keep; default all that every lane can have but `sharpness`.
-        store: a folder of this machine that the sweep is written to while it runs. The same call resumes it. A call with
-            more seeds, or other values on any axis, adds them and computes the lanes that are new; one with fewer
+        store: a folder of this machine that the sweep is written to while it runs. The same call resumes it. A call
+            with more seeds, or other values on any axis, adds them and computes the lanes that are new; one with fewer
             returns those. Both leave what is there as it is.
         devices: how many, or which; default all local ones. See `fc.use_cpu_cores`.
         progress: show a bar on standard error.
@@ -127,6 +127,9 @@ def sweep(
     if distributed and (store is None or scheduler is not None):
         raise UsageError("distributed=True needs a store, which the processes share, and no scheduler: pass store=.")
     path = None if store is None else local_path(store, "store")
+    if path is not None:
+        configuration(plan)  # refuses what cannot be described
+        check_place(path)
     chosen = chosen_devices(devices)
     capacity = lanes_per_task or default_lanes(plan, chosen, width)
     about = tell_precision(jnp.result_type(float))
@@ -193,8 +196,6 @@ def _into_store(
     path: Path, plan: Plan, capacity: int, compute: Compute, progress: bool, distributed: bool, about: dict[str, Any]
 ) -> "xr.Dataset":
     index, count = (jax.process_index(), jax.process_count()) if distributed else (0, 1)
-    configuration(plan)  # refuses what cannot be described, before anything is made
-    check_place(path)
     with contextlib.ExitStack() as stack:
         if index == 0:
             if not (path / GROUP).exists():
