@@ -12,7 +12,13 @@ from flowcollapse.sweeps import engine, store
 
 MODEL = fc.UFM(num_classes=3, samples_per_class=2, num_features=4)
 METHOD = fc.Descent("sgd", num_steps=60, learning_rate=0.05)
-OPTIONS: dict[str, Any] = {"ts": 3, "metrics": ["risk", "snc1"], "width": 2, "progress": False}
+OPTIONS: dict[str, Any] = {
+    "ts": 3,
+    "metrics": ["risk", "snc1"],
+    "width": 2,
+    "lanes_per_task": 2,  # one program for all
+    "progress": False,
+}
 
 
 def run(path, eps, seeds, method=METHOD, **more):
@@ -69,10 +75,10 @@ def test_fewer_lanes_are_read_and_nothing_runs(path, undisturbed, monkeypatch):
 
 
 def test_what_is_there_stays_byte_for_byte(path):
-    run(path, [1.0, 0.1], 4, lanes_per_task=2)
+    run(path, [1.0, 0.1], 4)
     before = {file: file.read_bytes() for file in path.rglob("*") if "c" in file.parts and file.is_file()}
     whole = {file: content for file, content in before.items() if file.parent.parent.name == "c"}
-    run(path, [1.0, 0.1], 8, lanes_per_task=2)
+    run(path, [1.0, 0.1], 8)
     assert whole
     assert all(file.read_bytes() == content for file, content in whole.items())
 
@@ -168,16 +174,16 @@ def killed_at(monkeypatch, owner, name, number):
 @pytest.mark.parametrize("moment", range(12))
 def test_growth_that_is_killed_has_happened_or_not(path, undisturbed, monkeypatch, moment):
     """Each file that says how long something is may be the last that was written."""
-    first = run(path, [1.0, 0.1], 3, lanes_per_task=2)
+    first = run(path, [1.0, 0.1], 3)
     with monkeypatch.context() as patch:
         killed_at(patch, store, "_replace", moment)
         try:
-            run(path, [1.0, 0.1, 0.3], 7, lanes_per_task=2)
+            run(path, [1.0, 0.1, 0.3], 7)
         except Killed:
             assert_same(fc.open_sweep(path).load(), first)
     # Another growth than the one that was begun, and then that one.
-    assert_same(run(path, [1.0, 0.1], [0, 90], lanes_per_task=2), undisturbed.sel(eps=[1.0, 0.1], seed=[0, 90]))
-    assert_same(run(path, [1.0, 0.1, 0.3], 7, lanes_per_task=2), undisturbed.sel(eps=[1.0, 0.1, 0.3], seed=range(7)))
+    assert_same(run(path, [1.0, 0.1], [0, 90]), undisturbed.sel(eps=[1.0, 0.1], seed=[0, 90]))
+    assert_same(run(path, [1.0, 0.1, 0.3], 7), undisturbed.sel(eps=[1.0, 0.1, 0.3], seed=range(7)))
 
 
 @pytest.mark.parametrize("moment", [0, 1, 5, 6, 7, 13, 20])
@@ -201,7 +207,7 @@ def test_lanes_that_are_killed_while_they_are_written(path, undisturbed, monkeyp
 
 def test_a_small_sweep_grows_in_large_steps(path, monkeypatch):
     """Chunks are as small as the first sweep was; what runs at once is not."""
-    run(path, [1.0, 0.1], 2, lanes_per_task=2)
+    run(path, [1.0, 0.1], 2)
     calls, submit = [], engine.Engine.submit
     monkeypatch.setattr(engine.Engine, "submit", lambda self, lanes: calls.append(1) or submit(self, lanes))
     run(path, [1.0, 0.1], 34, lanes_per_task=32)
