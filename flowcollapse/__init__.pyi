@@ -1,5 +1,5 @@
 from . import initial as initial, metrics as metrics, plot as plot, theory as theory
-from ._errors import UsageError as UsageError
+from ._errors import PrecisionWarning as PrecisionWarning, UsageError as UsageError
 from .comparison import compare as compare
 from .coordinates import to_class_means as to_class_means
 from .descent import Descent as Descent

@@ -1,4 +1,4 @@
-"""The one error for bad input: a sentence that names the argument, the value and the cure."""
+"""The one error for bad input: a sentence that names the argument, the value and the cure; and the one warning."""
 
 import difflib
 from collections.abc import Iterable
@@ -12,6 +12,10 @@ class UsageError(ValueError):
 
     def __init__(self, message: str = ""):
         super().__init__(" ".join(line.strip() for line in str(message).splitlines()))
+
+
+class PrecisionWarning(UserWarning):
+    """Runs in float32, which hide much of what neural collapse is about. Ignore it where that is what you want."""
 
 
 def nearest(name: object, known: Iterable[str]) -> str:

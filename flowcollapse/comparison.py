@@ -19,6 +19,7 @@ from .model import UFM, State
 from .provenance import options, provenance
 from .race import Plateau, Race, Setting, Shared
 from .rivals import Rival, check_axes, ending_at, given_times, rival, rivals_of, save_times
+from .settings import tell_precision
 from .simulation import as_arrays, checked_starts
 from .sweeps.engine import CPU_WIDTH, Device, Engine, block_width, chosen_devices, state_size
 from .sweeps.grid import MODEL_AXES, SHAPE_AXES, Grid, Task, checked_axes, lane_values, with_values
@@ -105,6 +106,7 @@ def compare(
 
     Example:
         >>> import flowcollapse as fc
+        >>> fc.enable_x64()
         >>> model = fc.UFM(num_classes=3, samples_per_class=3, num_features=15)
         >>> rates = [0.01, 0.02]
         >>> runs = fc.compare(model, "sphere", ["sgd"], [1.0], eps=[0.1], seeds=1, metrics=(), learning_rate=rates)
@@ -127,6 +129,7 @@ def compare(
     shape = starts or jax.eval_shape(lambda: STARTS[str(kind)](model, 1.0, key=jax.random.key(0)))
     names = checked_names(model, shape.columns, cheap(model, shape.columns) if metrics is None else metrics)
     chosen, dtype = chosen_devices(devices), shape.W.dtype
+    told = tell_precision(dtype)
 
     if isinstance(ts, int):
         t1 = reference.method.t1
@@ -145,7 +148,7 @@ def compare(
         dataset = dataset.isel(lane=0, drop=True)
     by_name = {one.name: {"name": m.name} | options(m) for one, m in zip(rivals, methods, strict=True)}
     about = provenance(model, methods[0], title="flowcollapse comparison", start=kind or "given")
-    return dataset.assign_attrs(about | {"method": json.dumps(by_name)})
+    return dataset.assign_attrs(about | told | {"method": json.dumps(by_name)})
 
 
 def _grid(model, start, eps, seeds, rivals: list[Rival], axes) -> tuple[Grid, State | None]:

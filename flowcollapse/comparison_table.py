@@ -58,4 +58,5 @@ def table(dataset: "xr.Dataset") -> str:
     lines += aligned(rows)
     if int(np.prod(shape)) > MOST_ROWS:
         lines.append(f"... and {int(np.prod(shape)) - MOST_ROWS} more rows")
+    lines += [dataset.attrs["precision_note"]] if "precision_note" in dataset.attrs else []
     return "\n".join(lines)

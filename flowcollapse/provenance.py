@@ -9,9 +9,11 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import equinox as eqx
 import jax
-import numpy as np
+import jax.numpy as jnp
+
+from .description import options
+from .settings import PRECISION_NOTE
 
 PACKAGES = ("flowcollapse", "jax", "jaxlib", "diffrax", "equinox", "optax", "numpy", "xarray")
 
@@ -38,7 +40,16 @@ def git_revision() -> str:
 
 def precision() -> str:
     """`"float64"` if JAX has been allowed it, else `"float32"`."""
-    return "float64" if jax.config.read("jax_enable_x64") else "float32"
+    return jnp.result_type(float).name
+
+
+SETTINGS = ("jax_enable_x64", "jax_default_prng_impl", "jax_threefry_partitionable", "jax_default_matmul_precision")
+"""The settings of JAX that numbers depend on by more than rounding: the precision, and how keys become starts."""
+
+
+def settings() -> dict[str, Any]:
+    """The settings of JAX that numbers depend on."""
+    return {name: getattr(jax.config, name) for name in SETTINGS}
 
 
 def provenance(model: Any, method: Any, **more: Any) -> dict[str, str]:
@@ -51,21 +62,7 @@ def provenance(model: Any, method: Any, **more: Any) -> dict[str, str]:
         "versions": json.dumps(versions()),
         "device": f"{device.platform}: {device.device_kind}",
         "precision": precision(),
+        **({"precision_note": PRECISION_NOTE} if precision() == "float32" else {}),
         "git_revision": git_revision(),
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     } | {name: value if isinstance(value, str) else json.dumps(value) for name, value in more.items()}
-
-
-def options(module: eqx.Module) -> dict[str, Any]:
-    """The fields of a model or method as plain values."""
-    return {name: _plain(value) for name, value in vars(module).items()}
-
-
-def _plain(value: Any) -> Any:
-    if eqx.is_array_like(value):
-        return np.asarray(value).tolist()
-    if isinstance(value, dict):
-        return {str(name): _plain(item) for name, item in value.items()}
-    if isinstance(value, tuple | list) and not callable(value):
-        return [_plain(item) for item in value] if not hasattr(value, "_fields") else type(value).__name__
-    return value if value is None or isinstance(value, str) else getattr(value, "__name__", type(value).__name__)

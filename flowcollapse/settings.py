@@ -1,11 +1,14 @@
 """What the program that runs chooses, never an import: the precision, and the CPU cores that count as devices."""
 
 import os
+import warnings
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from ._checks import check_flag, check_integer
-from ._errors import UsageError
+from ._errors import PrecisionWarning, UsageError
 
 
 def enable_x64(enable: bool = True) -> None:
@@ -21,6 +24,20 @@ def enable_x64(enable: bool = True) -> None:
     """
     check_flag("enable", enable)
     jax.config.update("jax_enable_x64", bool(enable))
+
+
+PRECISION_NOTE = (
+    "float32 resolves b - 1/C, B - W^T and SNC1 to about 1e-6 only, too coarse for eps <= 1e-2: "
+    "call fc.enable_x64() before any state is made, for float64"
+)
+
+
+def tell_precision(dtype: Any, stacklevel: int = 3) -> dict[str, str]:
+    """Warn of runs in float32, in the name of the caller's caller, and give the attributes that results carry."""
+    if jnp.dtype(dtype) != jnp.float32:
+        return {"precision": jnp.dtype(dtype).name}
+    warnings.warn(PRECISION_NOTE, PrecisionWarning, stacklevel=stacklevel)
+    return {"precision": "float32", "precision_note": PRECISION_NOTE}
 
 
 def use_cpu_cores(count: int | None = None) -> None:

@@ -209,7 +209,95 @@ TYPES = {
         "fc.simulate(model, fc.State(H=[[1.0]], W=start.W, b=start.b), fc.Flow())",
         ["state.H", "(1, 1)", "(4, 9)"],
     ),
-    "a sweep over one number": ("fc.sweep(model, fc.Flow(), eps=0.1)", ["eps", "0.1", "list"]),
+    "a sweep over a word": ("fc.sweep(model, fc.Flow(), eps='small')", ["eps", "'small'", "list of numbers"]),
+    "nested values of an axis": (
+        "fc.sweep(model, fc.Flow(), eps=[[1.0, 2.0]])",
+        ["eps", "[1.0, 2.0]", "list of numbers"],
+    ),
+    "no values of an axis": (
+        "fc.sweep(model, fc.Flow(), eps=None)",
+        ["eps", "None", "list of numbers"],
+    ),
+    "truth values on an axis": (
+        "fc.sweep(model, fc.Flow(), eps=[0.1], rtol=[True])",
+        ["rtol", "True", "list of numbers"],
+    ),
+    "schedules on an axis": (
+        "fc.sweep(model, fc.Flow(), eps=[0.1], rtol=[lambda step: 0.1])",
+        ["rtol", "once for each schedule"],
+    ),
+    "a schedule as an axis": (
+        "fc.sweep(model, fc.Flow(), eps=[0.1], rtol=lambda step: 0.1)",
+        ["rtol", "once for each schedule"],
+    ),
+    "seeds as text": (
+        "fc.sweep(model, fc.Flow(), eps=[0.1], seeds='256')",
+        ["seeds", "'256'", "integers", "how many"],
+    ),
+    "half a seed": (
+        "fc.sweep(model, fc.Flow(), eps=[0.1], seeds=2.5)",
+        ["seeds", "2.5", "integers"],
+    ),
+    "seeds that are floats": (
+        "fc.sweep(model, fc.Flow(), eps=[0.1], seeds=[0.0, 1.0])",
+        ["seeds", "0.0", "integers"],
+    ),
+    "a truth value as seeds": (
+        "fc.sweep(model, fc.Flow(), eps=[0.1], seeds=True)",
+        ["seeds", "True", "integers"],
+    ),
+    "a state as the start of a sweep": (
+        "fc.sweep(model, fc.Flow(), eps=[0.1], start=start)",
+        ["start", "State", "'sphere'", "fc.compare"],
+    ),
+    "no start of a sweep": (
+        "fc.sweep(model, fc.Flow(), eps=[0.1], start=None)",
+        ["start", "NoneType", "'sphere'"],
+    ),
+    "a function as the start of a sweep": (
+        "fc.sweep(model, fc.Flow(), eps=[0.1], start=fc.initial.sphere)",
+        ["start", "function", "'sphere'"],
+    ),
+    "times of a sweep as text": (
+        "fc.sweep(model, fc.Flow(), eps=[0.1], ts='all')",
+        ["ts", "'all'", "increasing"],
+    ),
+    "times of a sweep that are no numbers": (
+        "fc.sweep(model, fc.Flow(), eps=[0.1], ts=[{}, []])",
+        ["ts", "[{}, []]", "increasing"],
+    ),
+    "half a time of a sweep": (
+        "fc.sweep(model, fc.Flow(), eps=[0.1], ts=2.5)",
+        ["ts", "2.5", "increasing"],
+    ),
+    "devices as text": (
+        "fc.sweep(model, fc.Flow(), eps=[0.1], devices='cpu')",
+        ["devices", "'cpu'", "positive integer"],
+    ),
+    "half a device": (
+        "fc.sweep(model, fc.Flow(), eps=[0.1], devices=1.5)",
+        ["devices", "1.5", "positive integer"],
+    ),
+    "a number as store": (
+        "fc.sweep(model, fc.Flow(), eps=[0.1], store=3)",
+        ["store", "3", "path"],
+    ),
+    "half a lane": (
+        "fc.sweep(model, fc.Flow(), eps=[0.1], width=1.5)",
+        ["width", "1.5", "positive integer"],
+    ),
+    "lanes per task as text": (
+        "fc.sweep(model, fc.Flow(), eps=[0.1], lanes_per_task='8')",
+        ["lanes_per_task", "'8'", "positive integer"],
+    ),
+    "a word for a flag": (
+        "fc.sweep(model, fc.Flow(), eps=[0.1], keep_final='yes')",
+        ["keep_final", "'yes'", "True or False"],
+    ),
+    "a number as scheduler": (
+        "fc.sweep(model, fc.Flow(), eps=[0.1], scheduler=8786)",
+        ["scheduler", "8786", "address"],
+    ),
     "a sweep of no model": ("fc.sweep(None, fc.Flow(), eps=[0.1])", ["model", "None", "fc.UFM"]),
     "a sweep by a word": ("fc.sweep(model, 'flow', eps=[0.1])", ["method", "'flow'", "fc.Flow"]),
     "ts in two dimensions": ("fc.simulate(model, start, fc.Flow(), [[0.0, 1.0]])", ["ts", "(1, 2)", "increasing"]),

@@ -6,8 +6,10 @@ from typing import Any, cast
 
 import diffrax as dfx
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+import xarray as xr
 from jax.sharding import Mesh
 
 import flowcollapse as fc
@@ -221,6 +223,10 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "an empty axis": ({"eps": []}, "eps is empty"),
     "a value twice": ({"eps": [0.1, 0.1]}, "eps holds 0.1 twice"),
     "a norm of zero": ({"eps": [0.1, 0.0]}, "eps must be positive"),
+    "a value that is not finite": ({"eps": [float("nan")]}, "eps must be finite, got nan"),
+    "more seeds than can be": ({"seeds": 10**30}, "seeds must be at least 1, and at most 2"),
+    "a device twice": ({"devices": 2 * jax.local_devices()[:1]}, "devices must be .* different jax devices"),
+    "an address as store": ({"store": "s3://bucket/a.zarr"}, "store 's3://bucket/a.zarr' is an address"),
     "no seeds": ({"seeds": 0}, "seeds must be at least 1"),
     "a seed twice": ({"seeds": [1, 1]}, "seeds holds 1 twice"),
     "a seed below zero": ({"seeds": [-1]}, "seeds must be integers from 0"),
@@ -246,6 +252,48 @@ def test_bad_input_is_refused_before_anything_runs(case, paper_model, monkeypatc
     options, message = BAD[case]
     with pytest.raises(fc.UsageError, match=message):
         fc.sweep(paper_model, FLOW, **({"eps": [0.1], "seeds": 2, "progress": False} | options))
+
+
+GIVEN: dict[str, Any] = {
+    "a number": lambda values: values[0],
+    "a tuple": tuple,
+    "a generator": lambda values: (value for value in values),
+    "an array": np.array,
+    "an array of jax": jnp.array,
+    "a DataArray": xr.DataArray,
+}
+
+
+@pytest.mark.parametrize("form", GIVEN)
+def test_values_of_axes_in_any_form(form):
+    """The lanes are those of a list, whatever holds the values; a generator is read once."""
+    values = [0.5] if form == "a number" else [0.5, 0.25]
+    seeds = [3, 0] if form != "a number" else [3]
+    rates = [0.03125, 0.0625][: len(values)]  # exact in any precision
+    plain = fc.sweep(SMALL, DESCENT, eps=values, seeds=seeds, learning_rate=rates, **OPTIONS)
+    make = GIVEN[form]
+    axes = {"eps": make(values), "seeds": seeds if form == "a number" else make(seeds), "learning_rate": make(rates)}
+    xr.testing.assert_identical(fc.sweep(SMALL, DESCENT, **axes, **OPTIONS).drop_attrs(), plain.drop_attrs())
+
+
+@pytest.mark.usefixtures("thirty_two_bits")
+def test_float32_is_said_aloud():
+    """Once, with what it loses and the cure; and in the attributes of the results, also of a store opened later."""
+    with pytest.warns(fc.PrecisionWarning, match=r"b - 1/C, B - W\^T and SNC1 .*fc.enable_x64") as told:
+        found = fc.sweep(SMALL, DESCENT, eps=0.1, seeds=1, **OPTIONS)
+    assert len(told) == 1
+    assert told[0].filename == __file__  # where the user called
+    assert found["risk"].dtype == np.float32
+    assert found.attrs["precision_note"] == str(told[0].message)
+    assert found.attrs["precision"] == "float32"
+    with pytest.warns(fc.PrecisionWarning) as told:
+        both = fc.compare(SMALL, "sphere", "sgd:learning_rate=0.05", [1.0], eps=[0.1], seeds=1, metrics=["risk"])
+    assert len(told) == 1
+    assert both.attrs["precision_note"] == str(told[0].message)
+
+
+def test_float64_has_nothing_to_say(grid):
+    assert "precision_note" not in grid.attrs
 
 
 def test_times_beyond_the_end_of_a_descent_are_refused(paper_model):

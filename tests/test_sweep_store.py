@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -100,8 +101,7 @@ def test_without_its_mark_nothing_of_a_task_is_believed(path, undisturbed):
 @pytest.mark.parametrize(
     ("changes", "difference"),
     [
-        ({"eps": [1.0, 0.2]}, r"axes.eps is \[1.0, 0.1\] there and \[1.0, 0.2\] here"),
-        ({"metrics": ["risk"]}, r"metrics is"),
+        ({"metrics": ["risk", "nc3"]}, r"metrics are .* there, without 'nc3'"),
         ({"ts": 4}, "ts is 3 there and 4 here"),
         ({"keep_final": True}, "keep_final is false there and true here"),
         ({"method": METHOD.with_numbers({"learning_rate": 0.1})}, "learning_rate is 0.05 there and 0.1 here"),
@@ -165,9 +165,48 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
     for folder in (tmp_path, tmp_path / "other.zarr"):
         with pytest.raises(fc.UsageError, match="is not the store of a flowcollapse sweep"):
             run(folder)
-    with pytest.raises(fc.UsageError, match="is not the store"):
+    with pytest.raises(fc.UsageError, match=r"nowhere.zarr does not exist: give the path of a sweep's store"):
         fc.open_sweep(tmp_path / "nowhere.zarr")
+    with pytest.raises(fc.UsageError, match=r"notes.txt is a file, and the store of a sweep is a folder"):
+        fc.open_sweep(tmp_path / "notes.txt")
     assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("finished", [True, False])
+@pytest.mark.parametrize("form", ["version 3", "version 2", "not consolidated", "in memory", "cp"])
+def test_copies_are_read(path, tmp_path, form, finished):
+    run(path)
+    if not finished:
+        marks(path)[0].unlink()
+    original, copy = fc.open_sweep(path), tmp_path / "copy.zarr"
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Consolidated metadata", category=UserWarning)
+        if form == "cp":
+            shutil.copytree(path, copy)
+        elif form == "in memory":
+            original.load().to_zarr(copy, zarr_format=3)
+        else:
+            number, consolidated = (2 if form == "version 2" else 3), form != "not consolidated"
+            original.to_zarr(copy, zarr_format=number, consolidated=consolidated)
+    xr.testing.assert_identical(fc.open_sweep(copy).load(), original.load())
+    if form == "cp":
+        assert run(copy).attrs["lanes_computed"] == (0 if finished else 3)
+    else:
+        before = sorted(copy.rglob("*"))
+        with pytest.raises(fc.UsageError, match=r"is a copy that another program has laid out anew .* cp -r does"):
+            run(copy)
+        assert sorted(copy.rglob("*")) == before
+
+
+def test_a_part_of_a_sweep_is_written_anywhere(path, tmp_path):
+    """What comes from a store carries none of its chunks and codecs along."""
+    part = run(path).isel(seed=[4, 1])
+    part.to_zarr(tmp_path / "part.zarr", zarr_format=2)
+    part.to_netcdf(tmp_path / "part.nc", engine="h5netcdf")
+    for found in (xr.open_zarr(tmp_path / "part.zarr"), xr.open_dataset(tmp_path / "part.nc", engine="h5netcdf")):
+        xr.testing.assert_equal(found.load(), part.load())
+    with pytest.raises(fc.UsageError, match="laid out anew"):
+        run(tmp_path / "part.zarr")
 
 
 def test_an_empty_folder_will_do(tmp_path):

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import Formatter, FuncFormatter, Locator, LogFormatterSciNotation, LogLocator, MaxNLocator
 
 from .._errors import UsageError
-from .._files import check_picture, replacing
+from .._files import check_picture, local_path, replacing
 
 LABELS = {
     "snc1": (r"SNC1 error", r"$\|W W^{\top} - \sqrt{N}\,(I - \frac{1}{C}\,\mathbf{1}\mathbf{1}^{\!\top})\|_F$"),
@@ -64,12 +64,13 @@ def panels(ax: Any, count: int, size: tuple[float, float], rows: int = 1) -> Ite
         figure.draw_without_rendering()  # ticks are made, and take their looks, when they are first drawn
 
 
-def save(axes: Axes, file: Path) -> None:
+def save(axes: Axes, file: str | Path) -> None:
     """The figure that the axes are part of as PNG, PDF or SVG, by the file's suffix; written whole or not at all.
 
     Raises:
         UsageError: for another suffix, or if the file cannot be written.
     """
+    file = local_path(file, "file")
     check_picture(file)
     figure = axes.get_figure(root=True)
     assert figure is not None

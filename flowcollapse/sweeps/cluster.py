@@ -1,5 +1,6 @@
 """The tasks of a sweep on a Dask cluster: one worker a device, and what a lost worker had is run by another."""
 
+import contextlib
 import itertools
 import uuid
 from collections.abc import Iterator
@@ -8,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
+from .._checks import shown
 from .._errors import UsageError
-from .grid import Task
+from ..provenance import settings
+from .grid import Batch
 from .lanes import Plan
 from .local import Local, Result
 
@@ -17,7 +20,7 @@ if TYPE_CHECKING:
     import distributed
 
 AHEAD = 2
-"""Tasks that each worker is given at once: the next is at hand when one ends, and few are lost with a worker."""
+"""Batches that each worker is given at once: the next is at hand when one ends, and few are lost with a worker."""
 
 PATIENCE = "20s"
 """How long a scheduler may take to answer."""
@@ -55,39 +58,50 @@ def connect(
         raise UsageError(f"scheduler {address} does not answer: {error}.") from None
 
 
-def on_cluster(
-    scheduler: "str | distributed.Client", plan: Plan, capacity: int, width: int | None, todo: Iterator[Task]
-) -> Iterator[Result]:
-    """The results of the tasks, as they come from the workers of a cluster.
+@contextlib.contextmanager
+def connected(scheduler: Any) -> "Iterator[distributed.Client | None]":
+    """The client of a scheduler, from its address or as given; None for None. One made here is closed again.
 
     Raises:
-        RuntimeError: if a task fails, or is lost with its worker again and again.
+        UsageError: as `connect`, and for anything else.
+    """
+    if isinstance(scheduler, str):
+        with connect(scheduler) as client:
+            yield client
+    elif scheduler is None or hasattr(scheduler, "scheduler_info"):
+        yield scheduler
+    else:
+        raise UsageError(f"scheduler must be the address or the client of a Dask cluster, got {shown(scheduler)}.")
+
+
+def on_cluster(
+    client: "distributed.Client", plan: Plan, capacity: int, width: int | None, todo: Iterator[Batch]
+) -> Iterator[Result]:
+    """The results of the batches, as they come from the workers of a cluster.
+
+    Raises:
+        RuntimeError: if a batch fails, or is lost with its worker again and again.
     """
     import distributed
 
-    own = isinstance(scheduler, str)
-    client = connect(scheduler) if own else scheduler
-    x64 = bool(jax.config.read("jax_enable_x64"))
     name = f"flowcollapse-{uuid.uuid4().hex[:8]}"
     running: set[distributed.Future] = set()
 
-    def submit(task: Task) -> distributed.Future:
-        job = (name, everywhere, capacity, width, x64, task)
-        running.add(future := client.submit(run_on_worker, *job, key=f"{name}-{task.index}", pure=False))
+    def submit(batch: Batch) -> distributed.Future:
+        job = (name, everywhere, capacity, width, settings(), batch)
+        running.add(future := client.submit(run_on_worker, *job, key=f"{name}-{batch[0].index}", pure=False))
         return future
 
     try:
         everywhere = client.scatter(plan, broadcast=True)
         workers = max(1, len(client.scheduler_info(n_workers=-1)["workers"]))
-        finished = distributed.as_completed([submit(task) for task in itertools.islice(todo, AHEAD * workers)])
+        finished = distributed.as_completed([submit(batch) for batch in itertools.islice(todo, AHEAD * workers)])
         for future in finished:
             running.discard(future)
             yield future.result()
-            finished.update([submit(task) for task in itertools.islice(todo, 1)])
+            finished.update([submit(batch) for batch in itertools.islice(todo, 1)])
     finally:
         client.cancel(list(running))
-        if own:
-            client.close()
 
 
 _engines: dict[str, Local] = {}
@@ -96,13 +110,16 @@ LONGEST_WAIT = 7 * 24 * 3600
 """Seconds that a process that has done its share waits for the others to do theirs."""
 
 
-def run_on_worker(name: str, plan: Plan, capacity: int, width: int | None, x64: bool, task: Task) -> Result:
-    """One task on all devices of this worker, whose programs are kept for the next task of the same sweep."""
+def run_on_worker(
+    name: str, plan: Plan, capacity: int, width: int | None, of_jax: dict[str, Any], batch: Batch
+) -> Result:
+    """One batch on all devices of this worker, whose programs are kept for the next one of the same sweep."""
     if name not in _engines:
         _engines.clear()
-        jax.config.update("jax_enable_x64", x64)
+        for setting, value in of_jax.items():
+            jax.config.update(setting, value)
         _engines[name] = Local(plan, capacity, jax.local_devices(), width)
-    return _engines[name].submit(task)()
+    return _engines[name].submit(batch)()
 
 
 def join(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:

@@ -1,7 +1,7 @@
 """How lanes run on devices: blocks of lanes in lockstep, one block after the other, on every device at once."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Int, PyTree
 
-from .._checks import check_integer
+from .._checks import check_integer, shown
 from .._errors import UsageError
 from ..model import UFM
 
@@ -148,23 +148,26 @@ def state_size(model: UFM) -> int:
     return min(model.num_features, C + columns) * (C + columns) + C
 
 
-def chosen_devices(devices: int | Sequence[Device] | None) -> list[Device]:
+def chosen_devices(devices: Any) -> list[Device]:
     """The devices asked for: all local ones, the first few, or a list.
 
     Raises:
-        UsageError: for none, or more than there are.
+        UsageError: for none, more than there are, or what is neither a number nor devices.
     """
     chosen = jax.local_devices()
-    if isinstance(devices, int):
+    if isinstance(devices, jax.Device):
+        return [devices]
+    if isinstance(devices, Iterable) and not isinstance(devices, str) and not hasattr(devices, "dtype"):
+        given = list(devices)
+        if not given or not all(isinstance(device, jax.Device) for device in given) or len(set(given)) < len(given):
+            raise UsageError(f"devices must be a number or a list of different jax devices, got {shown(devices)}.")
+        return given
+    if devices is not None:
         check_integer("devices", devices)
-        if devices > len(chosen):
+        if int(devices) > len(chosen):
             raise UsageError(
                 f"devices={devices}, but JAX sees {len(chosen)}: ask for at most that many, or, on a CPU, call "
                 "fc.use_cpu_cores() before JAX is first used."
             )
-        chosen = chosen[:devices]
-    elif devices is not None:
-        if not devices or not all(isinstance(device, jax.Device) for device in devices):
-            raise UsageError(f"devices must be a number or a list of jax devices, at least one, got {devices!r}.")
-        chosen = list(devices)
+        return chosen[: int(devices)]
     return chosen

@@ -1,12 +1,15 @@
 """What a sweep runs: named axes, the lanes they span, and the tasks that lanes are computed and stored in."""
 
+import contextlib
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+import math
+import numbers
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from .._checks import check_positive
+from .._checks import check_positive, shown
 from .._errors import UsageError, nearest
 from ..method import Method, check_method
 from ..model import UFM
@@ -15,6 +18,13 @@ SHAPE_AXES = ("num_classes", "samples_per_class", "num_features")
 """Axes that change the shapes of the arrays: each combination of their values is a program of its own."""
 
 MODEL_AXES = (*SHAPE_AXES, "weight_decay")
+
+LISTS = {"samples_per_class": "one count for each class", "weight_decay": "one number each for W, H and b"}
+"""Axes whose values may be lists of numbers, and what such a list holds."""
+
+LARGEST_SEED = 2**63 - 1
+
+MOST_SEEDS = 2**31
 
 
 class Grid(NamedTuple):
@@ -43,10 +53,14 @@ class Grid(NamedTuple):
 
 
 class Task(NamedTuple):
-    """A box of the grid whose lanes share their shapes: a slice of each axis, and the number of the box."""
+    """A box of the grid whose lanes share their shapes: a slice of each axis, and the number of the box.
+
+    `lanes` holds the places in the box, row by row, of the lanes that are to run; None stands for all of them.
+    """
 
     index: int
     box: tuple[slice, ...]
+    lanes: np.ndarray | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -54,19 +68,21 @@ class Task(NamedTuple):
 
     @property
     def num_lanes(self) -> int:
-        return int(np.prod(self.shape))
+        return int(np.prod(self.shape)) if self.lanes is None else len(self.lanes)
 
 
-def make_grid(
-    model: UFM, method: Method, eps: Sequence[float], seeds: int | Sequence[int], axes: Mapping[str, Any]
-) -> Grid:
+Batch = tuple[Task, ...]
+"""Tasks that run together as one call of one program."""
+
+
+def make_grid(model: UFM, method: Method, eps: Any, seeds: Any, axes: Mapping[str, Any]) -> Grid:
     """The grid of a sweep.
 
     Raises:
         UsageError: for an axis that is empty, holds a value twice, does not exist, or holds values that cannot be.
     """
     if not isinstance(model, UFM):
-        raise UsageError(f"model must be an fc.UFM, got {model!r}.")
+        raise UsageError(f"model must be an fc.UFM, got {shown(model)}.")
     check_method(method)
     grid = Grid(model, method, checked_axes((*MODEL_AXES, *method.numbers), eps, seeds, axes))
     for values in grid.shapes():
@@ -78,53 +94,101 @@ def make_grid(
     return grid
 
 
-def checked_axes(
-    allowed: Sequence[str], eps: Sequence[float], seeds: int | Sequence[int], axes: Mapping[str, Any]
-) -> dict[str, tuple[Any, ...]]:
+def checked_axes(allowed: Sequence[str], eps: Any, seeds: Any, axes: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
     """The axes in order, shapes first, eps and seed last, each a tuple of values.
 
+    Args:
+        allowed: names that `axes` may have.
+        eps: one number, or whatever holds several: a list, a generator, an array of any library.
+        seeds: how many, or which.
+        axes: further axes by name, each like `eps`.
+
     Raises:
-        UsageError: for an axis that is empty, holds a value twice or is not allowed, and for eps and seeds that cannot
-            be.
+        UsageError: for an axis that is empty, holds a value twice or is not allowed, and for values that are no numbers
+            or cannot be.
     """
     for name in axes:
         if name not in allowed:
             raise UsageError(f"axis {name!r} is not one of {', '.join(allowed)}{nearest(name, allowed) or '.'}")
-    if isinstance(seeds, int | np.integer) and not isinstance(seeds, bool):
-        if seeds < 1:
-            raise UsageError(f"seeds must be at least 1, got {seeds}.")
-        seeds = range(int(seeds))
     ordered = sorted(axes, key=lambda name: SHAPE_AXES.index(name) if name in SHAPE_AXES else len(SHAPE_AXES))
     checked = {name: _checked_axis(name, axes[name]) for name in ordered}
-    checked |= {"eps": _checked_axis("eps", eps), "seed": _checked_axis("seeds", seeds)}
+    checked |= {"eps": _checked_axis("eps", eps), "seed": _checked_seeds(seeds)}
     check_positive("eps", list(checked["eps"]))
-    for seed in checked["seed"]:
-        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
-            raise UsageError(f"seeds must be integers from 0 to 2^63 - 1, got {seed!r}.")
     return checked
 
 
 def _checked_axis(name: str, values: Any) -> tuple[Any, ...]:
-    """The values of an axis as a tuple of at least one, all different."""
-    if isinstance(values, str) or not hasattr(values, "__iter__"):
-        raise UsageError(f"{name} must be a list of values, got {values!r}.")
-    given = tuple(_plain(value) for value in values)
-    if not given:
-        raise UsageError(f"{name} is empty: give it at least one value.")
-    twice = [value for i, value in enumerate(given) if value in given[:i]] if len(set(given)) < len(given) else []
-    if twice:
-        raise UsageError(f"{name} holds {twice[0]!r} twice: give each value once.")
+    """The values of an axis as a tuple of at least one, all different; numbers as floats unless they are sizes."""
+    given = tuple(_number(name, value) for value in _listed(name, values))
+    _check_values(name, given)
     sizes = {len(value) if isinstance(value, tuple) else 0 for value in given}
     if name not in SHAPE_AXES and len(sizes) > 1:
         raise UsageError(f"{name} mixes single numbers and lists, {list(given)}: write all of them alike.")
     return given
 
 
+def _checked_seeds(seeds: Any) -> tuple[int, ...]:
+    """The seeds, from a number of them or a list."""
+    if getattr(seeds, "ndim", None) == 0:
+        seeds = _plain(seeds)
+    if isinstance(seeds, int) and not isinstance(seeds, bool):
+        if not 1 <= seeds <= MOST_SEEDS:
+            raise UsageError(f"seeds must be at least 1, and at most 2^31 of them, got {seeds}.")
+        return tuple(range(seeds))
+    single = callable(seeds) or isinstance(seeds, str | bytes | Mapping)
+    given: list[Any] = [seeds] if single else _listed("seeds", seeds)
+    for seed in given:
+        if type(seed) is not int or not 0 <= seed <= LARGEST_SEED:
+            raise UsageError(f"seeds must be integers from 0 to 2^63 - 1, or how many of them, got {shown(seed)}.")
+    _check_values("seeds", given)
+    return tuple(given)
+
+
+def _check_values(name: str, given: Sequence[Any]) -> None:
+    if not given:
+        raise UsageError(f"{name} is empty: give it at least one value.")
+    if len(set(given)) < len(given):
+        twice = next(value for i, value in enumerate(given) if value in given[:i])
+        raise UsageError(f"{name} holds {twice!r} twice: give each value once.")
+
+
+def _listed(name: str, values: Any) -> list[Any]:
+    """The values of whatever holds several, which is read once; or the one value."""
+    if callable(values) or isinstance(values, str | bytes | Mapping):
+        raise _not_numbers(name, values)
+    values = _plain(values)
+    try:
+        return list(map(_plain, values)) if isinstance(values, Iterable) else [values]
+    except TypeError:  # an array that no library but its own can read
+        raise _not_numbers(name, values) from None
+
+
 def _plain(value: Any) -> Any:
-    """One number, or a tuple of them, as Python's own."""
-    if np.ndim(value) == 1:
-        return tuple(np.asarray(value).tolist())
-    return np.asarray(value).item() if isinstance(value, np.generic) or hasattr(value, "dtype") else value
+    """An array of any library as Python's own numbers; all else as it is."""
+    if hasattr(value, "__array__"):
+        with contextlib.suppress(Exception):  # whatever that library raises where the array cannot be read
+            return np.asarray(value).tolist()
+    return value
+
+
+def _number(name: str, value: Any) -> Any:
+    """A value of an axis: a number, or a tuple of them where the axis allows it."""
+    several = isinstance(value, list | tuple | range) and name in LISTS
+    parts: tuple[Any, ...] = tuple(map(_plain, value)) if several else (value,)
+    if not all(isinstance(x, numbers.Real) and not isinstance(x, bool) for x in parts):
+        raise _not_numbers(name, value)
+    if not all(isinstance(x, int) or math.isfinite(x) for x in parts):
+        raise UsageError(f"{name} must be finite, got {shown(value)}.")
+    parts = parts if name in SHAPE_AXES else tuple(map(float, parts))
+    return parts if several else parts[0]
+
+
+def _not_numbers(name: str, value: Any) -> UsageError:
+    if callable(value):
+        cure = "an axis varies numbers, so call fc.sweep once for each schedule or other function"
+    else:
+        cure = f"give numbers, as [0.1, 0.2]{f', or lists of {LISTS[name]}' if name in LISTS else ''}"
+    return UsageError(f"{name} must be a list of numbers, got {shown(value)}: {cure}.")
 
 
 def of_lane(model: UFM, method: Method, values: Mapping[str, Any]) -> tuple[UFM, Method]:
@@ -152,7 +216,7 @@ def tasks(grid: Grid, sides: Sequence[int]) -> Iterator[Task]:
 
 
 def task_sides(grid: Grid, lanes: int) -> tuple[int, ...]:
-    """The sides of boxes of at most `lanes` lanes, which are also the chunks on disk; never across two shapes.
+    """The sides of boxes of at most `lanes` lanes; never across two shapes.
 
     The inner axes are whole as long as they fit; the first that does not is cut, and those outside it have one value a
     box.
@@ -166,12 +230,25 @@ def task_sides(grid: Grid, lanes: int) -> tuple[int, ...]:
     return tuple(reversed(sides))
 
 
+def batches(grid: Grid, todo: Iterable[Task], capacity: int) -> Iterator[Batch]:
+    """The tasks in order, as many together as share their shapes and have at most `capacity` lanes."""
+    for _, alike in itertools.groupby(todo, lambda task: shape_values(grid, task)):
+        batch: list[Task] = []
+        for task in alike:
+            if batch and sum(one.num_lanes for one in batch) + task.num_lanes > capacity:
+                yield tuple(batch)
+                batch = []
+            batch.append(task)
+        yield tuple(batch)
+
+
 def lane_values(grid: Grid, task: Task) -> dict[str, np.ndarray]:
-    """The numbers of every lane of a task, lanes in the box's order; without the axes that change shapes."""
+    """The numbers of every lane of a task, in the box's order; without the axes that change shapes."""
     boxes = dict(zip(grid.axes, task.box, strict=True))
     names = [name for name in grid.axes if name not in SHAPE_AXES]
     places = np.meshgrid(*(np.arange(boxes[name].start, boxes[name].stop) for name in names), indexing="ij")
-    return {name: np.asarray(grid.axes[name])[place.ravel()] for name, place in zip(names, places, strict=True)}
+    which = slice(None) if task.lanes is None else task.lanes
+    return {name: np.asarray(grid.axes[name])[place.ravel()[which]] for name, place in zip(names, places, strict=True)}
 
 
 def shape_values(grid: Grid, task: Task) -> dict[str, Any]:

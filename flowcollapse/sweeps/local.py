@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .engine import ACCELERATOR_WIDTH, Device, Engine, block_width, state_size
-from .grid import Task, lane_values, shape_values, with_values
+from .grid import Batch, Task, lane_values, shape_values, with_values
 from .lanes import Plan
 
 LANES_A_TASK = 1024
@@ -22,20 +22,31 @@ COSTLY = ("steps_taken", "steps_accepted", "steps_rejected")
 
 
 class Result(NamedTuple):
-    """A finished task: its variables, lanes in front, and the steps that were taken and paid for."""
+    """A finished batch: its variables, lanes in front, and the steps that were taken and paid for."""
 
-    task: Task
+    batch: Batch
     variables: dict[str, np.ndarray]
     taken: int
     paid: int
 
+    @property
+    def num_lanes(self) -> int:
+        return sum(task.num_lanes for task in self.batch)
+
+    def of_tasks(self) -> Iterator[tuple[Task, dict[str, np.ndarray]]]:
+        """Each task with its variables."""
+        first = 0
+        for task in self.batch:
+            lanes = slice(first, first := first + task.num_lanes)
+            yield task, {name: values[lanes] for name, values in self.variables.items()}
+
 
 class Local:
-    """Runs tasks on some devices.
+    """Runs batches of tasks on some devices.
 
     Args:
         plan: the sweep.
-        capacity: most lanes of a task.
+        capacity: most lanes of a batch.
         devices: where to run.
         width: lanes in lockstep; default by the platform and the size of the state.
     """
@@ -44,33 +55,34 @@ class Local:
         self.plan, self.capacity, self.devices, self.width = plan, capacity, devices, width
         self._engines: dict[str, Engine] = {}
 
-    def results(self, todo: Iterable[Task]) -> Iterator[Result]:
-        """The results of the tasks, in order.
+    def results(self, todo: Iterable[Batch]) -> Iterator[Result]:
+        """The results of the batches, in order.
 
-        The next task is under way before this one is waited for: a device that is ready early goes on with it, and
+        The next batch is under way before this one is waited for: a device that is ready early goes on with it, and
         while a result is in the caller's hands all of them compute.
         """
         running: Callable[[], Result] | None = None
-        for task in todo:
-            following = self.submit(task)
+        for batch in todo:
+            following = self.submit(batch)
             if running is not None:
                 yield running()
             running = following
         if running is not None:
             yield running()
 
-    def submit(self, task: Task) -> Callable[[], Result]:
-        """Start a task; the function that is returned waits for its result."""
-        lanes = lane_values(self.plan.grid, task)
+    def submit(self, batch: Batch) -> Callable[[], Result]:
+        """Start a batch; the function that is returned waits for its result."""
+        parts = [lane_values(self.plan.grid, task) for task in batch]
+        lanes = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         order = expected_cost(lanes)
-        submitted = self._engine(task).submit({name: values[order] for name, values in lanes.items()})
+        submitted = self._engine(batch[0]).submit({name: values[order] for name, values in lanes.items()})
 
         def wait() -> Result:
             ordered = submitted.result()
             steps = np.sum([values for name, values in ordered.items() if name in COSTLY], axis=0)
             back = np.argsort(order)
             variables = {name: values[back] for name, values in ordered.items()}
-            return Result(task, variables, *submitted.lockstep(steps))
+            return Result(batch, variables, *submitted.lockstep(steps))
 
         return wait
 

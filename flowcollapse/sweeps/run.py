@@ -2,34 +2,42 @@
 
 import contextlib
 import dataclasses
+import functools
 import itertools
+import math
+import os
 import signal
 import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from .._checks import check_integer
+from .._checks import check_flag, check_integer, shown
 from .._errors import UsageError, nearest
+from .._files import local_path
 from ..descent import Descent
 from ..initial import STARTS
 from ..method import Method
+from ..metrics import METRICS
 from ..model import UFM
 from ..provenance import provenance
+from ..settings import tell_precision
 from ..simulation import checked_times
 from ..stopping import Verdict
 from .engine import Device, chosen_devices
-from .grid import Grid, Task, make_grid, task_sides, tasks
+from .grid import Batch, Grid, Task, batches, make_grid, task_sides, tasks
+from .identity import configuration, united
 from .lanes import Plan, common_metrics, empty_dataset
 from .local import Local, Result, default_lanes
-from .store import MARK, Store, check_place, check_same, locked, open_sweep, put
+from .store import GROUP, MARK, Store, check_place, chunk_sides, configuration_of, locked, open_sweep, put
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -49,12 +57,12 @@ def sweep(
     model: UFM,
     method: Method,
     *,
-    eps: Sequence[float],
-    seeds: int | Sequence[int] = 256,
-    ts: Sequence[float] | np.ndarray | int | None = None,
+    eps: float | Iterable[float],
+    seeds: int | Iterable[int] = 256,
+    ts: Iterable[float] | int | None = None,
     metrics: Sequence[str] | None = None,
-    store: str | Path | None = None,
-    devices: int | Sequence[Device] | None = None,
+    store: str | os.PathLike[str] | None = None,
+    devices: int | Iterable[Device] | None = None,
     progress: bool = True,
     start: str = "sphere",
     keep_final: bool = False,
@@ -62,19 +70,21 @@ def sweep(
     lanes_per_task: int | None = None,
     scheduler: Any = None,
     distributed: bool = False,
-    **axes: Sequence[Any],
+    **axes: Any,
 ) -> "xr.Dataset":
     """Run a method from many starts: over scales and seeds, and over any other number by name.
 
     Args:
         model: the model.
         method: `fc.Flow(...)`, `fc.Descent("sgd", ...)`, `fc.ModifiedFlow(...)` or `fc.HeavyBallFlow(...)`.
-        eps: norms of the starts.
+        eps: norms of the starts, in a list, an array of any library, a generator; or a single one.
         seeds: how many, or which. The start of a lane is `fc.initial.sphere(model, eps, key=jax.random.key(seed))`, so
             that it depends on its seed and eps alone.
         ts: save times that all lanes share, or how many equal times each lane has up to its own end; default 41.
         metrics: names of the metrics to keep; default all that every lane can have but `sharpness`.
-        store: a folder that the sweep is written to while it runs. The same call resumes it.
+        store: a folder of this machine that the sweep is written to while it runs. The same call resumes it. A call
+            with more seeds, or other values on any axis, adds them and computes the lanes that are new; one with fewer
+            returns those. Both leave what is there as it is.
         devices: how many, or which; default all local ones. See `fc.use_cpu_cores`.
         progress: show a bar on standard error.
         start: `"sphere"`, `"on-subspace"` or `"balanced"`, the functions of `fc.initial`.
@@ -94,88 +104,118 @@ def sweep(
         were paid for because lanes of a block wait for each other) tell how the sweep went.
 
     Raises:
-        UsageError: for empty or doubled axes, unknown names, times beyond the end, no devices, or a store that holds
-            another sweep, is in use or cannot be written to.
+        UsageError: for empty or doubled axes, unknown names, times beyond the end, no devices, a store that holds
+            another sweep, is in use or cannot be written to, and, with a store, a method that cannot be described to
+            the last number: a ready optimizer, a schedule or function that no module holds under its name.
+        PrecisionWarning: as a warning, for float32.
         Interrupted: after Ctrl-C, once what was under way is finished and written.
 
     Example:
         >>> import flowcollapse as fc
+        >>> fc.enable_x64()
         >>> model = fc.UFM(num_classes=3, samples_per_class=3, num_features=15)
         >>> grid = fc.sweep(model, fc.Flow(rtol=1e-4), eps=[1.0, 0.1], seeds=4, ts=5, metrics=["snc1"], progress=False)
         >>> dict(grid.sizes)
         {'eps': 2, 'seed': 4, 'time': 5}
     """
-    grid = make_grid(model, method, eps, seeds, axes)
-    if start not in STARTS:
-        raise UsageError(f"start {start!r} is not one of {', '.join(STARTS)}{nearest(start, STARTS) or '.'}")
-    times = _times(NUM_SAVES if ts is None else ts, grid)
-    plan = Plan(grid, start, times, common_metrics(grid, start, metrics), keep_final)
+    for name, value in (("progress", progress), ("keep_final", keep_final), ("distributed", distributed)):
+        check_flag(name, value)
+    plan = _plan(make_grid(model, method, eps, seeds, axes), start, ts, metrics, keep_final)
     for name, value in (("width", width), ("lanes_per_task", lanes_per_task)):
         if value is not None:
             check_integer(name, value)
     if distributed and (store is None or scheduler is not None):
         raise UsageError("distributed=True needs a store, which the processes share, and no scheduler: pass store=.")
+    path = None if store is None else local_path(store, "store")
+    if path is not None:
+        configuration(plan)  # refuses what cannot be described
+        check_place(path)
     chosen = chosen_devices(devices)
-    sides = task_sides(grid, lanes_per_task or default_lanes(plan, chosen, width))
+    capacity = lanes_per_task or default_lanes(plan, chosen, width)
+    about = tell_precision(jnp.result_type(float))
+    with contextlib.ExitStack() as stack:
+        client = None if scheduler is None else stack.enter_context(_cluster().connected(scheduler))
 
-    def compute(todo: Iterator[Task], capacity: int) -> Iterator[Result]:
-        if scheduler is None:
-            return Local(plan, capacity, chosen, width).results(todo)
-        from .cluster import on_cluster
+        def compute(plan: Plan, todo: Iterator[Batch], capacity: int) -> Iterator[Result]:
+            if client is None:
+                return Local(plan, capacity, chosen, width).results(todo)
+            return _cluster().on_cluster(client, plan, capacity, width, todo)
 
-        return on_cluster(scheduler, plan, capacity, width, todo)
-
-    if store is None:
-        return _into_memory(plan, sides, compute, progress)
-    return _into_store(Path(store), plan, sides, compute, progress, distributed)
-
-
-Compute = Callable[[Iterator[Task], int], Iterator[Result]]
-"""From the tasks that are left and the most lanes that one has, to their results."""
+        if path is None:
+            return _into_memory(plan, capacity, compute, progress, about)
+        return _into_store(path, plan, capacity, compute, progress, distributed, about)
 
 
-def _into_memory(plan: Plan, sides: tuple[int, ...], compute: Compute, progress: bool) -> "xr.Dataset":
+def _cluster() -> Any:
+    from . import cluster
+
+    return cluster
+
+
+def _plan(grid: Grid, start: Any, ts: Any, metrics: Any, keep_final: Any) -> Plan:
+    """The sweep, checked.
+
+    Raises:
+        UsageError: for a start that is not the name of a random one, times, metrics, or objects without a name.
+    """
+    if not isinstance(start, str):
+        raise UsageError(
+            f"start must be the name of a random start, {', '.join(map(repr, STARTS))}, got {type(start).__name__}: "
+            "fc.sweep draws its starts by eps and seed; fc.compare and fc.simulate take states."
+        )
+    if start not in STARTS:
+        raise UsageError(f"start {start!r} is not one of {', '.join(STARTS)}{nearest(start, STARTS) or '.'}")
+    times = _times(NUM_SAVES if ts is None else ts, grid)
+    names = tuple(dict.fromkeys(common_metrics(grid, start, metrics)))
+    return Plan(grid, start, times, names, bool(keep_final))
+
+
+Compute = Callable[[Plan, Iterator[Batch], int], Iterator[Result]]
+"""From a sweep, the batches of its tasks that are left, and the most lanes that one has, to their results."""
+
+
+def _into_memory(plan: Plan, capacity: int, compute: Compute, progress: bool, about: dict[str, Any]) -> "xr.Dataset":
     dataset = empty_dataset(plan)
     arrays = {str(name): values.values for name, values in dataset.data_vars.items()}
 
-    def keep(result: Result) -> None:
+    def keep(task: Task, variables: dict[str, np.ndarray]) -> None:
         for name, array in arrays.items():
-            put(array, result.task, result.variables[name])
+            put(array, task, variables[name])
 
     dataset.attrs = provenance(plan.grid.model, plan.grid.method, title="flowcollapse sweep")
-    todo = list(tasks(plan.grid, sides))
-    report = _fill(plan, todo, plan.grid.num_lanes, lambda left: compute(left, int(np.prod(sides))), keep, progress)
-    dataset.attrs |= report.attributes
+    sides = task_sides(plan.grid, capacity)
+    todo, most = [(task,) for task in tasks(plan.grid, sides)], math.prod(sides)
+    report = _fill(plan, todo, plan.grid.num_lanes, lambda left: compute(plan, left, most), keep, progress)
+    dataset.attrs |= report.attributes | about
     if report.interrupted:
         raise Interrupted("Interrupted. The lanes that were finished are in this exception's `dataset`.", dataset)
     return dataset
 
 
 def _into_store(
-    path: Path, plan: Plan, sides: tuple[int, ...], compute: Compute, progress: bool, distributed: bool
+    path: Path, plan: Plan, capacity: int, compute: Compute, progress: bool, distributed: bool, about: dict[str, Any]
 ) -> "xr.Dataset":
     index, count = (jax.process_index(), jax.process_count()) if distributed else (0, 1)
     with contextlib.ExitStack() as stack:
         if index == 0:
-            check_place(path)
-            if not path.exists():
-                Store.create(path, plan, sides)
+            if not (path / GROUP).exists():
+                Store.create(path, plan, chunk_sides(task_sides(plan.grid, capacity), plan.grid, capacity))
             stack.enter_context(locked(path))
+            found = configuration_of(path)
+            if (grown := united(path, found, plan)).grid.shape != tuple(map(len, found["axes"].values())):
+                Store.grow(path, grown)
         if count > 1:  # the others find the store made; after this the processes wait for each other no more
             from jax.experimental import multihost_utils
 
             multihost_utils.sync_global_devices("the store of the sweep is there")
-        check_same(path, plan)
-        store = Store(path)
-        mine = [task for task in tasks(plan.grid, store.sides) if task.index % count == index]
-        todo = [task for task in mine if not store.is_complete(task)]
-        lanes, capacity = sum(task.num_lanes for task in mine), int(np.prod(store.sides))
-
-        def keep(result: Result) -> None:
-            store.write(result.task, result.variables)
-
-        report = _fill(plan, todo, lanes, lambda left: compute(left, capacity), keep, progress)
-    dataset = open_sweep(path).assign_attrs(report.attributes)
+        whole = united(path, configuration_of(path), plan)
+        store, asked = Store(path), _places(plan.grid, whole.grid)
+        capacity = min(max(capacity, math.prod(store.sides)), plan.grid.num_lanes)
+        mine = (task for task in tasks(whole.grid, store.sides) if task.index % count == index)
+        lanes, left = _left(mine, store, asked)
+        todo = list(batches(whole.grid, left, capacity))
+        report = _fill(plan, todo, lanes, lambda left: compute(whole, left, capacity), store.write, progress)
+    dataset = _selected(open_sweep(path), plan, asked).assign_attrs(report.attributes)
     if report.interrupted:
         left = lanes - report.lanes_before - report.lanes
         message = (
@@ -183,6 +223,39 @@ def _into_store(
         )
         raise Interrupted(message, dataset)
     return dataset
+
+
+def _places(grid: Grid, whole: Grid) -> dict[str, np.ndarray]:
+    """Where the values of a grid's axes stand on those of the whole, which holds them all."""
+    found = {}
+    for name, values in whole.axes.items():
+        place = {value: i for i, value in enumerate(values)}
+        found[name] = np.asarray([place[value] for value in grid.axes[name]])
+    return found
+
+
+def _left(todo: Iterable[Task], store: Store, asked: Mapping[str, np.ndarray]) -> tuple[int, list[Task]]:
+    """How many lanes of the tasks are asked for, and the tasks with those of them that the store has not yet."""
+    lanes, left = 0, []
+    for task in todo:
+        sides = zip(asked.values(), task.box, strict=True)
+        of_box = [np.isin(np.arange(side.start, side.stop), places) for places, side in sides]
+        number = math.prod(int(one.sum()) for one in of_box)
+        if number == 0:
+            continue
+        lanes += number
+        missing = store.missing(task) & functools.reduce(np.logical_and.outer, of_box)
+        if missing.any():
+            left.append(task if missing.all() else task._replace(lanes=np.flatnonzero(missing)))
+    return lanes, left
+
+
+def _selected(dataset: "xr.Dataset", plan: Plan, asked: Mapping[str, np.ndarray]) -> "xr.Dataset":
+    """Of a store's dataset, the lanes and metrics that were asked for, in the order that they were asked for in."""
+    whole = {name: np.array_equal(places, np.arange(dataset.sizes[name])) for name, places in asked.items()}
+    dataset = dataset.isel({name: places for name, places in asked.items() if not whole[name]})
+    dataset = dataset.drop_vars([name for name in dataset.data_vars if name in METRICS and name not in plan.metrics])
+    return dataset.transpose(*plan.grid.axes, ...)
 
 
 @dataclasses.dataclass
@@ -208,14 +281,14 @@ class Report:
 
 def _fill(
     plan: Plan,
-    todo: list[Task],
+    todo: list[Batch],
     lanes: int,
-    compute: Callable[[Iterator[Task]], Iterator[Result]],
-    keep: Callable[[Result], None],
+    compute: Callable[[Iterator[Batch]], Iterator[Result]],
+    keep: Callable[[Task, dict[str, np.ndarray]], None],
     progress: bool,
 ) -> Report:
-    """Keep each result as it comes. After Ctrl-C no task is begun, and those under way are finished and kept."""
-    report = Report(lanes_before=lanes - sum(task.num_lanes for task in todo))
+    """Keep each result as it comes. After Ctrl-C no batch is begun, and those under way are finished and kept."""
+    report = Report(lanes_before=lanes - sum(task.num_lanes for batch in todo for task in batch))
     begin = time.perf_counter()
     bar = tqdm(
         desc=plan.grid.method.name,
@@ -227,15 +300,16 @@ def _fill(
     )
     with bar, _interruptible() as asked:
         for result in compute(itertools.takewhile(lambda _: not asked.is_set(), todo)):
-            keep(result)
-            report.lanes += result.task.num_lanes
+            for task, variables in result.of_tasks():
+                keep(task, variables)
+            report.lanes += result.num_lanes
             report.taken, report.paid = report.taken + result.taken, report.paid + result.paid
             report.seconds = time.perf_counter() - begin
             codes, counts = np.unique(result.variables[MARK], return_counts=True)
             for code, number in zip(codes.tolist(), counts.tolist(), strict=True):
                 report.verdicts[Verdict(code).name] += number
             bar.set_postfix(report.verdicts, refresh=False)
-            bar.update(result.task.num_lanes)
+            bar.update(result.num_lanes)
     report.interrupted = report.lanes_before + report.lanes < lanes
     return report
 
@@ -262,6 +336,11 @@ def _interruptible() -> Iterator[threading.Event]:
 
 def _times(ts: Any, grid: Grid) -> tuple[float, ...] | int:
     """The save times as Python's own numbers, or how many of them."""
+    try:
+        ts = np.asarray(list(ts) if isinstance(ts, Iterator) else ts)
+        ts = ts if ts.ndim else ts.item()
+    except Exception:  # whatever objects of other libraries raise in their conversions
+        raise UsageError(f"ts must be a list of increasing times or a number of them, got {shown(ts)}.") from None
     if isinstance(ts, int | np.integer) and not isinstance(ts, bool):
         check_integer("ts", ts)
         return int(ts)

@@ -30,6 +30,7 @@ def summary(dataset: "xr.Dataset") -> str:
             f"{about['lanes_computed']} computed now, {about['lanes_per_second']:.4g} a second, "
             f"lane efficiency {about['lane_efficiency']:.2f}"
         )
+    lines += [about["precision_note"]] if "precision_note" in about else []
     rows = [(*over, *names, "verdicts")]
     end = dataset[names].isel(time=-1).compute().median("seed")
     shape = [dataset.sizes[axis] for axis in over]
