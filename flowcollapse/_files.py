@@ -1,16 +1,51 @@
-"""Writing files whole or not at all."""
+"""Where files are, from what users write, and writing them whole or not at all."""
 
 import contextlib
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ._errors import UsageError
 
 if TYPE_CHECKING:
     import xarray as xr
+
+
+REMOTE = re.compile(r"[a-z][a-z0-9+.-]+(::[a-z][a-z0-9+.-]+)*:/", re.IGNORECASE)
+"""How an address begins, such as `s3://`, also where `pathlib` has taken away its second slash."""
+
+
+def local_path(place: Any, name: str = "path") -> Path:
+    """The place on this machine that the text or path of a user names: `~` and `$NAME` are put in.
+
+    Args:
+        place: text, or any `os.PathLike`.
+        name: the argument or flag that it was given for.
+
+    Raises:
+        UsageError: for anything else, an address of another machine or kind of storage, and names that are not set.
+
+    Example:
+        >>> from flowcollapse._files import local_path
+        >>> local_path("runs/a.zarr").parts
+        ('runs', 'a.zarr')
+    """
+    text = os.fspath(place) if isinstance(place, str | os.PathLike) else None
+    if not isinstance(text, str) or not text.strip() or "\0" in text:
+        raise UsageError(f"{name} must be the path of a file or folder, got {place!r}.")
+    if REMOTE.match(text):
+        raise UsageError(
+            f"{name} {text!r} is an address, and only paths of this machine are read and written: give one, and copy "
+            "what was written there afterwards."
+        )
+    expanded = os.path.expandvars(os.path.expanduser(text))
+    unset = re.search(r"^~[^/\\]*|\$\w+|\$\{[^}]*\}", expanded)
+    if unset:
+        raise UsageError(f"{name} {text!r} holds {unset[0]!r}, which is not known here: write it out.")
+    return Path(expanded)
 
 
 PICTURES = (".png", ".pdf", ".svg")
@@ -48,14 +83,29 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield part
-        os.replace(part, path)
+        with parents_of(path):
+            try:
+                yield part
+                os.replace(part, path)
+            finally:
+                with contextlib.suppress(OSError):
+                    part.unlink()
     except OSError as error:
         raise _refusal(path, error) from None
-    finally:
+
+
+@contextlib.contextmanager
+def parents_of(path: Path) -> Iterator[None]:
+    """The folders that `path` is to stand in; those that had to be made go again if what is done inside fails."""
+    missing = [folder for folder in path.absolute().parents if not folder.exists()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
         with contextlib.suppress(OSError):
-            part.unlink()
+            for folder in missing:  # the innermost first, and none that holds anything
+                folder.rmdir()
+        raise
 
 
 def write_netcdf(dataset: "xr.Dataset", path: Path) -> None:

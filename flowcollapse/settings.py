@@ -3,6 +3,7 @@
 import os
 
 import jax
+import numpy as np
 
 from ._checks import check_integer
 from ._errors import UsageError
@@ -12,8 +13,22 @@ def enable_x64(enable: bool = True) -> None:
     """Let JAX compute in float64, or forbid it again. Call it before any state is made.
 
     float32 loses `b - 1/C`, `B - W^T` and SNC1 for eps <= 1e-2, whatever the solver.
+
+    Args:
+        enable: True or False.
+
+    Raises:
+        UsageError: for anything else.
+
+    Example:
+        >>> import jax.numpy as jnp, flowcollapse as fc
+        >>> fc.enable_x64()
+        >>> jnp.zeros(1).dtype.name
+        'float64'
     """
-    jax.config.update("jax_enable_x64", enable)
+    if not isinstance(enable, bool | np.bool_):
+        raise UsageError(f"enable must be True or False, got {enable!r}: write fc.enable_x64() or enable_x64(False).")
+    jax.config.update("jax_enable_x64", bool(enable))
 
 
 def use_cpu_cores(count: int | None = None) -> None:
@@ -26,10 +41,11 @@ def use_cpu_cores(count: int | None = None) -> None:
         count: how many; default the cores that this process may run on, or as many as JAX has taken already.
 
     Raises:
-        UsageError: if JAX is in use already with fewer CPU devices than `count`.
+        UsageError: if `count` is not a positive integer, or JAX is in use already with fewer CPU devices.
     """
-    wanted = cpu_cores() if count is None else count
-    check_integer("count", wanted)
+    if count is not None:
+        check_integer("count", count)
+    wanted = cpu_cores() if count is None else int(count)
     try:
         jax.config.update("jax_num_cpu_devices", wanted)
         if wanted > 1:
