@@ -3,8 +3,10 @@
 Nothing heavy is imported before a command runs, so that `--help` answers at once.
 """
 
+import contextlib
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from .. import __version__
 from .._errors import UsageError
@@ -75,13 +77,16 @@ def _main(args: list[str]) -> int:
     first = next((i for i, word in enumerate(args) if word in commands), None)
     if first is not None:
         args = said_once(commands[args[first]], args[first], [*args[:first], *args[first + 1 :]])
-    command = tyro.extras.subcommand_cli_from_dict(
-        commands,
-        prog="flowcollapse",
-        description=f"{ABOUT}\n\n{EXIT_CODES}",
-        args=args,
-        config=(tyro.conf.OmitArgPrefixes,),
-    )
+    try:
+        command = tyro.extras.subcommand_cli_from_dict(
+            commands,
+            prog="flowcollapse",
+            description=f"{ABOUT}\n\n{EXIT_CODES}",
+            args=args,
+            config=(tyro.conf.OmitArgPrefixes,),
+        )
+    except BrokenPipeError:  # nobody reads the help, or the error
+        return 0 if {"--help", "-h"} & set(args) else 2
     console = Console(command.quiet)
     code = command.run(console)
     if console.failure:
@@ -97,28 +102,21 @@ def said_once(command: type, name: str, args: Sequence[str]) -> list[str]:
         UsageError: for a flag that is given twice with different values, and for a file that cannot be read.
     """
     from .config import read_config
-    from .words import flags_of, read, replaced, written
+    from .words import add, flags_of, read, replaced, written
 
-    if "--help" in args or "-h" in args:
+    if {"--help", "-h"} & set(args):
         return [name, "--help"]
     flags = flags_of(command)
-    found = read(args, flags)
-    if name == "sweep" and found.others and not found.others[0].startswith("-"):
-        from .words import add
-
-        add(found.values, flags["config"], [found.others.pop(0)])
-    values = found.values
+    values, others = read(args, flags)
+    if name == "sweep" and others and not others[0].startswith("-"):
+        add(values, flags["config"], [others.pop(0)])
     if "config" in values:
-        from pathlib import Path
-
         values = replaced(read_config(Path(values["config"][0]), flags), values, flags)
-    return [name, *written(values, flags), *found.others]
+    return [name, *written(values, flags), *others]
 
 
 def tell(text: str) -> None:
     """Print one line on standard error, if there is one."""
     if sys.stderr is not None:
-        try:
+        with contextlib.suppress(OSError):  # nobody is there to be told
             print(text, file=sys.stderr, flush=True)
-        except OSError:
-            pass  # nobody is there to be told

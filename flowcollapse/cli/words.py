@@ -58,14 +58,6 @@ Values = dict[str, list[str]]
 """The values of the flags that are given, by the names of their fields."""
 
 
-@dataclasses.dataclass
-class Words:
-    """The words of a command: values by flag, and `others`, which are for tyro to refuse."""
-
-    values: Values = dataclasses.field(default_factory=dict)
-    others: list[str] = dataclasses.field(default_factory=list)
-
-
 def flags_of(command: type) -> dict[str, Flag]:
     """The flags of a command by the names of their fields: its own, and those of its groups."""
     found: dict[str, Flag] = {}
@@ -96,41 +88,42 @@ def _flag(name: str, hint: Any, section: str) -> Flag:
     return Flag(name, section, *(marked or [by_type]), choices=choices, is_path=Path in types_, positional=positional)
 
 
-def read(args: Sequence[str], flags: dict[str, Flag]) -> Words:
-    """Which flags the words of a command give, and with which values.
+def read(args: Sequence[str], flags: dict[str, Flag]) -> tuple[Values, list[str]]:
+    """The values that the words of a command give to its flags, and the other words, which are for tyro to refuse.
 
     Raises:
         UsageError: for a flag that is given twice with different values.
     """
-    found = Words()
+    values: Values = {}
+    others: list[str] = []
     places = [flag for flag in flags.values() if flag.positional]
     left = list(args)
     while left:
         word = left.pop(0)
         if not is_flag(word):
-            free = next((flag for flag in places if flag.name not in found.values), None)
+            free = next((flag for flag in places if flag.name not in values), None)
             if free is None:
-                found.others.append(word)
+                others.append(word)
             else:
-                found.values[free.name] = cleaned(free, [word])
+                values[free.name] = cleaned(free, [word])
             continue
-        name, equals, value = word.partition("=")
+        name, equals, text = word.partition("=")
         flag = flags.get(name[2:].replace("-", "_"))
         off = flags.get(name[5:].replace("-", "_")) if name.startswith(("--no-", "--no_")) else None
         if flag is None and off is not None and off.kind is Kind.SWITCH and not equals:
-            add(found.values, off, ["False"])
+            add(values, off, ["False"])
         elif flag is None or flag.positional or not name.startswith("--"):
-            found.others += [word, *_until_flag(left)]
+            others += [word, *_until_flag(left)]
         elif flag.kind is Kind.SWITCH:
-            add(found.values, flag, [value if equals else "True"])
+            add(values, flag, [text if equals else "True"])
         elif flag.kind is Kind.ONE:
             if not equals and (not left or is_flag(left[0])):
-                found.others.append(word)  # without its value
+                others.append(word)  # without its value
             else:
-                add(found.values, flag, [value if equals else left.pop(0)])
+                add(values, flag, [text if equals else left.pop(0)])
         else:
-            add(found.values, flag, [*([value] if equals else []), *_until_flag(left)])
-    return found
+            add(values, flag, [*([text] if equals else []), *_until_flag(left)])
+    return values, others
 
 
 def is_flag(word: str) -> bool:
