@@ -69,12 +69,13 @@ def _words(flag: Flag, value: Any) -> list[str]:
         return [f"{name}={one}" for name, one in value.items()]
     listed = value if isinstance(value, list) else [value]
     wanted = {Kind.SWITCH: "true or false", Kind.ONE: "one value", Kind.PAIRS: "a table, as {b1 = 0.9}"}
+    takes_bool = flag.kind is Kind.SWITCH or "True" in flag.choices
+    single = flag.kind in wanted
     if (
-        isinstance(value, list)
-        and flag.kind in wanted
+        (single and isinstance(value, list))
         or any(isinstance(one, dict | list) for one in listed)
-        or (flag.kind is Kind.SWITCH) != isinstance(value, bool)
-        and "True" not in flag.choices
+        or (isinstance(value, bool) and not takes_bool)
+        or (flag.kind is Kind.SWITCH and not isinstance(value, bool))
     ):
         raise UsageError(f"{flag.name} must be {wanted.get(flag.kind, 'a list of values')}, got {value!r}.")
     words = [str(one) for one in listed]

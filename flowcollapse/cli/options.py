@@ -132,7 +132,9 @@ class Method:
         for name in numbers.keys() & self.hyperparameters.keys():
             flag = name.replace("_", "-")
             raise UsageError(f"hyperparameters gives {name} as {self.hyperparameters[name]}: use --{flag} alone.")
-        return Descent(self.optimizer.lower(), self.num_steps, coordinates=coordinates, **numbers, **self.hyperparameters)
+        return Descent(
+            self.optimizer.lower(), self.num_steps, coordinates=coordinates, **numbers, **self.hyperparameters
+        )
 
 
 @dataclasses.dataclass(frozen=True)

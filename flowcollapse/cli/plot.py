@@ -50,7 +50,9 @@ class Plot(Command):
             raise UsageError(f"{self.file} holds neither a run nor a sweep nor a comparison: there is nothing to draw.")
         if self.kind not in DRAWN[what]:
             known = ", ".join(DRAWN[what])
-            raise UsageError(f"kind {self.kind} is not drawn of {self.file}, which holds a {what}: choose from {known}.")
+            raise UsageError(
+                f"kind {self.kind} is not drawn of {self.file}, which holds a {what}: choose from {known}."
+            )
         out = self.out or Path(f"{what if self.kind == 'overview' else self.kind}.png")
         check_picture_file(out)
         plot.save(self._draw(dataset, what), out)
@@ -63,7 +65,9 @@ class Plot(Command):
         figure = self.kind if self.kind != "overview" else "figure1" if what == "figures" else ""
         if figure.startswith("figure"):
             if self.metric is not None:
-                raise UsageError(f"metric {self.metric!r} cannot be chosen for {figure}, which has its own: leave it out.")
+                raise UsageError(
+                    f"metric {self.metric!r} cannot be chosen for {figure}, which has its own: leave it out."
+                )
             return plot.figure1(dataset) if figure == "figure1" else plot.figure2(dataset)
         if figure == "stability":
             return plot.stability(dataset, name=self.metric or "snc1")

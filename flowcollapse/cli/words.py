@@ -116,11 +116,10 @@ def read(args: Sequence[str], flags: dict[str, Flag]) -> tuple[Values, list[str]
             others += [word, *_until_flag(left)]
         elif flag.kind is Kind.SWITCH:
             add(values, flag, [text if equals else "True"])
+        elif flag.kind in (Kind.ONE, Kind.TEXTS, Kind.AXES) and not equals and (not left or is_flag(left[0])):
+            others.append(word)  # without its value
         elif flag.kind is Kind.ONE:
-            if not equals and (not left or is_flag(left[0])):
-                others.append(word)  # without its value
-            else:
-                add(values, flag, [text if equals else left.pop(0)])
+            add(values, flag, [text if equals else left.pop(0)])
         else:
             add(values, flag, [*([text] if equals else []), *_until_flag(left)])
     return values, others
@@ -235,7 +234,7 @@ def _united_axes(axes: Sequence[str]) -> list[str]:
 
 def _pairs(flag: Flag, words: Sequence[str]) -> list[str]:
     parts = [part for word in split(words) for part in word.split("=")]
-    if len(parts) % 2:
+    if len(parts) % 2 or not parts:
         raise UsageError(f"{flag.word} takes pairs, got {' '.join(words)}: write a name and a number for each.")
     return [f"{name.replace('-', '_')}={value}" for name, value in zip(parts[::2], parts[1::2], strict=True)]
 

@@ -20,6 +20,18 @@ KINDS = {
 """The Datasets that this package writes, and what draws them."""
 
 
+def read_many(source: Any) -> xr.Dataset:
+    """The Dataset of a source that holds several runs.
+
+    Raises:
+        UsageError: as `read` does, and for one run.
+    """
+    dataset = read(source)
+    if kind_of(dataset) == "run":
+        raise UsageError(f"dataset has neither eps nor seeds; it is {KINDS['run']}.")
+    return dataset
+
+
 def read(source: Any) -> xr.Dataset:
     """The Dataset of a source: itself, that of a `Trajectory`, or that of a file or store on this machine.
 

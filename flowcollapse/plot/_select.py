@@ -10,7 +10,7 @@ import xarray as xr
 
 from .._errors import UsageError
 from ._axes import LABELS, tex
-from ._read import another_picture, known_name
+from ._read import known_name
 
 AXES = {
     "eps": (r"norm of $H_0$ and of $W_0$, ", r"\varepsilon"),
@@ -108,10 +108,7 @@ def having(values: xr.DataArray, *axes: str) -> xr.DataArray:
             values = values.expand_dims(axis)
         if axis not in values.dims:
             there = ", ".join(map(str, values.dims)) or "none"
-            raise UsageError(
-                f"dataset has no axis {axis!r}, its axes are {there}: choose one, or pass a whole sweep"
-                f"{another_picture(values.to_dataset(name='values'), 'sweep') or '.'}"
-            )
+            raise UsageError(f"dataset has no axis {axis!r}, its axes are {there}: choose one, or pass a whole sweep.")
     return values
 
 

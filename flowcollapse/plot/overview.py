@@ -8,7 +8,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 
 from ._axes import panels
-from ._read import Source, read
+from ._read import Source, read_many
 from ._select import ends, having, metric_of, metrics_of, several
 from .sweeps import bands, codes_of, draw_verdicts, heatmap, limit
 
@@ -36,7 +36,7 @@ def sweep(dataset: Source, name: str | None = None) -> np.ndarray:
         >>> fc.plot.sweep(sweep).shape
         (2,)
     """
-    dataset = read(dataset)
+    dataset = read_many(dataset)
     known = metrics_of(dataset)
     first = next(iter([key for key in known if key == "snc1"] + known), "snc1")
     name = metric_of(dataset, first if name is None else name)

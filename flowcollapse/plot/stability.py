@@ -9,7 +9,7 @@ from matplotlib.lines import Line2D
 
 from .._errors import UsageError
 from ._axes import DASHED, DOTTED, GREY, OKABE_ITO, log_scale, panels
-from ._read import Source, read
+from ._read import Source, read_many
 from ._select import (
     attribute,
     end_label,
@@ -72,7 +72,7 @@ def stability(dataset: Source, ax: Axes | None = None, *, name: str = "snc1") ->
         >>> [round(float(ratio), 2) for ratio in ax.lines[0].get_xdata()]
         [0.98, 1.02]
     """
-    dataset = read(dataset)
+    dataset = read_many(dataset)
     from ..theory import landscape  # which needs JAX, as the other pictures do not
 
     name = metric_of(dataset, name, ends_too=True)

@@ -30,7 +30,7 @@ from ._axes import (
     panels,
     spread,
 )
-from ._read import Source, read
+from ._read import Source, read_many
 from ._select import (
     axis_label,
     curves,
@@ -86,7 +86,7 @@ def bands(dataset: Source, name: str = "snc1", ax: Axes | None = None, *, along:
         >>> len(fc.plot.bands(sweep).lines)
         2
     """
-    dataset = read(dataset)
+    dataset = read_many(dataset)
     name = metric_of(dataset, name)
     drawable(along)
     values = only(curves(dataset, name), along, "seed", "time")
@@ -159,7 +159,7 @@ def limit(dataset: Source, name: str = "snc1", ax: Axes | None = None, *, agains
         >>> [text.get_text() for text in ax.get_legend().get_texts()][-2]
         'fitted $\\\\varepsilon^{2.000}$'
     """
-    dataset = read(dataset)
+    dataset = read_many(dataset)
     name = metric_of(dataset, name, ends_too=True)
     drawable(against)
     values = only(ends(dataset, name), against, "seed")
@@ -239,7 +239,7 @@ def heatmap(
         >>> ax.collections[0].get_array().ravel().tolist()
         [1.5, 3.5, 5.5, 7.5, 9.5, 11.5]
     """
-    dataset = read(dataset)
+    dataset = read_many(dataset)
     name = metric_of(dataset, name, ends_too=True)
     values = ends(dataset, name)
     x, y = _two_axes(values, x, y)
@@ -303,7 +303,7 @@ def verdicts(dataset: Source, ax: Axes | None = None, *, along: str = "eps") -> 
         >>> [float(bar.get_height()) for bar in fc.plot.verdicts(sweep).patches]
         [1.0, 0.0, 0.0, 0.5, 0.0, 0.5]
     """
-    dataset = read(dataset)
+    dataset = read_many(dataset)
     drawable(along)
     codes, names = codes_of(dataset)
     return draw_verdicts(only(codes, along, "seed"), names, along, ax)
