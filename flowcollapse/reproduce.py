@@ -154,7 +154,7 @@ def check(
         low, high = min(axes["seed"]), max(axes["seed"])
         raise UsageError(f"seed_shown is {shown}, but the seeds are {low} to {high}: choose one of them.")
     for name, value in (("learning_rate", learning_rate), ("t1", t1), ("rtol", rtol)):
-        if np.ndim(value) > 0 or isinstance(value, bool | str) or value is None and name != "t1":
+        if np.ndim(value) > 0 or isinstance(value, bool | str) or (value is None and name != "t1"):
             raise UsageError(f"{name} must be one positive number, got {value!r}.")
         check_positive(name, value)
     if not isinstance(solver, str):

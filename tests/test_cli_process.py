@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from typing import Any
 
 import pytest
 import xarray as xr
@@ -29,7 +30,7 @@ def begin(words: str, before: str = "", **more) -> subprocess.Popen:
     """The command as a process of its own, without compiled programs of earlier ones."""
     environment = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
     environment |= {"JAX_LOG_COMPILES": "1"} if "stderr" not in more else {}
-    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | more
+    streams: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | more
     program = PROGRAM.format(words=words.split(), before=before)
     return subprocess.Popen([sys.executable, "-c", program], text=True, env=environment, **streams)
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -67,7 +67,8 @@ class Compare(Command):
         check_picture_file(kept.plot)
         check_apart(out=kept.out, plot=kept.plot)
         check_devices(kept.devices)
-        seeds, axes = seeds_of(self.lanes.seeds), self.lanes.axes()
+        seeds = seeds_of(self.lanes.seeds)
+        axes: dict[str, Any] = self.lanes.axes()
         fc.enable_x64(kept.precision == "float64")
         fc.use_cpu_cores(kept.devices)
         dataset = fc.compare(

@@ -153,9 +153,10 @@ def draw_without_a_window() -> None:
 
 def flush() -> str:
     """Empty the buffer of standard output, or drop it where nobody reads it. Returns a failure but that."""
+    if sys.stdout is None:
+        return ""
     try:
-        if sys.stdout is not None:
-            sys.stdout.flush()
+        sys.stdout.flush()
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
         return "" if isinstance(error, BrokenPipeError) else error.strerror or str(error)

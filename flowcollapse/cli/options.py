@@ -132,9 +132,8 @@ class Method:
         for name in numbers.keys() & self.hyperparameters.keys():
             flag = name.replace("_", "-")
             raise UsageError(f"hyperparameters gives {name} as {self.hyperparameters[name]}: use --{flag} alone.")
-        return Descent(
-            self.optimizer.lower(), self.num_steps, coordinates=coordinates, **numbers, **self.hyperparameters
-        )
+        numbers |= self.hyperparameters
+        return Descent(self.optimizer.lower(), self.num_steps, coordinates=coordinates, **numbers)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,8 +176,9 @@ def seeds_of(words: Sequence[str]) -> int | Sequence[int]:
         if not re.fullmatch(r"-?\d+(:-?\d+){0,2}", word):
             raise UsageError(f"seeds {word!r} is not a count, a range as 0:256 or 0:256:2, or a list as 3,5,8.")
         numbers = list(map(int, word.split(":")))
-        parts.append(range(*numbers) if len(numbers) > 1 and numbers[2:] != [0] else numbers[:1])
-        if not parts[-1] or len(numbers) > 1 and numbers[0] < 0 or numbers[2:] == [0]:
+        step = numbers[2] if len(numbers) > 2 else 1
+        parts.append(numbers if len(numbers) == 1 else range(numbers[0], numbers[1], max(step, 1)))
+        if step < 1 or not parts[-1] or (len(numbers) > 1 and numbers[0] < 0):
             raise UsageError(f"seeds {word!r} is not a range of seeds: write it as 0:256, or 0:256:2 for every other.")
     if len(parts) == 1:
         return parts[0] if isinstance(parts[0], range) else parts[0][0]

@@ -65,9 +65,7 @@ class Plot(Command):
         figure = self.kind if self.kind != "overview" else "figure1" if what == "figures" else ""
         if figure.startswith("figure"):
             if self.metric is not None:
-                raise UsageError(
-                    f"metric {self.metric!r} cannot be chosen for {figure}, which has its own: leave it out."
-                )
+                raise UsageError(f"metric {self.metric!r} is not for {figure}, which has its metrics: leave it out.")
             return plot.figure1(dataset) if figure == "figure1" else plot.figure2(dataset)
         if figure == "stability":
             return plot.stability(dataset, name=self.metric or "snc1")

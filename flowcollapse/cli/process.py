@@ -1,5 +1,6 @@
 """The process around a command: what Ctrl-C, closed pipes and faults come to in a shell."""
 
+import io
 import os
 import signal
 import socket
@@ -18,9 +19,10 @@ PATIENCE = 1.0
 def run() -> NoReturn:
     """The `flowcollapse` command as a process.
 
-    Ctrl-C ends it with code 130, at any time and without Python's own shutdown: threads of XLA that still compile make
-    that crash (jax issue 18246). A first Ctrl-C during a compilation is answered when that is done, a second one at
-    once. Whatever is not foreseen prints its traceback and ends with code 70, for 1 means that a law fails.
+    Ctrl-C ends it with code 130, at any time and without Python's own shutdown, which can crash while threads of XLA
+    compile (jax issue 18246). A first Ctrl-C while the main thread waits for XLA may be answered only when that is
+    done, a second one within a second. Whatever is not foreseen prints its traceback and ends with code 70, since 1
+    means that a law fails.
     """
     interrupts = Interrupts()
     try:
@@ -112,6 +114,6 @@ def open_closed_streams() -> None:
     """Open what the shell has closed, as with `2>&-`: the next file to be opened would take its place."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, mode))
-    if hasattr(sys.stdout, "reconfigure"):
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115  for as long as the process lives
+    if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a letter ends no command

@@ -75,7 +75,8 @@ class Sweep(Command):
         check_output(keep.out, states="--keep-final" * keep.keep_final)
         check_apart(store=keep.store, out=keep.out)
         check_devices(where.devices)
-        seeds, axes = seeds_of(self.lanes.seeds), self.lanes.axes()
+        seeds = seeds_of(self.lanes.seeds)
+        axes: dict[str, Any] = self.lanes.axes()
         fc.enable_x64(where.precision == "float64")
         fc.use_cpu_cores(where.devices)
         try:

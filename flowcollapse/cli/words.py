@@ -1,7 +1,7 @@
 """The words of a command line as flags and their values, so that nothing given twice is lost.
 
-A flag may stand more than once, with `-` or `_`, with `=` or a blank. Lists take commas and blanks. What two mentions of
-a flag mean together depends on its `Kind`; what they mean is written out again as words that say it once.
+A flag may stand more than once, with `-` or `_`, with `=` or a blank. Lists take commas and blanks. The `Kind` of a
+flag says how its mentions are joined; the result is written out again as words that mention each flag once.
 """
 
 import dataclasses
@@ -155,9 +155,8 @@ def add(values: Values, flag: Flag, words: Sequence[str]) -> None:
         new = [*old, *(value for value in new if not any(same(value, earlier) for earlier in old))]
     elif old is not None and flag.kind is Kind.SEEDS and not any(is_count(seeds) for seeds in (old, new)):
         new = list(dict.fromkeys([*old, *new]))
-    elif old is not None:
-        if len(old) != len(new) or not all(map(same, old, new)):
-            raise UsageError(f"{flag.word} is given twice, as {' '.join(old)} and as {' '.join(new)}: give it once.")
+    elif old is not None and (len(old) != len(new) or not all(map(same, old, new))):
+        raise UsageError(f"{flag.word} is given twice, as {' '.join(old)} and as {' '.join(new)}: give it once.")
     values[flag.name] = new
 
 

@@ -95,7 +95,8 @@ def comparison_ends(
     """Where every method ends, along an axis such as the learning rate.
 
     Args:
-        dataset: what `fc.compare` returns, or its file, at one value of every axis but the starts and the one that is drawn.
+        dataset: what `fc.compare` returns, or its file, at one value of every axis but the starts and the one that is
+            drawn.
         name: a metric, at the last time, or `max_distance_to_flow`.
         ax: axes to draw on. Default: a new figure.
         along: the axis. Default: the first with several values.
@@ -145,7 +146,8 @@ def comparison(dataset: Source, name: str | None = None) -> np.ndarray:
     """A comparison in one figure: paths, distances to the flow, and ends if an axis has several values.
 
     Args:
-        dataset: what `fc.compare` returns, or its file. Of axes with several values, paths and distances show the first.
+        dataset: what `fc.compare` returns, or its file. Of axes with several values, paths and distances show the
+            first.
         name: the metric of the paths. Default: `snc1`, or the first that there is.
 
     Returns:

@@ -67,7 +67,8 @@ def bands(dataset: Source, name: str = "snc1", ax: Axes | None = None, *, along:
     """A metric against time: for each value of one axis the median over the seeds and the band from 5 to 95 %.
 
     Args:
-        dataset: a sweep, see `fc.sweep`, or its file or store, with one value of every axis but `along`, `seed` and `time`.
+        dataset: a sweep, see `fc.sweep`, or its file or store, with one value of every axis but
+            `along`, `seed` and `time`.
         name: the metric.
         ax: axes to draw on. Default: a new figure.
         along: the axis whose values get a curve each.
@@ -136,7 +137,8 @@ def limit(dataset: Source, name: str = "snc1", ax: Axes | None = None, *, agains
     predicted for the plateau where that is known.
 
     Args:
-        dataset: a sweep, see `fc.sweep`, or its file or store, with one value of every axis but `against`, `seed` and `time`.
+        dataset: a sweep, see `fc.sweep`, or its file or store, with one value of every axis but
+            `against`, `seed` and `time`.
         name: the metric, or a variable with one number a run, such as `steps_accepted`.
         ax: axes to draw on. Default: a new figure.
         against: the axis, whose values are numbers.
@@ -220,7 +222,8 @@ def heatmap(
     """The median over the seeds of a metric at the last time, over two axes.
 
     Args:
-        dataset: a sweep, see `fc.sweep`, or its file or store, with one value of every axis but the two, `seed` and `time`.
+        dataset: a sweep, see `fc.sweep`, or its file or store, with one value of every axis but
+            the two, `seed` and `time`.
         name: the metric, or a variable with one number a run, such as `steps_accepted`.
         ax: axes to draw on. Default: a new figure.
         x, y: the two axes. Default: those with more than one value; `x` is the inner one of the Dataset.
@@ -285,7 +288,8 @@ def verdicts(dataset: Source, ax: Axes | None = None, *, along: str = "eps") -> 
     """How the runs ended: the share of each verdict, for each value of one axis.
 
     Args:
-        dataset: a sweep, see `fc.sweep`, or its file or store, with one value of every axis but `along`, `seed` and `time`.
+        dataset: a sweep, see `fc.sweep`, or its file or store, with one value of every axis but
+            `along`, `seed` and `time`.
         ax: axes to draw on. Default: a new figure.
         along: the axis whose values get a bar each.
 
