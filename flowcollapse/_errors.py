@@ -19,6 +19,10 @@ class PrecisionWarning(UserWarning):
 
 
 def nearest(name: object, known: Iterable[str]) -> str:
-    """A question that ends an error about an unknown name, if one of the known ones is near: `; did you mean 'x'?`"""
-    close = difflib.get_close_matches(str(name), list(known), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    """A question that ends an error about an unknown name, if one of the known ones is near: `; did you mean 'x'?`
+
+    Upper and lower case, `-` and `_` count as the same.
+    """
+    folded = {one.lower().replace("-", "_"): one for one in known}
+    close = difflib.get_close_matches(str(name).lower().replace("-", "_"), list(folded), n=1)
+    return f"; did you mean {folded[close[0]]!r}?" if close else ""

@@ -94,7 +94,7 @@ def parse(text: str) -> tuple[str, dict[str, Any]]:
             fault = "is given twice" if equals else "is not of the form name=value"
             raise UsageError(f"optimizer {text!r}: {part!r} {fault}; write sgd:learning_rate=0.05,momentum=0.9.")
         arguments[key] = _value(text, key, value)
-    return name.strip(), arguments
+    return name.strip().lower(), arguments
 
 
 def _value(text: str, key: str, value: str) -> bool | int | float:

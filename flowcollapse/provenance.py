@@ -2,6 +2,7 @@
 
 import datetime
 import functools
+import importlib
 import importlib.metadata
 import json
 import platform
@@ -15,12 +16,22 @@ import jax.numpy as jnp
 from .description import options
 from .settings import PRECISION_NOTE
 
-PACKAGES = ("flowcollapse", "jax", "jaxlib", "diffrax", "equinox", "optax", "numpy", "xarray")
+from . import __version__
+
+PACKAGES = ("jax", "jaxlib", "diffrax", "equinox", "optax", "numpy", "xarray")
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that results depend on."""
-    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES}
+    """Versions of Python, of this package, and of the packages that results depend on."""
+    return {"python": platform.python_version(), "flowcollapse": __version__} | {n: _version(n) for n in PACKAGES}
+
+
+def _version(package: str) -> str:
+    """The version of a package that is installed, or else of the module that is imported."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:  # a clone that is only on the path
+        return str(getattr(importlib.import_module(package), "__version__", "unknown"))
 
 
 @functools.cache

@@ -13,7 +13,7 @@ import xarray as xr
 from . import initial
 from ._checks import check_positive
 from ._errors import UsageError
-from ._files import check_writable, write_netcdf
+from ._files import check_writable, local_path, write_netcdf
 from ._tables import aligned
 from .descent import Descent
 from .flow import Flow
@@ -22,6 +22,7 @@ from .powers import FIT_UP_TO, POWERS, fitted_eps, fitted_power
 from .provenance import options, provenance
 from .stopping import plateau_time
 from .sweeps.engine import CPU_WIDTH, Engine
+from .sweeps.grid import checked_axes
 from .sweeps.run import sweep
 from .sweeps.summary import verdicts
 from .trajectory import verdict_attributes
@@ -45,9 +46,9 @@ def paper_model() -> UFM:
 
 def run(
     eps: Sequence[float] = (1.0, 1e-1, 1e-2, 1e-3),
-    seeds: int = 100,
+    seeds: int | Sequence[int] = 100,
     *,
-    seed_shown: int = 0,
+    seed_shown: int | None = None,
     learning_rate: float = 0.02,
     rtol: float = 1e-8,
     solver: str = "exponential",
@@ -58,8 +59,8 @@ def run(
 
     Args:
         eps: norms of H0 and of W0. The default list is our choice, and so are the other defaults.
-        seeds: starts for each eps; their keys are `jax.random.key(0)`, `jax.random.key(1)` and so on.
-        seed_shown: the seed whose curves the figures show.
+        seeds: starts for each eps: how many, or which. The key of a start is `jax.random.key(seed)`.
+        seed_shown: the seed whose curves the figures show. Default: the first.
         learning_rate: step size of the descent.
         rtol: relative tolerance of the flow.
         solver: the flow's solver, by name.
@@ -72,8 +73,8 @@ def run(
         saved at the same times, those of every k-th step of the descent.
 
     Raises:
-        UsageError: for numbers that are not positive, an eps given twice, a shown seed that is not among the seeds, an
-            unknown solver, or a learning rate that needs more than ten million steps.
+        UsageError: for numbers that are not positive, an eps or seed given twice, a shown seed that is not among the
+            seeds, an unknown solver, or a learning rate that needs more than ten million steps.
 
     Source: Mixon, Parshall and Pi, figures 1 and 2.
 
@@ -84,7 +85,8 @@ def run(
         (('method', 'eps', 'seed', 'time'), 0)
     """
     settings = {"seed_shown": seed_shown, "learning_rate": learning_rate, "rtol": rtol, "solver": solver, "t1": t1}
-    check(eps, seeds, **settings)
+    eps, seeds = check(eps, seeds, **settings)
+    settings["seed_shown"] = seeds[0] if seed_shown is None else int(seed_shown)
     model, flow = paper_model(), Flow(solver, rtol=rtol)
     plateaus = plateau_times(model, eps, seeds)
     ts, num_steps = save_times(float(plateaus.max()) if t1 is None else t1, learning_rate)
@@ -110,55 +112,57 @@ def run(
     coords = {
         "method": ("method", [flow.name, descent.name], {"long_name": "gradient flow or gradient descent"}),
         "eps": ("eps", np.asarray(eps, dtype=float), _about("norm of H0 and of W0")),
-        "seed": ("seed", np.arange(seeds), _about("seed of the start's random key")),
+        "seed": ("seed", np.asarray(seeds), _about("seed of the start's random key")),
         "time": ("time", ts, _about("time; for descent the sum of the step sizes")),
     }
     attributes = provenance(
         model,
         flow,
         title="Figures 1 and 2 of Mixon, Parshall and Pi (arXiv 2011.11619), from new runs",
-        seeds=f"jax.random.key(0) to jax.random.key({seeds - 1})",
-        options={"eps": list(eps), "seeds": seeds} | settings,
+        seeds=f"jax.random.key(seed) for {len(seeds)} seeds from {min(seeds)} to {max(seeds)}",
+        options={"eps": list(eps), "seeds": list(seeds)} | settings,
     )
     attributes["method"] = json.dumps({method.name: options(method) for method in (flow, descent)})
-    return xr.Dataset(data, coords, attributes | {"seed_shown": seed_shown})
+    return xr.Dataset(data, coords, attributes | {"seed_shown": settings["seed_shown"]})
 
 
-def plateau_times(model: UFM, eps: Sequence[float], seeds: int) -> np.ndarray:
+def plateau_times(model: UFM, eps: Sequence[float], seeds: Sequence[int]) -> np.ndarray:
     """The plateau time of every start, shape (eps, seeds)."""
 
     def one(_, lane):
         e, seed = lane
         return plateau_time(*problem_of(model, initial.sphere(model, e, key=jax.random.key(seed))))
 
-    lanes = np.repeat(np.asarray(eps, dtype=float), seeds), np.tile(np.arange(seeds), len(eps))
+    lanes = np.repeat(np.asarray(eps, dtype=float), len(seeds)), np.tile(np.asarray(seeds), len(eps))
     engine = Engine(one, capacity=len(lanes[0]), width=CPU_WIDTH)
-    return engine.map(lanes).reshape(len(eps), seeds)
+    return engine.map(lanes).reshape(len(eps), len(seeds))
 
 
 def check(
-    eps: Sequence[float],
-    seeds: int,
-    *,
-    seed_shown: int,
-    learning_rate: float,
-    rtol: float,
-    solver: str,
-    t1: float | None,
-) -> None:
-    """Raise the `UsageError` that `run` would raise for these options, before any work."""
-    if len(eps) == 0:
-        raise UsageError("eps is empty: give at least one norm of the start, such as 0.1.")
-    check_positive("eps", list(eps))
-    if len(set(eps)) < len(eps):
-        raise UsageError(f"eps holds a value twice: {list(eps)}; give each once.")
-    if seeds < 1:
-        raise UsageError(f"seeds must be a positive integer, got {seeds}.")
-    if not 0 <= seed_shown < seeds:
-        raise UsageError(f"seed_shown is {seed_shown}, but the seeds are 0 to {seeds - 1}: choose one of them.")
-    check_positive("learning_rate", learning_rate)
-    check_positive("t1", t1)
+    eps: Any, seeds: Any, *, seed_shown: Any, learning_rate: Any, rtol: Any, solver: Any, t1: Any
+) -> tuple[tuple[float, ...], tuple[int, ...]]:
+    """Raise the `UsageError` that `run` would raise for these options, before any work.
+
+    Returns:
+        The values of eps, and the seeds.
+    """
+    axes = checked_axes((), eps, seeds, {})
+    shown = seed_shown
+    if shown is not None and (isinstance(shown, bool) or not isinstance(shown, int | np.integer)):
+        raise UsageError(f"seed_shown must be one of the seeds, got {shown!r}.")
+    if shown is not None and shown not in axes["seed"]:
+        low, high = min(axes["seed"]), max(axes["seed"])
+        raise UsageError(f"seed_shown is {shown}, but the seeds are {low} to {high}: choose one of them.")
+    for name, value in (("learning_rate", learning_rate), ("t1", t1), ("rtol", rtol)):
+        if np.ndim(value) > 0 or isinstance(value, bool | str) or (value is None and name != "t1"):
+            raise UsageError(f"{name} must be one positive number, got {value!r}.")
+        check_positive(name, value)
+    if not isinstance(solver, str):
+        raise UsageError(f"solver must be a name, such as 'exponential', got {solver!r}.")
     Flow(solver, rtol=rtol)
+    if t1 is not None:
+        save_times(float(t1), float(learning_rate))
+    return axes["eps"], axes["seed"]
 
 
 def save_times(t1: float, learning_rate: float) -> tuple[np.ndarray, int]:
@@ -177,17 +181,18 @@ def _about(long_name: str) -> dict[str, str]:
     return {"long_name": long_name, "units": "1"}
 
 
-def check_folder(folder: Path) -> None:
+def check_folder(folder: str | Path) -> None:
     """Make sure that `write` can write to `folder`, which it makes if it does not exist.
 
     Raises:
         UsageError: if it cannot.
     """
+    folder = local_path(folder, "out")
     for name in FILES:
         check_writable(folder / name)
 
 
-def write(dataset: xr.Dataset, folder: Path) -> list[Path]:
+def write(dataset: xr.Dataset, folder: str | Path) -> list[Path]:
     """The Dataset as netCDF and the figures as PNG and PDF; each file is written whole or not at all.
 
     Raises:
@@ -197,6 +202,7 @@ def write(dataset: xr.Dataset, folder: Path) -> list[Path]:
 
     from . import plot
 
+    folder = local_path(folder, "folder")
     write_netcdf(dataset, folder / FILES[0])
     for stem, axes in (("figure1", plot.figure1(dataset)[0]), ("figure2", plot.figure2(dataset))):
         for suffix in (".png", ".pdf"):

@@ -21,6 +21,12 @@ def enable_x64(enable: bool = True) -> None:
 
     Raises:
         UsageError: for anything else.
+
+    Example:
+        >>> import jax.numpy as jnp, flowcollapse as fc
+        >>> fc.enable_x64()
+        >>> jnp.zeros(1).dtype.name
+        'float64'
     """
     check_flag("enable", enable)
     jax.config.update("jax_enable_x64", bool(enable))
@@ -50,7 +56,7 @@ def use_cpu_cores(count: int | None = None) -> None:
         count: how many; default the cores that this process may run on, or as many as JAX has taken already.
 
     Raises:
-        UsageError: if JAX is in use already with fewer CPU devices than `count`.
+        UsageError: if `count` is not a positive integer, or JAX is in use already with fewer CPU devices.
     """
     wanted = cpu_cores() if count is None else check_integer("count", count)
     try:

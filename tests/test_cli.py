@@ -61,7 +61,7 @@ BAD = {
     "reproduce --eps nan": "eps must be positive",
     "reproduce --eps": "eps is empty",
     "reproduce --eps 0.1 0.1": "twice",
-    "reproduce --seeds 0": "seeds must be a positive integer",
+    "reproduce --seeds 0": "seeds must be at least 1, got 0",
     "reproduce --seeds 3 --seed-shown 3": "seeds are 0 to 2",
     "reproduce --rtol 0": "rtol must be positive",
     "reproduce --t1 -1": "t1 must be positive",
@@ -88,7 +88,41 @@ BAD = {
     "simulate --method descent --num-steps 0": "num_steps must be a positive integer",
     "simulate --method descent --optimizer adam --momentum 0.9": "momentum",
     "simulate --out FILE/run.nc": "cannot write",
-    "simulate --out TAKEN": "it is a folder",
+    "simulate --out TAKEN.nc": "it is a folder",
+    "simulate --out TAKEN.zarr": "exists already",
+    "simulate --out run.xlsx": "does not end in .nc, .zarr, .csv, .parquet",
+    "simulate --out run": "does not end in",
+    "simulate --out run.csv --save-states": "drop --save-states",
+    "sweep --out run.csv --keep-final": "drop --keep-final",
+    "sweep --out a.zarr --store ./a.zarr": "store and out are both",
+    "simulate --out s3://bucket/run.nc": "s3",
+    "sweep --store=s3://bucket/a.zarr": "s3",
+    "simulate --out ~nobody-of-this-name/run.nc": "~nobody-of-this-name",
+    "simulate --t1 1 --t1 2": "--t1 is given twice, as 1 and as 2",
+    "simulate --max_steps=10 --max-steps 20": "--max-steps is given twice, as 10 and as 20",
+    "simulate --use-bias --no-use-bias": "--use-bias is given twice",
+    "simulate --start sphere --start balanced": "--start is given twice",
+    "simulate --samples-per-class 3 --samples-per-class 4": "--samples-per-class is given twice, as 3 and as 4",
+    "simulate --weight-decay 0.1,0,0 --weight-decay 0.1": "--weight-decay is given twice",
+    "simulate --method descent --hyperparameters b1 0.9 --hyperparameters b1=0.8": "gives b1 twice",
+    "simulate --method descent --hyperparameters b1": "takes pairs",
+    "simulate --method descent --hyperparameters learning_rate 0.1": "use --learning-rate alone",
+    "sweep --seeds 3 --seeds 4": "--seeds is given twice, as 3 and as 4",
+    "sweep --seeds 3:3": "not a range of seeds",
+    "sweep --seeds 0:4:0": "not a range of seeds",
+    "sweep --seeds many": "is not a count, a range as 0:256",
+    "sweep --seeds 1,1": "seeds holds 1 twice",
+    "sweep --devices 0": "devices must be a positive integer",
+    "sweep --optimizer SDG --method descent": "did you mean 'sgd'?",
+    "compare --optimizer sdg:learning_rate=0.1": "did you mean 'sgd'?",
+    "compare --devices 0": "devices must be a positive integer",
+    "plot nowhere.nc": "nowhere.nc does not exist",
+    "plot s3://bucket/a.zarr": "s3",
+    "plot FILE": "is not a netCDF file",
+    "simulate --config nowhere.toml": "cannot read nowhere.toml",
+    "simulate --config FILE": "is not TOML",
+    "simulate --config FILE --config OTHER": "--config is given twice",
+    "verify --only spectrun": "did you mean 'spectrum'?",
     "simulate --plot run.doc": "does not end in .png",
 }
 
@@ -97,7 +131,8 @@ BAD = {
 def test_bad_input_ends_in_one_line_before_any_work(line, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "FILE").write_text("a file, so nothing can be below it")
-    (tmp_path / "TAKEN" / "reproduce.nc").mkdir(parents=True)
+    for name in ("TAKEN/reproduce.nc", "TAKEN.nc", "TAKEN.zarr"):
+        (tmp_path / name).mkdir(parents=True)
     before = sorted(tmp_path.rglob("*"))
     # Whatever the starts are made for, they are not to be reached.
     monkeypatch.setattr(sys.modules["flowcollapse.simulation"], "_simulate", lambda *_: pytest.fail("the run began"))

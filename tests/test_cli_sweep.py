@@ -7,7 +7,9 @@ import xarray as xr
 
 import flowcollapse as fc
 from flowcollapse import cli
-from flowcollapse.cli.sweeps import with_config
+from flowcollapse.cli import said_once
+from flowcollapse.cli.simulate import Simulate
+from flowcollapse.cli.sweep import Sweep
 
 CONFIG = """
 seeds = 4
@@ -119,18 +121,21 @@ def test_plot_refuses_what_is_no_sweep(tmp_path, capsys):
     (tmp_path / "a.nc").write_text("no")
     for source in ("a.nc", "b.zarr"):
         assert cli.main(["plot", str(tmp_path / source), "--out", str(tmp_path / "a.png")]) == 2
+    assert cli.main(["plot", str(tmp_path), "--out", str(tmp_path / "b.png")]) == 2
     assert cli.main(["plot", str(tmp_path), "--out", str(tmp_path / "a.txt")]) == 2
     told = capsys.readouterr().err
     assert "is not a netCDF file" in told
+    assert "b.zarr does not exist" in told
     assert "is not the store of a flowcollapse sweep" in told
     assert "does not end in" in told
 
 
 def test_a_file_becomes_flags(tmp_path):
     (tmp_path / "c.toml").write_text("use_bias = false\nkeep_final = true\n[method]\nhyperparameters = {b1 = 0.8}")
-    words = with_config(["sweep", str(tmp_path / "c.toml"), "--seeds", "3"])
-    assert words == ["sweep", "--no-use-bias", "--keep-final", "--hyperparameters", "b1", "0.8", "--seeds", "3"]
-    assert with_config(["simulate", "c.toml"]) == ["simulate", "c.toml"]
+    words = said_once(Sweep, "sweep", [str(tmp_path / "c.toml"), "--seeds", "3"])
+    expected = ["--no-use-bias", "--keep-final", "--hyperparameters", "b1", "0.8", "--seeds", "3"]
+    assert words == ["sweep", *expected, f"--config={tmp_path / 'c.toml'}"]
+    assert said_once(Simulate, "simulate", ["c.toml"]) == ["simulate", "c.toml"]
 
 
 def test_unfinished_sweeps_can_be_drawn(store, tmp_path):

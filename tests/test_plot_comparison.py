@@ -106,7 +106,10 @@ def test_table_shows_medians_and_verdicts(dataset):
     [
         (lambda d: pictures.comparison_paths(d), "learning_rate: select one"),
         (lambda d: pictures.comparison_paths(d, "snc4"), "mean 'snc1'"),
-        (lambda d: pictures.comparison_distance(d.drop_vars("distance_to_flow")), "no 'distance_to_flow'"),
+        (
+            lambda d: pictures.comparison_distance(d.drop_vars("distance_to_flow")),
+            "'distance_to_flow' is not in the dataset",
+        ),
         (lambda d: pictures.comparison_ends(d, along="eps"), "no axis 'eps'"),
         (lambda d: pictures.comparison_ends(d.isel(learning_rate=0)), "no axis 'eps'"),
     ],

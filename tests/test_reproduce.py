@@ -122,10 +122,9 @@ def test_every_start_is_given_the_time_it_needs(dataset, paper_model):
     assert dataset["time"][-1] >= dataset["plateau_time"].max()
 
 
-def test_prints_progress_and_a_table(dataset, printed):
+def test_prints_a_table_and_no_bars_into_a_file(dataset, printed):
     out, err = printed
-    assert "flow" in err
-    assert "descent: 100%" in err
+    assert err == ""
     rows = [line.split() for line in out.splitlines()]
     for eps in EPS_LIST:
         for method in ("flow", "descent"):
@@ -149,6 +148,34 @@ def test_powers_are_fitted_where_they_hold():
     assert reproduce.fitted_power(bent, reproduce.fitted_eps(eps)) == pytest.approx(3, abs=1e-12)
     assert reproduce.fitted_power(bent, eps) > 3.05
     assert np.isnan(reproduce.fitted_power(0 * bent, eps))
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"eps": 0.1}, "eps must be a list of values, got 0.1"),
+        ({"eps": ["a"]}, "eps must be positive"),
+        ({"seeds": 2.5}, "seeds must be a list of values, got 2.5"),
+        ({"seeds": [3, 3]}, "seeds holds 3 twice"),
+        ({"seeds": range(5, 8), "seed_shown": 0}, "seed_shown is 0, but the seeds are 5 to 7"),
+        ({"seed_shown": 1.0}, "seed_shown must be one of the seeds, got 1.0"),
+        ({"learning_rate": "fast"}, "learning_rate must be one positive number, got 'fast'"),
+        ({"learning_rate": [0.1, 0.2]}, "learning_rate must be one positive number"),
+        ({"t1": True}, "t1 must be one positive number, got True"),
+        ({"t1": 1.0, "learning_rate": 1e-9}, "learning_rate 1e-09 needs"),
+        ({"solver": 5}, "solver must be a name"),
+    ],
+)
+def test_bad_options_are_told(options, told):
+    defaults = {"seed_shown": None, "learning_rate": 0.02, "rtol": 1e-8, "solver": "exponential", "t1": None}
+    with pytest.raises(fc.UsageError, match=told):
+        reproduce.check(**({"eps": [0.1], "seeds": 2} | defaults | options))
+
+
+def test_the_seeds_may_be_a_range():
+    assert reproduce.check([0.1], range(5, 9, 2), seed_shown=None, learning_rate=1, rtol=1e-8, solver="TSIT5", t1=2)[
+        1
+    ] == (5, 7)
 
 
 def test_one_eps_has_no_power(dataset):

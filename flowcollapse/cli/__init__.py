@@ -3,16 +3,22 @@
 Nothing heavy is imported before a command runs, so that `--help` answers at once.
 """
 
+import contextlib
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
-import tyro
-
+from .. import __version__
 from .._errors import UsageError
-from .comparison import Compare
-from .single import Info, Reproduce, Simulate
-from .sweeps import Plot, Sweep, with_config
-from .verification import Verify
+
+ABOUT = (
+    "Gradient flow and gradient descent of the unconstrained features model, and how far they are from neural collapse."
+)
+
+EXIT_CODES = """Exit codes: 0 done, 1 a law fails (verify), 2 bad input, 70 a fault of the program, 74 standard output
+cannot be written, 130 interrupted. A pipe that is closed early, as by head, changes none of them."""
+
+OUTPUT_FAILED, INTERRUPTED = 74, 130
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -22,44 +28,95 @@ def main(args: Sequence[str] | None = None) -> int:
         args: the words after the command's name. Default: those of this process.
 
     Returns:
-        The exit code: 0, 1 if a law fails, 2 after bad input, which is told in one line on standard error, or 130
-        after Ctrl-C.
+        The exit code: 0, 1 if a law fails, 2 after bad input, which is told in one line on standard error, 74 if
+        standard output cannot be written (for another reason than a closed pipe, which changes nothing), or 130 after
+        Ctrl-C.
 
     Raises:
         SystemExit: with code 2 for unknown flags, with 0 after `--help`.
+
+    Example:
+        >>> from flowcollapse.cli import main
+        >>> main(["simulate", "--t1", "1", "--t1", "2"])
+        2
     """
-    args = sys.argv[1:] if args is None else list(args)
     try:
-        args = with_config(args)
+        return _main(sys.argv[1:] if args is None else list(args))
     except UsageError as error:
-        return refuse(error)
-    command = tyro.extras.subcommand_cli_from_dict(
-        {
-            "reproduce": Reproduce,
-            "simulate": Simulate,
-            "sweep": Sweep,
-            "compare": Compare,
-            "plot": Plot,
-            "verify": Verify,
-            "info": Info,
-        },
-        prog="flowcollapse",
-        description="Gradient flow and gradient descent of the unconstrained features model, and how far they are from "
-        "neural collapse.",
-        args=args,
-        config=(tyro.conf.OmitArgPrefixes,),
-    )
-    try:
-        code = command.run()
-    except UsageError as error:
-        return refuse(error)
+        tell("flowcollapse: " + " ".join(str(error).split()))
+        return 2
     except KeyboardInterrupt as stop:
-        print(str(stop) or "Interrupted.", file=sys.stderr)
-        return 130
+        tell(str(stop) or "Interrupted.")
+        return INTERRUPTED
+
+
+def _main(args: list[str]) -> int:
+    import tyro
+
+    from .compare import Compare
+    from .console import Console
+    from .info import Info
+    from .plot import Plot
+    from .reproduce import Reproduce
+    from .simulate import Simulate
+    from .sweep import Sweep
+    from .verify import Verify
+
+    commands = {
+        "reproduce": Reproduce,
+        "simulate": Simulate,
+        "sweep": Sweep,
+        "compare": Compare,
+        "plot": Plot,
+        "verify": Verify,
+        "info": Info,
+    }
+    if args[:1] == ["--version"]:
+        Console().say(f"flowcollapse {__version__}")
+        return 0
+    first = next((i for i, word in enumerate(args) if word in commands), None)
+    if first is not None:
+        args = said_once(commands[args[first]], args[first], [*args[:first], *args[first + 1 :]])
+    try:
+        command = tyro.extras.subcommand_cli_from_dict(
+            commands,
+            prog="flowcollapse",
+            description=f"{ABOUT}\n\n{EXIT_CODES}",
+            args=args,
+            config=(tyro.conf.OmitArgPrefixes,),
+        )
+    except BrokenPipeError:  # nobody reads the help, or the error
+        return 0 if {"--help", "-h"} & set(args) else 2
+    console = Console(command.quiet)
+    code = command.run(console)
+    if console.failure:
+        tell(f"flowcollapse: cannot write to standard output: {console.failure}.")
+        return code or OUTPUT_FAILED
     return code or 0
 
 
-def refuse(error: UsageError) -> int:
-    """Tell of bad input in one line."""
-    print("flowcollapse: " + " ".join(str(error).split()), file=sys.stderr)
-    return 2
+def said_once(command: type, name: str, args: Sequence[str]) -> list[str]:
+    """The words of a command with each flag once, those of its configuration file among them.
+
+    Raises:
+        UsageError: for a flag that is given twice with different values, and for a file that cannot be read.
+    """
+    from .config import read_config
+    from .words import add, flags_of, read, replaced, written
+
+    if {"--help", "-h"} & set(args):
+        return [name, "--help"]
+    flags = flags_of(command)
+    values, others = read(args, flags)
+    if name == "sweep" and others and not others[0].startswith("-"):
+        add(values, flags["config"], [others.pop(0)])
+    if "config" in values:
+        values = replaced(read_config(Path(values["config"][0]), flags), values, flags)
+    return [name, *written(values, flags), *others]
+
+
+def tell(text: str) -> None:
+    """Print one line on standard error, if there is one."""
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError):  # nobody is there to be told
+            print(text, file=sys.stderr, flush=True)

@@ -1,7 +1,6 @@
 """`python -m flowcollapse.cli`, the same as `flowcollapse`."""
 
-import sys
+from .process import run
 
-from . import main
-
-sys.exit(main())
+if __name__ == "__main__":
+    run()

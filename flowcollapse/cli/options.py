@@ -1,14 +1,31 @@
 """The groups of flags that several commands share: the model, the start, the method."""
 
 import dataclasses
-from typing import TYPE_CHECKING, Any, Literal
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
 
 from .._errors import UsageError
+from .words import Kind, split
 
 if TYPE_CHECKING:
     from ..descent import Descent
     from ..flow import Flow
     from ..model import UFM, State
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Command:
+    """The flags of every command."""
+
+    config: Path | None = None
+    """TOML file with any of these flags, which those of the command line replace. Sections are named as the groups
+    below; a flag may stand outside of them too."""
+    quiet: bool = False
+    """Print nothing but errors: results are in the files, and the exit code tells the rest."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,11 +34,11 @@ class Model:
 
     num_classes: int = 3
     """C, at least 2."""
-    samples_per_class: tuple[int, ...] = (3,)
+    samples_per_class: Annotated[tuple[int, ...], Kind.ROW] = (3,)
     """N, or one count for each class."""
     num_features: int = 15
     """p."""
-    weight_decay: tuple[float, ...] = (0.0,)
+    weight_decay: Annotated[tuple[float, ...], Kind.ROW] = (0.0,)
     """One number, or three in the order W, H, b."""
     use_bias: bool = True
     """Without a bias, b is zero and stays there."""
@@ -37,7 +54,7 @@ class Model:
             num_features=self.num_features,
             weight_decay=one_or_all(self.weight_decay),
             use_bias=self.use_bias,
-            loss=self.loss,
+            loss=self.loss.lower(),
         )
 
 
@@ -105,13 +122,68 @@ class Method:
         from ..descent import Descent
         from ..flow import Flow
 
+        coordinates = self.coordinates.lower()
         if self.method == "flow":
             options: dict[str, Any] = {name: getattr(self, name) for name in ("rtol", "atol", "t1", "max_steps")}
-            return Flow(self.solver, coordinates=self.coordinates, **options)
-        numbers = {"learning_rate": self.learning_rate} | self.hyperparameters
+            return Flow(self.solver, coordinates=coordinates, **options)
+        numbers = {"learning_rate": self.learning_rate}
         if self.momentum is not None:
             numbers["momentum"] = self.momentum
-        return Descent(self.optimizer, self.num_steps, coordinates=self.coordinates, **numbers)
+        for name in numbers.keys() & self.hyperparameters.keys():
+            flag = name.replace("_", "-")
+            raise UsageError(f"hyperparameters gives {name} as {self.hyperparameters[name]}: use --{flag} alone.")
+        numbers |= self.hyperparameters
+        return Descent(self.optimizer.lower(), self.num_steps, coordinates=coordinates, **numbers)
+
+
+@dataclasses.dataclass(frozen=True)
+class Lanes:
+    """What varies from lane to lane. The start of a lane depends on its seed and eps alone."""
+
+    eps: tuple[float, ...] = (1.0, 1e-1, 1e-2, 1e-3)
+    """Norms of H and W at the start."""
+    seeds: Annotated[tuple[str, ...], Kind.SEEDS] = ("256",)
+    """Random starts for each eps: how many (the seeds 0, 1, 2, ...), or which: a range as 0:256 or 0:256:2, or a list
+    as 3,5,8."""
+    axis: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, Kind.AXES] = ()
+    """A further axis, as in: --axis learning_rate=0.01,0.02 --axis samples_per_class=3,10,30. Values of several numbers
+    are written with colons: --axis weight_decay=0:0:0,0.01:0.01:0. In a TOML file: the section [axes]."""
+    start: Literal["sphere", "on-subspace", "balanced"] = "sphere"
+    """Random directions as in the paper; a point of the invariant subspace S; W^T W = H H^T."""
+
+    def axes(self) -> dict[str, list[Any]]:
+        """The further axes by name."""
+        found: dict[str, list[Any]] = {}
+        for text in self.axis:
+            name, equals, values = text.partition("=")
+            try:
+                found[name] = [one_or_all(tuple(map(_number, value.split(":")))) for value in split([values])]
+            except ValueError:
+                equals = ""
+            if not equals:
+                raise UsageError(f"axis {text!r} is not of the form name=number,number: as learning_rate=0.01,0.02.")
+        return found
+
+
+def seeds_of(words: Sequence[str]) -> int | Sequence[int]:
+    """How many seeds, or which, from a count, ranges and a list.
+
+    Raises:
+        UsageError: for another form, or an empty range.
+    """
+    parts: list[Sequence[int]] = []
+    for word in words:
+        if not re.fullmatch(r"-?\d+(:-?\d+){0,2}", word):
+            raise UsageError(f"seeds {word!r} is not a count, a range as 0:256 or 0:256:2, or a list as 3,5,8.")
+        numbers = list(map(int, word.split(":")))
+        step = numbers[2] if len(numbers) > 2 else 1
+        parts.append(numbers if len(numbers) == 1 else range(numbers[0], numbers[1], max(step, 1)))
+        if step < 1 or not parts[-1] or (len(numbers) > 1 and numbers[0] < 0):
+            raise UsageError(f"seeds {word!r} is not a range of seeds: write it as 0:256, or 0:256:2 for every other.")
+    if len(parts) == 1:
+        return parts[0] if isinstance(parts[0], range) else parts[0][0]
+    seeds = [seed for part in parts for seed in part]
+    return list(dict.fromkeys(seeds)) if any(isinstance(part, range) for part in parts) else seeds
 
 
 def one_or_all(numbers: tuple) -> Any:
@@ -119,8 +191,16 @@ def one_or_all(numbers: tuple) -> Any:
     return numbers[0] if len(numbers) == 1 else numbers
 
 
-def draw_without_a_window() -> None:
-    """Pictures go to files only."""
-    import matplotlib
+def _number(text: str) -> int | float:
+    try:
+        return int(text)
+    except ValueError:
+        return float(text)
 
-    matplotlib.use("Agg")
+
+def check_devices(devices: int | None) -> None:
+    """Raise `UsageError` unless the number of devices is positive, if it is given."""
+    from .._checks import check_integer
+
+    if devices is not None:
+        check_integer("devices", devices)

@@ -10,6 +10,7 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import Formatter, FuncFormatter, Locator, LogFormatterSciNotation, LogLocator, MaxNLocator
 
 from .._errors import UsageError
@@ -64,16 +65,30 @@ def panels(ax: Any, count: int, size: tuple[float, float], rows: int = 1) -> Ite
         figure.draw_without_rendering()  # ticks are made, and take their looks, when they are first drawn
 
 
-def save(axes: Axes, file: str | Path) -> None:
+def save(axes: Any, file: str | Path) -> None:
     """The figure that the axes are part of as PNG, PDF or SVG, by the file's suffix; written whole or not at all.
 
+    Args:
+        axes: the axes that a picture of this package returns, one or an array of them, or their figure.
+        file: the file.
+
     Raises:
-        UsageError: for another suffix, or if the file cannot be written.
+        UsageError: for anything else, another suffix, or if the file cannot be written.
+
+    Example:
+        >>> import pathlib, tempfile, xarray, flowcollapse as fc
+        >>> ax = fc.plot.path(xarray.Dataset({"nc3": ("time", [1.0, 0.1])}, {"time": [0.0, 1.0]}))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     fc.plot.save(ax, folder + "/run.svg")
+        ...     [file.name for file in pathlib.Path(folder).iterdir()]
+        ['run.svg']
     """
     file = local_path(file, "file")
     check_picture(file)
-    figure = axes.get_figure(root=True)
-    assert figure is not None
+    first = np.ravel(np.asarray(axes, dtype=object))[:1]
+    figure = first[0].get_figure(root=True) if first and isinstance(first[0], Axes | Figure | SubFigure) else None
+    if not isinstance(figure, Figure):
+        raise UsageError(f"axes must be what a picture returns, matplotlib Axes, got {axes!r}.")
     with mpl.rc_context({"pdf.fonttype": 42}), replacing(file) as part:
         figure.savefig(part, format=file.suffix[1:].lower(), dpi=300)
 

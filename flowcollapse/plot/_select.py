@@ -10,6 +10,7 @@ import xarray as xr
 
 from .._errors import UsageError
 from ._axes import LABELS, tex
+from ._read import known_name
 
 AXES = {
     "eps": (r"norm of $H_0$ and of $W_0$, ", r"\varepsilon"),
@@ -56,16 +57,24 @@ def metrics_of(dataset: xr.Dataset) -> list[str]:
     return [str(name) for name, values in dataset.data_vars.items() if "time" in values.dims and name != "t"]
 
 
+def metric_of(dataset: xr.Dataset, name: Any, *, ends_too: bool = False) -> str:
+    """The name of a metric over time, whatever its case; or, as `ends` has them too, of one number a run.
+
+    Raises:
+        UsageError: if the sweep has no such metric.
+    """
+    known = metrics_of(dataset)
+    numbers = [str(one) for one, values in dataset.data_vars.items() if "time" not in values.dims and one != "verdict"]
+    return str(name) if ends_too and str(name) in numbers else known_name(name, known)
+
+
 def curves(dataset: xr.Dataset, name: str) -> xr.DataArray:
     """A metric over time.
 
     Raises:
         UsageError: if the sweep has no such metric.
     """
-    known = metrics_of(dataset)
-    if name not in known:
-        raise UsageError(f"metric {name!r} is not in the dataset, which has {', '.join(known) or 'none over time'}.")
-    return dataset[name]
+    return dataset[metric_of(dataset, name)]
 
 
 def ends(dataset: xr.Dataset, name: str) -> xr.DataArray:
@@ -76,9 +85,10 @@ def ends(dataset: xr.Dataset, name: str) -> xr.DataArray:
     Raises:
         UsageError: if the sweep has no such metric or number.
     """
-    if name == "verdict" or name not in dataset.data_vars or "time" in dataset[name].dims:
-        return curves(dataset, name).isel(time=-1, drop=True).compute()
-    values = dataset[name].compute()
+    values = dataset[metric_of(dataset, name, ends_too=True)]
+    if "time" in values.dims:
+        return values.isel(time=-1, drop=True).compute()
+    values = values.compute()
     return values.where(values >= 0) if values.dtype.kind in "iu" else values
 
 

@@ -10,8 +10,9 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator
 
-from .._errors import UsageError, nearest
+from .._errors import UsageError
 from ._axes import OKABE_ITO, log_against_time, panels
+from ._read import Source, another_picture, known_name, read
 from .paper import IN_A_PATH
 
 OVER = ("seed", "lane")
@@ -26,11 +27,11 @@ LABELS = {
 }
 
 
-def comparison_paths(dataset: xr.Dataset, name: str = "snc1", ax: Axes | None = None) -> Axes:
+def comparison_paths(dataset: Source, name: str = "snc1", ax: Axes | None = None) -> Axes:
     """A metric of every method against time.
 
     Args:
-        dataset: what `fc.compare` returns, at one value of every axis but the starts.
+        dataset: what `fc.compare` returns, or its file, at one value of every axis but the starts.
         name: the metric.
         ax: axes to draw on. Default: a new figure.
 
@@ -48,6 +49,8 @@ def comparison_paths(dataset: xr.Dataset, name: str = "snc1", ax: Axes | None = 
         >>> [text.get_text() for text in ax.get_legend().get_texts()]
         ['flow', 'gd']
     """
+    dataset = read(dataset)
+    name = _checked(dataset, name)
     values = _starts_last(dataset, name, "time")
     with panels(ax, 1, (5.2, 3.3)) as (one,):
         _draw(one, dataset, values, _times(dataset))
@@ -56,11 +59,11 @@ def comparison_paths(dataset: xr.Dataset, name: str = "snc1", ax: Axes | None = 
     return one
 
 
-def comparison_distance(dataset: xr.Dataset, ax: Axes | None = None) -> Axes:
+def comparison_distance(dataset: Source, ax: Axes | None = None) -> Axes:
     """The distance of every method to the flow, over the norm of the flow, against time.
 
     Args:
-        dataset: what `fc.compare` returns, at one value of every axis but the starts.
+        dataset: what `fc.compare` returns, or its file, at one value of every axis but the starts.
         ax: axes to draw on. Default: a new figure.
 
     Returns:
@@ -77,6 +80,7 @@ def comparison_distance(dataset: xr.Dataset, ax: Axes | None = None) -> Axes:
         >>> [text.get_text() for text in ax.get_legend().get_texts()]
         ['gd']
     """
+    dataset = read(dataset)
     values = _starts_last(dataset, "distance_to_flow", "time")
     with panels(ax, 1, (5.2, 3.3)) as (one,):
         _draw(one, dataset, values.where(dataset["time"] > 0)[1:], _times(dataset))  # at first it is zero
@@ -86,12 +90,13 @@ def comparison_distance(dataset: xr.Dataset, ax: Axes | None = None) -> Axes:
 
 
 def comparison_ends(
-    dataset: xr.Dataset, name: str = "max_distance_to_flow", ax: Axes | None = None, *, along: str | None = None
+    dataset: Source, name: str = "max_distance_to_flow", ax: Axes | None = None, *, along: str | None = None
 ) -> Axes:
     """Where every method ends, along an axis such as the learning rate.
 
     Args:
-        dataset: what `fc.compare` returns, at one value of every axis but the starts and the one that is drawn.
+        dataset: what `fc.compare` returns, or its file, at one value of every axis but the starts and the one that is
+            drawn.
         name: a metric, at the last time, or `max_distance_to_flow`.
         ax: axes to draw on. Default: a new figure.
         along: the axis. Default: the first with several values.
@@ -110,7 +115,8 @@ def comparison_ends(
         >>> comparison_ends(data).get_xlabel()
         'learning rate'
     """
-    _check_has(dataset, name)
+    dataset = read(dataset)
+    name = _checked(dataset, name)
     end = dataset[name].isel(time=-1) if "time" in dataset[name].dims else dataset[name]
     if along is None:
         several = [str(axis) for axis in end.dims if axis not in ("method", *OVER) and end.sizes[axis] > 1]
@@ -136,11 +142,12 @@ def comparison_ends(
     return one
 
 
-def comparison(dataset: xr.Dataset, name: str | None = None) -> np.ndarray:
+def comparison(dataset: Source, name: str | None = None) -> np.ndarray:
     """A comparison in one figure: paths, distances to the flow, and ends if an axis has several values.
 
     Args:
-        dataset: what `fc.compare` returns. Of axes with several values, paths and distances show the first.
+        dataset: what `fc.compare` returns, or its file. Of axes with several values, paths and distances show the
+            first.
         name: the metric of the paths. Default: `snc1`, or the first that there is.
 
     Returns:
@@ -149,8 +156,15 @@ def comparison(dataset: xr.Dataset, name: str | None = None) -> np.ndarray:
     Raises:
         UsageError: for a metric that the Dataset has not.
     """
+    dataset = read(dataset)
+    if "verdict" not in dataset or "method" not in dataset["verdict"].dims:
+        raise UsageError(
+            "dataset has no verdicts of several methods: pass what fc.compare returns"
+            f"{another_picture(dataset, 'comparison') or '.'}"
+        )
     metrics = [str(key) for key in dataset.data_vars if "time" in dataset[key].dims and key not in ("t", *LABELS)]
-    name = name or next(iter([key for key in metrics if key == "snc1"] + metrics), "snc1")
+    first_of = next(iter([key for key in metrics if key == "snc1"] + metrics), "snc1")
+    name = _checked(dataset, first_of if name is None else name)
     axes = [str(axis) for axis in dataset["verdict"].dims if axis not in ("method", *OVER)]
     several = [axis for axis in axes if dataset.sizes[axis] > 1]
     first = dataset.isel(dict.fromkeys(axes, 0))
@@ -171,18 +185,20 @@ def comparison(dataset: xr.Dataset, name: str | None = None) -> np.ndarray:
     return three
 
 
-def _check_has(dataset: xr.Dataset, name: str) -> None:
-    if name not in dataset or "method" not in dataset[name].dims:
-        known = [str(key) for key, values in dataset.data_vars.items() if "method" in values.dims]
+def _checked(dataset: xr.Dataset, name: Any) -> str:
+    """The name of a variable that each method has, whatever its case."""
+    known = [str(key) for key, values in dataset.data_vars.items() if "method" in values.dims]
+    if not known:
         raise UsageError(
-            f"dataset has no {name!r} of each method: choose from {', '.join(known)}{nearest(name, known) or '.'}"
+            "dataset has no variable of several methods: pass what fc.compare returns"
+            f"{another_picture(dataset, 'comparison') or '.'}"
         )
+    return known_name(name, known)
 
 
 def _starts_last(dataset: xr.Dataset, name: str, along: str) -> xr.DataArray:
     """The variable with the dimensions (method, along, starts), all other axes at their only value."""
-    _check_has(dataset, name)
-    values = dataset[name]
+    values = dataset[_checked(dataset, name)]
     if along not in values.dims:
         raise UsageError(f"{name!r} has no axis {along!r}: it has {', '.join(map(str, values.dims))}.")
     others = [axis for axis in values.dims if axis not in ("method", along, *OVER)]

@@ -8,15 +8,16 @@ import xarray as xr
 from matplotlib.axes import Axes
 
 from ._axes import panels
-from ._select import curves, ends, having, metrics_of, several
+from ._read import Source, read_many
+from ._select import ends, having, metric_of, metrics_of, several
 from .sweeps import bands, codes_of, draw_verdicts, heatmap, limit
 
 
-def sweep(dataset: xr.Dataset, name: str | None = None) -> np.ndarray:
+def sweep(dataset: Source, name: str | None = None) -> np.ndarray:
     """An overview of a sweep in one figure: `bands`, `limit`, `heatmap` and `verdicts`, as far as its axes go.
 
     Args:
-        dataset: a sweep, see `fc.sweep`.
+        dataset: a sweep, see `fc.sweep`, or its file or store.
         name: the metric. Default: `snc1`, or the first that there is.
 
     Returns:
@@ -35,9 +36,10 @@ def sweep(dataset: xr.Dataset, name: str | None = None) -> np.ndarray:
         >>> fc.plot.sweep(sweep).shape
         (2,)
     """
+    dataset = read_many(dataset)
     known = metrics_of(dataset)
-    name = name or next(iter([key for key in known if key == "snc1"] + known), "snc1")
-    curves(dataset, name)
+    first = next(iter([key for key in known if key == "snc1"] + known), "snc1")
+    name = metric_of(dataset, first if name is None else name)
     final = ends(dataset, name)
     axes = several(final)
     along = axes[0] if axes and "eps" not in axes else "eps"

@@ -12,6 +12,7 @@ from matplotlib.patches import Patch
 
 from .._errors import UsageError
 from ._axes import BAND, DASHED, DOTTED, GREY, LABELS, LEGEND, OKABE_ITO, log_against_time, palette, panels, spread, tex
+from ._read import Source, another_picture, known_name, read
 
 IN_A_PATH = {
     "snc1": "SNC1 error",
@@ -23,11 +24,12 @@ IN_A_PATH = {
 """The curves of one run that `path` shows."""
 
 
-def figure1(dataset: xr.Dataset, ax: Sequence[Axes] | np.ndarray | None = None, *, seed: int | None = None):
+def figure1(dataset: Source, ax: Sequence[Axes] | np.ndarray | None = None, *, seed: int | None = None):
     """The errors of strong neural collapse, SNC1, SNC2 and SNC3, against time: the paper's Figure 1.
 
     Args:
-        dataset: curves `snc1`, `snc2`, `snc3` over `time` and any of the dimensions `method`, `eps`, `seed`.
+        dataset: curves `snc1`, `snc2`, `snc3` over `time` and any of the dimensions `method`, `eps`, `seed`; as a
+            Dataset, a `Trajectory`, or the path of a file or store.
         ax: three axes to draw on. Default: a new figure.
         seed: the seed whose curves are drawn. Default: the Dataset's attribute `seed_shown`, or its first seed.
 
@@ -47,6 +49,7 @@ def figure1(dataset: xr.Dataset, ax: Sequence[Axes] | np.ndarray | None = None, 
         >>> axes.shape, axes[0].get_yscale()
         ((3,), 'log')
     """
+    dataset = read(dataset)
     with panels(ax, 3, (8.0, 2.9)) as axes:
         for one, name in zip(axes, ("snc1", "snc2", "snc3"), strict=True):
             _curves(dataset, name, one, seed)
@@ -54,11 +57,12 @@ def figure1(dataset: xr.Dataset, ax: Sequence[Axes] | np.ndarray | None = None, 
     return axes
 
 
-def figure2(dataset: xr.Dataset, ax: Axes | None = None, *, seed: int | None = None) -> Axes:
+def figure2(dataset: Source, ax: Axes | None = None, *, seed: int | None = None) -> Axes:
     """The distance to the invariant subspace S over the norm of the state, against time: the paper's Figure 2.
 
     Args:
-        dataset: the curve `relative_distance` over `time` and any of the dimensions `method`, `eps`, `seed`.
+        dataset: the curve `relative_distance` over `time` and any of the dimensions `method`, `eps`, `seed`, as in
+            `figure1`.
         ax: axes to draw on. Default: a new figure.
         seed: the seed whose curves are drawn, as in `figure1`.
 
@@ -78,21 +82,23 @@ def figure2(dataset: xr.Dataset, ax: Axes | None = None, *, seed: int | None = N
         >>> ax.get_yscale()
         'log'
     """
+    dataset = read(dataset)
     with panels(ax, 1, (5.2, 3.5)) as (one,):
         _curves(dataset, "relative_distance", one, seed)
         _legend(dataset, one, outside=ax is None)
     return one
 
 
-def path(dataset: xr.Dataset, ax: Axes | None = None) -> Axes:
+def path(dataset: Source, ax: Axes | None = None, *, name: str | None = None) -> Axes:
     """The metrics of one run against time: strong collapse, distance to S and risk, or whatever metrics there are.
 
     Args:
-        dataset: one run, as `Trajectory.to_xarray` gives it.
+        dataset: one run: a `Trajectory`, its `to_xarray()`, or the file that holds it.
         ax: axes to draw on. Default: a new figure.
+        name: the one metric to draw. Default: several.
 
     Raises:
-        UsageError: if the Dataset holds no curve over `time` alone.
+        UsageError: if the Dataset holds no curve over `time` alone, or not the metric.
 
     Example:
         >>> import xarray, flowcollapse as fc
@@ -100,10 +106,16 @@ def path(dataset: xr.Dataset, ax: Axes | None = None) -> Axes:
         >>> len(fc.plot.path(run).lines)
         1
     """
+    dataset = read(dataset)
     curves = [str(name) for name, values in dataset.data_vars.items() if values.dims == ("time",)]
-    names = [name for name in IN_A_PATH if name in curves] or curves
+    names = [one for one in IN_A_PATH if one in curves] or curves
     if not names or "time" not in dataset.coords:
-        raise UsageError("dataset holds no metric over time alone: pass one run, as Trajectory.to_xarray() gives it.")
+        raise UsageError(
+            "dataset holds no metric over time alone: pass one run, as fc.simulate gives it"
+            f"{another_picture(dataset, 'run') or '.'}"
+        )
+    if name is not None:
+        names = [known_name(name, curves)]
     with panels(ax, 1, (5.2, 3.3)) as (one,):
         marker = "." if dataset.sizes["time"] < 20 else None
         for i, name in enumerate(names):
@@ -138,7 +150,10 @@ def _curves(dataset: xr.Dataset, name: str, ax: Axes, seed: int | None) -> None:
 def _full(dataset: xr.Dataset, name: str) -> xr.DataArray:
     """The quantity with the dimensions (method, eps, seed, time), whichever of them the Dataset has."""
     if name not in dataset or "time" not in dataset.coords:
-        raise UsageError(f"dataset needs {name!r} over the coordinate 'time': choose it among the metrics to save.")
+        raise UsageError(
+            f"dataset needs {name!r} over the coordinate 'time': choose it among the metrics to save"
+            f"{another_picture(dataset, 'figures', 'sweep', 'run') or '.'}"
+        )
     values = dataset[name]
     extra = set(values.dims) - {"method", "eps", "seed", "time"}
     if extra:
@@ -152,7 +167,7 @@ def _shown(dataset: xr.Dataset, values: xr.DataArray, seed: int | None) -> int:
     seed = dataset.attrs.get("seed_shown") if seed is None else seed
     if seed is None or ("seed" not in values.coords and values.sizes["seed"] == 1):
         return 0
-    found = np.flatnonzero(values["seed"].values == int(seed))
+    found = np.flatnonzero(values["seed"].values == seed)
     if len(found) == 0:
         raise UsageError(f"seed {seed} is not in the dataset, which has {values['seed'].values.tolist()}.")
     return int(found[0])

@@ -9,7 +9,19 @@ from matplotlib.lines import Line2D
 
 from .._errors import UsageError
 from ._axes import DASHED, DOTTED, GREY, OKABE_ITO, log_scale, panels
-from ._select import attribute, end_label, ends, equals, header, model_options, numbers, only, single_values
+from ._read import Source, read_many
+from ._select import (
+    attribute,
+    end_label,
+    ends,
+    equals,
+    header,
+    metric_of,
+    model_options,
+    numbers,
+    only,
+    single_values,
+)
 from .sweeps import VERDICT_COLORS, codes_of, legend
 
 SHAPES = ("num_classes", "samples_per_class", "num_features")
@@ -22,7 +34,7 @@ REGIMES = {
 """What step sizes allow, from short ones to long ones."""
 
 
-def stability(dataset: xr.Dataset, ax: Axes | None = None, *, name: str = "snc1") -> Axes:
+def stability(dataset: Source, ax: Axes | None = None, *, name: str = "snc1") -> Axes:
     """A metric where gradient descent ends, against the step size over that from which on collapse is unstable.
 
     Up to the ratio 1, which is `eta (C N + sqrt N)/2`, strong collapse is stable, and descent ends in it as the flow
@@ -60,8 +72,10 @@ def stability(dataset: xr.Dataset, ax: Axes | None = None, *, name: str = "snc1"
         >>> [round(float(ratio), 2) for ratio in ax.lines[0].get_xdata()]
         [0.98, 1.02]
     """
+    dataset = read_many(dataset)
     from ..theory import landscape  # which needs JAX, as the other pictures do not
 
+    name = metric_of(dataset, name, ends_too=True)
     _check_plain_descent(dataset)
     values = only(ends(dataset, name), "learning_rate", "seed")
     codes, names = codes_of(dataset)

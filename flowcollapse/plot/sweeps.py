@@ -30,6 +30,7 @@ from ._axes import (
     panels,
     spread,
 )
+from ._read import Source, read_many
 from ._select import (
     axis_label,
     curves,
@@ -40,6 +41,7 @@ from ._select import (
     finite_medians,
     header,
     metric_label,
+    metric_of,
     model_options,
     numbers,
     only,
@@ -61,11 +63,12 @@ VERDICT_COLORS = {
 }
 
 
-def bands(dataset: xr.Dataset, name: str = "snc1", ax: Axes | None = None, *, along: str = "eps") -> Axes:
+def bands(dataset: Source, name: str = "snc1", ax: Axes | None = None, *, along: str = "eps") -> Axes:
     """A metric against time: for each value of one axis the median over the seeds and the band from 5 to 95 %.
 
     Args:
-        dataset: a sweep, see `fc.sweep`, with one value of every axis but `along`, `seed` and `time`.
+        dataset: a sweep, see `fc.sweep`, or its file or store, with one value of every axis but
+            `along`, `seed` and `time`.
         name: the metric.
         ax: axes to draw on. Default: a new figure.
         along: the axis whose values get a curve each.
@@ -84,6 +87,8 @@ def bands(dataset: xr.Dataset, name: str = "snc1", ax: Axes | None = None, *, al
         >>> len(fc.plot.bands(sweep).lines)
         2
     """
+    dataset = read_many(dataset)
+    name = metric_of(dataset, name)
     drawable(along)
     values = only(curves(dataset, name), along, "seed", "time")
     own_times = None if "time" in dataset.coords else _own_times(dataset, along)
@@ -125,14 +130,15 @@ def _own_times(dataset: xr.Dataset, along: str) -> xr.DataArray:
     return only(dataset["t"], along, "seed", "time")
 
 
-def limit(dataset: xr.Dataset, name: str = "snc1", ax: Axes | None = None, *, against: str = "eps") -> Axes:
+def limit(dataset: Source, name: str = "snc1", ax: Axes | None = None, *, against: str = "eps") -> Axes:
     """A metric at the last time against an axis: every run as a point, and the medians over the seeds.
 
     Against eps also the power of eps: fitted to the medians by least squares in logarithms, where eps is small, and as
     predicted for the plateau where that is known.
 
     Args:
-        dataset: a sweep, see `fc.sweep`, with one value of every axis but `against`, `seed` and `time`.
+        dataset: a sweep, see `fc.sweep`, or its file or store, with one value of every axis but
+            `against`, `seed` and `time`.
         name: the metric, or a variable with one number a run, such as `steps_accepted`.
         ax: axes to draw on. Default: a new figure.
         against: the axis, whose values are numbers.
@@ -155,6 +161,8 @@ def limit(dataset: xr.Dataset, name: str = "snc1", ax: Axes | None = None, *, ag
         >>> [text.get_text() for text in ax.get_legend().get_texts()][-2]
         'fitted $\\\\varepsilon^{2.000}$'
     """
+    dataset = read_many(dataset)
+    name = metric_of(dataset, name, ends_too=True)
     drawable(against)
     values = only(ends(dataset, name), against, "seed")
     x, medians = numbers(values, against), finite_medians(values)
@@ -209,12 +217,13 @@ def _predicted(dataset: xr.Dataset, name: str) -> int | None:
 
 
 def heatmap(
-    dataset: xr.Dataset, name: str = "snc1", ax: Axes | None = None, *, x: str | None = None, y: str | None = None
+    dataset: Source, name: str = "snc1", ax: Axes | None = None, *, x: str | None = None, y: str | None = None
 ) -> Axes:
     """The median over the seeds of a metric at the last time, over two axes.
 
     Args:
-        dataset: a sweep, see `fc.sweep`, with one value of every axis but the two, `seed` and `time`.
+        dataset: a sweep, see `fc.sweep`, or its file or store, with one value of every axis but
+            the two, `seed` and `time`.
         name: the metric, or a variable with one number a run, such as `steps_accepted`.
         ax: axes to draw on. Default: a new figure.
         x, y: the two axes. Default: those with more than one value; `x` is the inner one of the Dataset.
@@ -233,6 +242,8 @@ def heatmap(
         >>> ax.collections[0].get_array().ravel().tolist()
         [1.5, 3.5, 5.5, 7.5, 9.5, 11.5]
     """
+    dataset = read_many(dataset)
+    name = metric_of(dataset, name, ends_too=True)
     values = ends(dataset, name)
     x, y = _two_axes(values, x, y)
     values = only(values, y, x, "seed")
@@ -273,11 +284,12 @@ def _two_axes(values: xr.DataArray, x: str | None, y: str | None) -> tuple[str, 
     return x or left[-1], y or left[0]
 
 
-def verdicts(dataset: xr.Dataset, ax: Axes | None = None, *, along: str = "eps") -> Axes:
+def verdicts(dataset: Source, ax: Axes | None = None, *, along: str = "eps") -> Axes:
     """How the runs ended: the share of each verdict, for each value of one axis.
 
     Args:
-        dataset: a sweep, see `fc.sweep`, with one value of every axis but `along`, `seed` and `time`.
+        dataset: a sweep, see `fc.sweep`, or its file or store, with one value of every axis but
+            `along`, `seed` and `time`.
         ax: axes to draw on. Default: a new figure.
         along: the axis whose values get a bar each.
 
@@ -295,6 +307,7 @@ def verdicts(dataset: xr.Dataset, ax: Axes | None = None, *, along: str = "eps")
         >>> [float(bar.get_height()) for bar in fc.plot.verdicts(sweep).patches]
         [1.0, 0.0, 0.0, 0.5, 0.0, 0.5]
     """
+    dataset = read_many(dataset)
     drawable(along)
     codes, names = codes_of(dataset)
     return draw_verdicts(only(codes, along, "seed"), names, along, ax)

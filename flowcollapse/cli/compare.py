@@ -1,21 +1,21 @@
 """The command that sets descent beside the flow."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
-from .options import Model, draw_without_a_window
-from .sweeps import Lanes
+from .console import Console, check_apart, check_output, check_picture_file, draw_without_a_window, options_of, write
+from .options import Command, Lanes, Model, check_devices, seeds_of
+from .words import Kind
 
 
 @dataclasses.dataclass(frozen=True)
 class Against:
     """What is compared."""
 
-    optimizer: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    optimizer: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, Kind.TEXTS] = ()
     """An optax optimizer with its numbers, once for each: --optimizer sgd:learning_rate=0.05,momentum=0.9 --optimizer
     adam:learning_rate=0.01. What it leaves open can be an axis: --optimizer sgd --axis learning_rate=0.01,0.02. The
     flows modified-flow and heavy-ball-flow are written alike. Default: sgd:learning_rate=0.02."""
@@ -39,7 +39,7 @@ class Kept:
     keep_final: bool = False
     """Keep H, W and b of the last time."""
     out: Path | None = None
-    """File for the comparison, netCDF."""
+    """File for the comparison: .nc (netCDF), .zarr, .csv or .parquet."""
     plot: Path | None = None
     """File for a picture of it: .png, .pdf or .svg."""
     metric: str | None = None
@@ -51,52 +51,51 @@ class Kept:
 
 
 @dataclasses.dataclass(frozen=True)
-class Compare:
+class Compare(Command):
     """Run the flow and optimizers from the same starts, matched in time, and tell how far apart they are."""
 
     against: Against = dataclasses.field(default_factory=Against)
-    lanes: Lanes = dataclasses.field(default_factory=lambda: Lanes(eps=(1e-1, 1e-2), seeds=16))
+    lanes: Lanes = dataclasses.field(default_factory=lambda: Lanes(eps=(1e-1, 1e-2), seeds=("16",)))
     model: Model = dataclasses.field(default_factory=Model)
     kept: Kept = dataclasses.field(default_factory=Kept)
 
-    def run(self) -> None:
+    def run(self, console: Console) -> None:
         import flowcollapse as fc
 
-        from .._files import check_picture, check_writable, write_netcdf
-
         kept = self.kept
-        if kept.plot is not None:
-            check_picture(kept.plot)
-        for file in (kept.out, kept.plot):
-            if file is not None:
-                check_writable(file)
+        check_output(kept.out, states="--keep-final" * kept.keep_final)
+        check_picture_file(kept.plot)
+        check_apart(out=kept.out, plot=kept.plot)
+        check_devices(kept.devices)
+        seeds = seeds_of(self.lanes.seeds)
+        axes: dict[str, Any] = self.lanes.axes()
         fc.enable_x64(kept.precision == "float64")
         fc.use_cpu_cores(kept.devices)
-        axes: dict[str, Any] = self.lanes.axes()
         dataset = fc.compare(
             self.model.build(),
             self.lanes.start,
             self.against.optimizer or ("sgd:learning_rate=0.02",),
             kept.num_saves if kept.ts is None else kept.ts,
             eps=self.lanes.eps,
-            seeds=self.lanes.seeds,
+            seeds=seeds,
             metrics=kept.metrics,
             flow=self.against.flow,
             num_steps=self.against.num_steps,
             keep_final=kept.keep_final,
             devices=kept.devices,
-            progress=True,
+            progress=console.bars,
             **axes,
-        ).assign_attrs(options=json.dumps(dataclasses.asdict(self), default=str))
+        ).assign_attrs(options=options_of(self))
         from ..comparison_table import table
 
-        print(table(dataset))
         if kept.out is not None:
-            write_netcdf(dataset, kept.out)
-            print(f"Wrote {kept.out}")
+            write(dataset, kept.out)
+        console.say(table(dataset))
+        if kept.out is not None:
+            console.say(f"Wrote {kept.out}")
         if kept.plot is not None:
             draw_without_a_window()
             from .. import plot
 
             plot.save(plot.comparison(dataset, kept.metric)[0], kept.plot)
-            print(f"Wrote {kept.plot}")
+            console.say(f"Wrote {kept.plot}")

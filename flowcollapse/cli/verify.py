@@ -3,9 +3,12 @@
 import dataclasses
 from pathlib import Path
 
+from .console import Console
+from .options import Command
+
 
 @dataclasses.dataclass(frozen=True)
-class Verify:
+class Verify(Command):
     """Measure the laws of the model on this machine, a row a law: how far runs are from the closed forms, how far they
     may be, and the verdict. The exit code is 1 if a law fails."""
 
@@ -14,7 +17,7 @@ class Verify:
     json: Path | None = None
     """File for the rows, with versions, device and precision."""
 
-    def run(self) -> int:
+    def run(self, console: Console) -> int:
         import flowcollapse as fc
 
         from .._files import check_writable, replacing
@@ -29,14 +32,14 @@ class Verify:
         def report(row: certificate.Row) -> None:
             nonlocal shown
             if not shown:
-                print(certificate.HEAD)
+                console.say(certificate.HEAD)
                 shown = True
-            print(certificate.line(row), flush=True)
+            console.say(certificate.line(row))
 
         found = certificate.verify(self.only, report=report)
-        print(certificate.summary(found))
+        console.say(certificate.summary(found))
         if self.json is not None:
             with replacing(self.json) as part:
                 part.write_text(found.to_json() + "\n")
-            print(f"Wrote {self.json}")
+            console.say(f"Wrote {self.json}")
         return 0 if found.passed else 1

@@ -1,0 +1,74 @@
+"""The command that draws what the others have written."""
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import tyro
+
+from .._errors import UsageError
+from .console import Console, check_picture_file, draw_without_a_window
+from .options import Command
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+DRAWN = {
+    "run": ("overview",),
+    "sweep": ("overview", "stability", "figure1", "figure2"),
+    "comparison": ("overview",),
+    "figures": ("overview", "figure1", "figure2"),
+}
+"""The kinds of pictures that each kind of file has."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Plot(Command):
+    """Draw what simulate, sweep, compare and reproduce write. Of a run: its metrics against time. Of a sweep: bands
+    over seeds against time, the limit against eps, a heat map over two axes, the verdicts. Of a comparison: the paths,
+    their distance to the flow, and the ends."""
+
+    file: tyro.conf.Positional[Path]
+    """A netCDF file, or the store of a sweep, which need not be finished."""
+    kind: Literal["overview", "stability", "figure1", "figure2"] = "overview"
+    """Overview: all of the former. Stability: where a sweep of descent over learning_rate ends. Figure1 and figure2:
+    the paper's, of the runs of reproduce or of a sweep over eps."""
+    metric: str | None = None
+    """What is drawn. Default: snc1, or the first that there is; of a run, several."""
+    out: Path | None = None
+    """File for the picture: .png, .pdf or .svg. Default: run.png, sweep.png, stability.png and so on."""
+
+    def run(self, console: Console) -> None:
+        check_picture_file(self.out)
+        draw_without_a_window()
+        from .. import plot
+        from ..plot._read import kind_of, read
+
+        dataset = read(self.file)
+        what = kind_of(dataset)
+        if what not in DRAWN:
+            raise UsageError(f"{self.file} holds neither a run nor a sweep nor a comparison: there is nothing to draw.")
+        if self.kind not in DRAWN[what]:
+            known = ", ".join(DRAWN[what])
+            raise UsageError(
+                f"kind {self.kind} is not drawn of {self.file}, which holds a {what}: choose from {known}."
+            )
+        out = self.out or Path(f"{what if self.kind == 'overview' else self.kind}.png")
+        check_picture_file(out)
+        plot.save(self._draw(dataset, what), out)
+        console.say(f"Wrote {out}")
+
+    def _draw(self, dataset: "xr.Dataset", what: str) -> Any:
+        """The axes of the picture."""
+        from .. import plot
+
+        figure = self.kind if self.kind != "overview" else "figure1" if what == "figures" else ""
+        if figure.startswith("figure"):
+            if self.metric is not None:
+                raise UsageError(f"metric {self.metric!r} is not for {figure}, which has its metrics: leave it out.")
+            return plot.figure1(dataset) if figure == "figure1" else plot.figure2(dataset)
+        if figure == "stability":
+            return plot.stability(dataset, name=self.metric or "snc1")
+        if what == "run":
+            return plot.path(dataset, name=self.metric)
+        return (plot.sweep if what == "sweep" else plot.comparison)(dataset, self.metric)

@@ -1,0 +1,68 @@
+"""The command that runs one trajectory."""
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+from .console import Console, check_apart, check_output, check_picture_file, draw_without_a_window, options_of, write
+from .options import Command, Method, Model, Start
+
+
+@dataclasses.dataclass(frozen=True)
+class Output:
+    """What is kept."""
+
+    ts: tuple[float, ...] | None = None
+    """Times at which metrics are saved. Default: equal times up to the end."""
+    num_saves: int = 101
+    """How many equal times, if ts is not given."""
+    metrics: tuple[str, ...] | None = None
+    """Names of the metrics. Default: all that the model and the start have but sharpness, which is costly."""
+    save_states: bool = False
+    """Keep H, W and b at every saved time."""
+    out: Path | None = None
+    """File for the run: .nc (netCDF), .zarr, .csv or .parquet."""
+    plot: Path | None = None
+    """File for a picture of the run: .png, .pdf or .svg."""
+    precision: Literal["float64", "float32"] = "float64"
+    """Floating point of the run."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Simulate(Command):
+    """Run one trajectory and print what became of it."""
+
+    model: Model = dataclasses.field(default_factory=Model)
+    start: Start = dataclasses.field(default_factory=Start)
+    method: Method = dataclasses.field(default_factory=Method)
+    output: Output = dataclasses.field(default_factory=Output)
+
+    def run(self, console: Console) -> None:
+        import flowcollapse as fc
+
+        from .._checks import check_integer
+
+        output = self.output
+        check_integer("num_saves", output.num_saves)
+        check_output(output.out, states="--save-states" * output.save_states)
+        check_picture_file(output.plot)
+        check_apart(out=output.out, plot=output.plot)
+        fc.enable_x64(output.precision == "float64")
+        model = self.model.build()
+        method = self.method.build()
+        start = self.start.build(model)
+        ts = output.num_saves if output.ts is None else output.ts
+        path = fc.simulate(model, start, method, ts, save_states=output.save_states, metrics=output.metrics)
+        console.say(str(path))
+        if output.out is None and output.plot is None:
+            return
+        dataset = path.to_xarray().assign_attrs(options=options_of(self))
+        if output.out is not None:
+            write(dataset, output.out)
+            console.say(f"Wrote {output.out}")
+        if output.plot is not None:
+            draw_without_a_window()
+            from .. import plot
+
+            plot.save(plot.path(dataset), output.plot)
+            console.say(f"Wrote {output.plot}")

@@ -1,0 +1,134 @@
+"""The command that runs many trajectories."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Literal
+
+from .console import Console, check_apart, check_output, options_of, write
+from .options import Command, Lanes, Method, Model, check_devices, seeds_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Keep:
+    """What is kept, and where."""
+
+    store: Path | None = None
+    """Folder that the sweep is written to while it runs. The same command again resumes it."""
+    out: Path | None = None
+    """File for the whole sweep at its end: .nc (netCDF), .zarr, .csv or .parquet."""
+    ts: tuple[float, ...] | None = None
+    """Times at which metrics are saved, the same for all lanes. Default: equal times up to each lane's own end."""
+    num_saves: int = 41
+    """How many equal times, if ts is not given."""
+    metrics: tuple[str, ...] | None = None
+    """Names of the metrics. Default: all that every lane can have but sharpness, which is costly."""
+    keep_final: bool = False
+    """Keep H, W and b at the end of every lane."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Devices:
+    """Where it runs. Default: on all devices of this machine; every CPU core is one."""
+
+    devices: int | None = None
+    """How many devices, or CPU cores."""
+    width: int | None = None
+    """Lanes that run in lockstep. Default: by the platform and the size of the state."""
+    lanes_per_task: int | None = None
+    """Most lanes that are computed and written at once. Default: by the size of the state."""
+    precision: Literal["float64", "float32"] = "float64"
+    """Floating point of the runs."""
+    scheduler: str | None = None
+    """Address of a Dask scheduler, whose workers run the tasks: tcp://host:8786 or tls://host:8786."""
+    tls_ca_file: Path | None = None
+    """Certificate of the authority that signed the scheduler's (PEM)."""
+    tls_cert: Path | None = None
+    """This client's certificate (PEM)."""
+    tls_key: Path | None = None
+    """Its private key (PEM)."""
+    distributed: bool = False
+    """This is one of several processes that share the sweep and its store: start one a host. SLURM and TPU pods tell
+    each who it is; elsewhere give the next three."""
+    coordinator: str | None = None
+    """Address of the first process: host:port."""
+    num_processes: int | None = None
+    """How many processes there are."""
+    process_id: int | None = None
+    """Which of them this is, from 0 on."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep(Command):
+    """Run a method from many starts: over scales, seeds and any other numbers, on all devices. The first word may be a
+    TOML file, as after --config."""
+
+    lanes: Lanes = dataclasses.field(default_factory=Lanes)
+    model: Model = dataclasses.field(default_factory=Model)
+    method: Method = dataclasses.field(default_factory=Method)
+    keep: Keep = dataclasses.field(default_factory=Keep)
+    where: Devices = dataclasses.field(default_factory=Devices)
+
+    def run(self, console: Console) -> None:
+        import flowcollapse as fc
+
+        keep, where = self.keep, self.where
+        check_output(keep.out, states="--keep-final" * keep.keep_final)
+        check_apart(store=keep.store, out=keep.out)
+        check_devices(where.devices)
+        seeds = seeds_of(self.lanes.seeds)
+        axes: dict[str, Any] = self.lanes.axes()
+        fc.enable_x64(where.precision == "float64")
+        fc.use_cpu_cores(where.devices)
+        try:
+            dataset = fc.sweep(
+                self.model.build(),
+                self.method.build(),
+                eps=self.lanes.eps,
+                seeds=seeds,
+                start=self.lanes.start,
+                ts=keep.num_saves if keep.ts is None else keep.ts,
+                metrics=keep.metrics,
+                keep_final=keep.keep_final,
+                store=keep.store,
+                devices=where.devices,
+                width=where.width,
+                lanes_per_task=where.lanes_per_task,
+                scheduler=self._scheduler(),
+                distributed=where.distributed,
+                progress=console.bars,
+                **axes,
+            )
+        except fc.Interrupted as stop:
+            if keep.store is not None:
+                raise
+            if keep.out is None:
+                raise KeyboardInterrupt("Interrupted: with --store DIR, a sweep keeps its lanes and resumes.") from None
+            self._write(stop.dataset, keep.out)
+            told = f"Interrupted: {keep.out} holds the lanes that were finished. With --store DIR, a sweep resumes."
+            raise KeyboardInterrupt(told) from None
+        from ..sweeps.summary import summary
+
+        if keep.out is not None:
+            self._write(dataset, keep.out)
+        console.say(summary(dataset))
+        if keep.out is not None:
+            console.say(f"Wrote {keep.out}")
+        if keep.store is not None:
+            console.say(f"All of it is in {keep.store}; to draw it: flowcollapse plot {keep.store}")
+
+    def _write(self, dataset: Any, out: Path) -> None:
+        write(dataset.assign_attrs(options=options_of(self)), out)
+
+    def _scheduler(self) -> Any:
+        """Join the other processes or the cluster, if the sweep is shared."""
+        where = self.where
+        if not where.distributed and where.scheduler is None:
+            return None
+        from ..sweeps import cluster
+
+        if where.distributed:
+            cluster.join(where.coordinator, where.num_processes, where.process_id)
+        if where.scheduler is None:
+            return None
+        files = {"ca_file": where.tls_ca_file, "cert": where.tls_cert, "key": where.tls_key}
+        return cluster.connect(where.scheduler, **files)

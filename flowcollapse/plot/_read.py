@@ -1,0 +1,115 @@
+"""What a picture is drawn from: a Dataset, a `Trajectory`, or the file or store that holds one."""
+
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import xarray as xr
+
+from .._errors import UsageError, nearest
+from .._files import local_path
+
+Source: TypeAlias = Any
+"""An `xarray.Dataset`, a `Trajectory`, or the path of the file or store that holds one."""
+
+KINDS = {
+    "run": "one run: draw it with fc.plot.path",
+    "sweep": "a sweep: draw it with fc.plot.sweep",
+    "comparison": "a comparison: draw it with fc.plot.comparison",
+    "figures": "the runs of the paper's figures: draw them with fc.plot.figure1 or fc.plot.figure2",
+}
+"""The Datasets that this package writes, and what draws them."""
+
+
+def read_many(source: Any) -> xr.Dataset:
+    """The Dataset of a source that holds several runs.
+
+    Raises:
+        UsageError: as `read` does, and for one run.
+    """
+    dataset = read(source)
+    if kind_of(dataset) == "run":
+        raise UsageError(f"dataset has neither eps nor seeds; it is {KINDS['run']}.")
+    return dataset
+
+
+def read(source: Any) -> xr.Dataset:
+    """The Dataset of a source: itself, that of a `Trajectory`, or that of a file or store on this machine.
+
+    Raises:
+        UsageError: for anything else, and for files that cannot be read.
+    """
+    if isinstance(source, xr.Dataset):
+        return source
+    if isinstance(source, str | Path):
+        return _open(source)
+    from ..trajectory import Trajectory
+
+    if isinstance(source, Trajectory):
+        return source.to_xarray()
+    cure = "pass an xarray.Dataset, a Trajectory, or the path of a file or store"
+    if isinstance(source, xr.DataArray):
+        cure = "pass the Dataset that it is part of, or source.to_dataset(name=...)"
+    raise UsageError(f"dataset must be what fc.simulate, fc.sweep or fc.compare returns, got {short(source)}: {cure}.")
+
+
+def short(value: Any) -> str:
+    """A value on one line of bounded length."""
+    text = " ".join(repr(value).split())
+    return f"{type(value).__name__} {text}" if len(text) <= 80 else f"{type(value).__name__} {text[:77]}..."
+
+
+def _open(path: str | Path) -> xr.Dataset:
+    place = local_path(path, "dataset")
+    if not place.exists():
+        raise UsageError(f"{place} does not exist: give the file of a run, a sweep or a comparison, or a store.")
+    if place.is_dir():
+        return _open_folder(place)
+    try:
+        return xr.open_dataset(place, engine="h5netcdf")
+    except (OSError, ValueError, KeyError) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
+        raise UsageError(f"{place} is not a netCDF file: {reason}; pictures are drawn from .nc and .zarr.") from None
+
+
+def _open_folder(place: Path) -> xr.Dataset:
+    from ..sweeps.store import open_sweep
+
+    try:
+        return open_sweep(place)
+    except UsageError as refusal:
+        if not any((place / name).exists() for name in (".zgroup", ".zmetadata", "zarr.json")):
+            raise
+        try:  # another Dataset that was written as zarr, such as --out run.zarr
+            found = xr.open_zarr(place, chunks=None)
+        except (OSError, ValueError, KeyError):
+            raise refusal from None
+        return found
+
+
+def kind_of(dataset: xr.Dataset) -> str:
+    """Which of `KINDS` a Dataset is, or `""`."""
+    if "method" in dataset.dims:
+        return "comparison" if "distance_to_flow" in dataset else "figures"
+    if "seed" in dataset.dims or "eps" in dataset.dims:
+        return "sweep"
+    return "run" if any(values.dims == ("time",) for values in dataset.data_vars.values()) else ""
+
+
+def another_picture(dataset: xr.Dataset, *kinds: str) -> str:
+    """The end of an error for a Dataset that another function draws: `; it is one run: draw it with fc.plot.path`."""
+    kind = kind_of(dataset)
+    return f"; it is {KINDS[kind]}" if kind and kind not in kinds else ""
+
+
+def known_name(name: Any, known: list[str], argument: str = "metric") -> str:
+    """One of the known names, whatever its case.
+
+    Raises:
+        UsageError: for another.
+    """
+    if isinstance(name, str):
+        for one in (name, name.lower()):
+            if one in known:
+                return one
+    choices = f"which has {', '.join(known) or 'none over time'}"
+    raise UsageError(f"{argument} {name!r} is not in the dataset, {choices}{nearest(str(name).lower(), known) or '.'}")
