@@ -68,6 +68,8 @@ def simulate(
     if isinstance(times, int) and (isinstance(ts, bool) or times < 1):
         raise UsageError(f"ts must be increasing times or a positive number of them, got {ts!r}.")
     model, method = as_arrays((model, method), dtype)
+    times = method.saves(times if isinstance(times, int) or is_traced(ts) else np.asarray(ts, dtype), dtype)
+    times = times if isinstance(times, int) else jnp.asarray(times)
     return _simulate(model, start, method, times, save_states, names)
 
 
@@ -77,7 +79,7 @@ def _simulate(model: UFM, start: State, method, ts, save_states: bool, names: tu
         finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in (start.X, start.W, start.b)]))
         # A start that is not finite runs from the origin, at little cost, and its results are struck out afterwards.
         start = jax.tree.map(lambda x: jnp.where(finite, x, 0.0) if eqx.is_inexact_array(x) else x, start)
-        frame, problem, point = enter(model, start, method.coordinates)
+        frame, problem, point = enter(model, start, method.coordinates_for(model, start))
         observer = Observer(problem, point, names, save_states)
         run = method.run(Problem(model, problem.columns.without_arrays()), point, ts, observer)
         code = verdict(problem, point, run.end, run.t_end, run.steps_ran_out, method.limit)

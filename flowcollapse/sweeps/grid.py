@@ -69,6 +69,7 @@ def make_grid(
         raise UsageError(f"model must be an fc.UFM, got {model!r}.")
     check_method(method)
     grid = Grid(model, method, checked_axes((*MODEL_AXES, *method.numbers), eps, seeds, axes))
+    method.check_closed([name for name in method.open if name not in grid.axes])
     for values in grid.shapes():
         with_values(model, values)
     for name, values in grid.axes.items():
