@@ -1,11 +1,11 @@
 """When the steps of a descent happen: the distance that its optimizer goes under a constant unit force.
 
-The force is on one entry of W, in a second run on one of H, and both start at rest at the origin. A step takes the time
-by which the entry moves with the force further than without it, so that noise and decay take no part. For SGD and its
-schedules that is the learning rate, for momentum `eta / (1 - beta)` once it has picked up, for Adam and sign methods the
-learning rate. W and H must agree, but one that does not move, as it is frozen, leaves the time to the other. In this
-time the gradient flow goes the same distance (derived here). An optimizer whose steps depend on the value of the loss,
-such as L-BFGS with its line search, has no such time: each of its steps takes the time 1.
+The force is on one entry of W, in a second run on one of H, and both runs start at rest at the origin. A step takes as
+long as the entry moves further with the force than without it, so noise has no part in it. For SGD and its schedules
+that is the learning rate, for momentum `eta / (1 - beta)` once it has picked up, for Adam and sign methods the learning
+rate. W and H must agree; if one of them does not move, as when it is frozen, the other decides. In this time the
+gradient flow goes the same distance (derived here). An optimizer whose steps depend on the value of the loss, such as
+L-BFGS with its line search, has no such time: each of its steps takes the time 1.
 """
 
 from collections.abc import Callable
@@ -42,7 +42,7 @@ class Clock(NamedTuple):
     given: Any = None
 
     def ticking(self, dtype) -> tuple[Callable[[Any], Any], Any]:
-        """A step of the clock, from one carry to the next, and the first carry: the time, the step and what it needs."""
+        """A step of the clock, from one carry to the next, and the first carry: time, step, state of the optimizer."""
         begin = (jnp.zeros((), dtype), jnp.zeros((), int))
         if self.rule == FORCE:
             return self._under_force(dtype)
@@ -52,8 +52,8 @@ class Clock(NamedTuple):
                 jax.eval_shape(lambda step: jnp.reshape(rule(step), ()), begin[1])
             except Exception as error:  # whatever a function of the user's own may raise
                 raise UsageError(
-                    f"clock of {self.label} must take the number of a step and give the time that it takes, but it raises "
-                    f"{type(error).__name__}: {error}."
+                    f"clock of {self.label} must take the number of a step and give the time that it takes, but it "
+                    f"raises {type(error).__name__}: {error}."
                 ) from error
             return lambda c: (c[0] + jnp.asarray(rule(c[1]), dtype), c[1] + 1), begin
         if np.ndim(given) == 1:
@@ -68,9 +68,7 @@ class Clock(NamedTuple):
 
         def moved(time, state, gradient):
             # The loss of a constant force falls by the distance.
-            loss = Loss(
-                -time, lambda at: sum(jnp.sum(g * x) for g, x in zip(gradient, at, strict=True)), lambda at: gradient
-            )
+            loss = Loss(-time, lambda _: -time, lambda _: gradient)
             return optimizer.update(gradient, state, rest, loss)
 
         def tick(carry):
@@ -173,9 +171,37 @@ def check_times(times: np.ndarray, label: str) -> None:
         return
     shown = f"{', '.join(f'{time:.4g}' for time in times[:4])}{', ..' if len(times) > 4 else ''}"
     raise UsageError(
-        f"{label}: the time of its steps cannot be told, it would be {shown}. It is the distance under a unit force, which "
-        "must be positive and the same for W and H: give clock=, such as the time that a step takes, clock=0.05."
+        f"{label}: the time of its steps cannot be told, it would be {shown}. It is the distance under a unit force, "
+        "which must be positive and the same for W and H: give clock=, such as the time that a step takes, clock=0.05."
     )
+
+
+def checked_saves(steps: np.ndarray, last: int, ts: Any, label: str) -> Any:
+    """The save times or their number, as `Descent.saves` gives them; `steps` are the times of the steps."""
+    if isinstance(ts, int):
+        kept = steps[spread(last, min(ts, len(steps)))]
+        return ts if np.all(np.diff(kept) > 0) else np.unique(kept)
+    times = np.asarray(ts)
+    if almost(float(times[-1])) > steps[last]:
+        raise UsageError(
+            f"ts ends at {times[-1]:.6g}, but {label} ends at {steps[last]:.6g}: raise num_steps, or end ts earlier."
+        )
+    chosen = steps[np.minimum(nearest(steps, times), last)]
+    twice = np.flatnonzero(np.diff(chosen) <= 0)
+    if twice.size:
+        first, second = times[twice[0] : twice[0] + 2]
+        raise UsageError(
+            f"ts holds {first:.6g} and {second:.6g}, which both fall on the step at time {chosen[twice[0]]:.6g}: a "
+            "descent has states at its steps only, so ask for times that are at least a step apart, or for a number of "
+            "them."
+        )
+    return ts
+
+
+def spread(last: Any, count: int) -> Any:
+    """So many steps, equally far apart, up to the last one."""
+    xp = np if isinstance(last, int) else jnp
+    return xp.round(xp.linspace(last, 0, count)[::-1]).astype(int)
 
 
 def almost(time: float) -> float:

@@ -3,7 +3,7 @@
 import contextlib
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import cloudpickle
 import equinox as eqx
@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from ._checks import Number, check_integer, check_positive, is_traced
 from ._errors import UsageError
-from .clock import Clock, almost, check_times, checked_clock, nearest, rule_of
+from .clock import Clock, check_times, checked_clock, checked_saves, nearest, rule_of, spread
 from .coordinates import check_coordinates, enter
 from .equivariance import obstacle
 from .method import Method
@@ -43,8 +43,9 @@ class Descent(Method):
             may be left open, for an axis of a sweep.
 
     The optimizer sees the parameters as `{"W": ..., "H": ..., "b": ...}`. Masks and labels are dictionaries with these
-    keys: `optax.multi_transform({"free": optax.sgd(0.05), "fixed": optax.set_to_zero()}, {"W": "free", "H": "free", "b":
-    "fixed"})`. One that asks for the loss (`value`, `grad`, `value_fn`), such as `optax.lbfgs()`, gets it.
+    keys, as in `optax.multi_transform({"moves": optax.sgd(0.05), "rests": optax.set_to_zero()}, {"W": "moves", "H":
+    "moves", "b": "rests"})`. An optimizer that asks for the loss (`value`, `grad`, `value_fn`), such as
+    `optax.lbfgs()`, gets it.
 
     The time of a step is the distance that the optimizer goes under a constant unit force on an entry of W, starting at
     rest, and must be the same for H if both move: the sum of the learning rates for SGD and its schedules,
@@ -94,7 +95,9 @@ class Descent(Method):
         check_integer("num_steps", num_steps)
         check_positive("t1", t1)
         check_coordinates(coordinates)
-        ready = hasattr(optimizer, "init") and hasattr(optimizer, "update")
+        if isinstance(optimizer, optax.MultiSteps):
+            optimizer = optimizer.gradient_transformation()
+        ready = isinstance(optimizer, optax.GradientTransformation)
         if ready and hyperparameters:
             raise UsageError(f"{sorted(hyperparameters)} cannot be set on a ready optimizer: pass its name instead.")
         if not ready and not callable(optimizer) and not isinstance(optimizer, str):
@@ -104,18 +107,14 @@ class Descent(Method):
             )
         if not callable(hyperparameters.get("learning_rate")):  # a schedule
             check_positive("learning_rate", hyperparameters.get("learning_rate"))
-        if ready and not isinstance(optimizer, optax.GradientTransformation):  # such as optax.MultiSteps
-            optimizer = optax.GradientTransformation(optimizer.init, optimizer.update)
         self.optimizer, self.num_steps, self.t1 = optimizer, int(num_steps), t1
-        fixed: tuple[str, ...] = ()
-        if not ready:
+        left, fixed = (), ()
+        if not isinstance(optimizer, optax.GradientTransformation):
             factory = factory_of(optimizer) if isinstance(optimizer, str) else optimizer
             left = missing(factory, hyperparameters) if isinstance(optimizer, str) else ()
             hyperparameters |= dict.fromkeys(left)
             check_arguments(self._kind, factory, hyperparameters)
             fixed = structural(factory) if isinstance(optimizer, str) else ()
-        else:
-            left = ()
         numbers = {
             name: value
             for name, value in hyperparameters.items()
@@ -164,7 +163,8 @@ class Descent(Method):
         """Raise `UsageError` if numbers are still open."""
         if left:
             raise UsageError(
-                f"optimizer {self._kind} needs {left[0]}, and it is open: give it, as in {left[0]}=0.05, or make it an axis."
+                f"optimizer {self._kind} needs {left[0]}, and it is open: give it, as in {left[0]}=0.05, or make it an "
+                "axis."
             )
 
     def description(self) -> dict[str, Any]:
@@ -258,7 +258,7 @@ class Descent(Method):
             )
         return "sample"
 
-    def saves(self, ts: Array | int, dtype) -> Array | int:
+    def saves(self, ts: Any, dtype) -> Any:
         """The save times, or their number; as times where that many equal steps would include two of one time.
 
         Raises:
@@ -271,24 +271,7 @@ class Descent(Method):
             return ts
         check_times(steps, self.label)
         last = self.num_steps if self.t1 is None else int(nearest(steps, np.asarray(self.t1, dtype)))
-        if isinstance(ts, int):
-            kept = steps[_spread(last, min(ts, self.num_steps + 1))]
-            return ts if np.all(np.diff(kept) > 0) else jnp.asarray(np.unique(kept), dtype)
-        times = np.asarray(ts)
-        if almost(float(times[-1])) > steps[last]:
-            raise UsageError(
-                f"ts ends at {times[-1]:.6g}, but {self.label} ends at {steps[last]:.6g}: raise num_steps, or end ts earlier."
-            )
-        chosen = np.minimum(nearest(steps, times), last)
-        twice = np.flatnonzero(np.diff(steps[chosen]) <= 0)
-        if twice.size:
-            first, second = times[twice[0] : twice[0] + 2]
-            raise UsageError(
-                f"ts holds {first:.6g} and {second:.6g}, which both fall on the step at time {steps[chosen[twice[0]]]:.6g}: "
-                "a descent has states at its steps only, so ask for times that are at least a step apart, or for a number "
-                "of them."
-            )
-        return ts
+        return checked_saves(steps, last, ts, self.label)
 
     def run(self, problem: Problem, start: Point, ts: Array | int, observe: Callable[[Point], Any]) -> Run:
         """Descend from `start` and observe at the steps whose times are nearest to `ts`, or at that many of them."""
@@ -297,7 +280,7 @@ class Descent(Method):
         times = self.step_times(dtype)
         last = jnp.asarray(self.num_steps) if self.t1 is None else nearest(times, jnp.asarray(self.t1, dtype))
         steps = (
-            _spread(last, min(ts, self.num_steps + 1)) if isinstance(ts, int) else jnp.minimum(nearest(times, ts), last)
+            spread(last, min(ts, self.num_steps + 1)) if isinstance(ts, int) else jnp.minimum(nearest(times, ts), last)
         )
 
         def gradient(point: Point) -> Point:
@@ -363,17 +346,11 @@ def _unpacked(fields: Mapping[str, Any], functions: bytes) -> Descent:
 
 
 def _shapes(C: int, p: int, n: int, dtype) -> Point:
-    return Point(*(jax.ShapeDtypeStruct(shape, dtype) for shape in ((C, p), (p, n), (C,))))
+    return Point(*(cast(Any, jax.ShapeDtypeStruct(shape, dtype)) for shape in ((C, p), (p, n), (C,))))
 
 
 SHAPES = (_shapes(3, 11, 13, np.float32), _shapes(3, 7, 5, np.float32))
 """Of points in samples and in fewer rows and columns, to know beforehand how most optimizers go."""
-
-
-def _spread(last: Any, count: int) -> Any:
-    """So many steps, equally far apart, up to the last one."""
-    xp = np if isinstance(last, int) else jnp
-    return xp.round(xp.linspace(last, 0, count)[::-1]).astype(int)
 
 
 def _known_times(method: Descent, dtype) -> np.ndarray | None:

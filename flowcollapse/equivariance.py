@@ -16,7 +16,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import Literal
 
 from ._checks import is_traced
 from .model import Point
@@ -124,7 +126,7 @@ def _alike(one: Any, other: Any) -> bool:
 
 def _constant(one: Any, other: Any) -> Kind:
     """The kind of a constant that both programs hold."""
-    opaque = jax.dtypes.issubdtype(getattr(one, "dtype", np.float64), jax.dtypes.prng_key)
+    opaque = jnp.issubdtype(getattr(one, "dtype", np.float64), jax.dtypes.prng_key)
     if opaque or is_traced(one) or is_traced(other):
         return SAME if one is other else UNKNOWN
     a, b = np.asarray(one), np.asarray(other)
@@ -148,7 +150,7 @@ def _walk(programs: Sequence[Any], kinds: Sequence[Kind]) -> list[Kind]:
         known[one] = kind
 
     def of(one: Any, other: Any) -> Kind:
-        literal = [isinstance(variable, jax.extend.core.Literal) for variable in (one, other)]
+        literal = [isinstance(variable, Literal) for variable in (one, other)]
         if any(literal):
             return _constant(one.val, other.val) if all(literal) else UNKNOWN
         return known[one]
@@ -190,7 +192,8 @@ def _even(equation: Any, kinds: list[Kind]) -> Kind | None:
     name = equation.primitive.name
     if name == "reduce_sum" and kinds == [ZERO]:
         return ZERO
-    equal = all(kind in (ZERO, EVEN) or variable.aval.shape == () for kind, variable in zip(kinds, equation.invars))
+    pairs = zip(kinds, equation.invars, strict=True)
+    equal = all(kind in (ZERO, EVEN) or variable.aval.shape == () for kind, variable in pairs)
     if name not in EVENLY or not equal:
         return None
     zeros = [kind == ZERO for kind in kinds]

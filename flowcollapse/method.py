@@ -51,7 +51,7 @@ class Method(eqx.Module):
         """The coordinates of a run from a start."""
         return self.coordinates
 
-    def saves(self, ts: Array | int, dtype) -> Array | int:
+    def saves(self, ts: Any, dtype) -> Any:
         """The save times, or their number, after making sure that the method has them."""
         return ts
 

@@ -158,6 +158,7 @@ def _check_clock(one: Rival, axes: Axes) -> None:
     Raises:
         UsageError: otherwise.
     """
+    assert isinstance(one.method, Descent)
     method = one.method if one.settled else one.method.with_steps(SOME_STEPS)
     method = method.with_numbers({name: axes[name][0] for name in one.open})
     times = np.asarray(_clock(as_arrays(method, jnp.result_type(float))))

@@ -1,8 +1,8 @@
 """An optax optimizer at work on the points of a problem: the tree that it sees, and the loss where it asks for it.
 
-An optimizer sees the parameters as `{"W": ..., "H": ..., "b": ...}`, the classifier, the features and the bias; labels and
-masks are dictionaries with the same keys, as in `optax.multi_transform({"slow": ..., "fast": ...}, {"W": "slow", "H":
-"slow", "b": "fast"})`. Named tuples with the fields W, X, b and plain tuples in the order W, H, b are understood as well.
+An optimizer sees the parameters as `{"W": ..., "H": ..., "b": ...}`: the classifier, the features and the bias. Labels
+and masks are dictionaries with the same keys: `{"W": "slow", "H": "slow", "b": "fast"}`. Named tuples with the fields
+W, X, b and plain tuples in the order W, H, b are understood as well.
 """
 
 import inspect
