@@ -1,8 +1,11 @@
 """Discrete descent by any optax optimizer, on the same problem, the same metrics and the same kind of trajectory."""
 
-from collections.abc import Callable, Mapping
+import contextlib
+import copy
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
+import cloudpickle
 import equinox as eqx
 import equinox.internal as eqxi
 import jax
@@ -13,11 +16,14 @@ from jaxtyping import Array, Float, Int
 
 from ._checks import Number, check_integer, check_positive, is_traced
 from ._errors import UsageError
-from .coordinates import check_coordinates
+from .clock import Clock, check_times, checked_clock, checked_saves, nearest, rule_of, spread
+from .coordinates import check_coordinates, enter
+from .equivariance import obstacle
 from .method import Method
-from .model import Point, Problem
-from .optimizers import check_arguments, factory_of, structural
+from .model import UFM, Point, Problem, State
+from .optimizers import check_arguments, factory_of, missing, structural
 from .stopping import Run, Verdict
+from .transformation import Loss, on_points
 
 
 class Descent(Method):
@@ -29,61 +35,108 @@ class Descent(Method):
             one compilation serves all values.
         num_steps: how many steps.
         t1: end at the step whose time is nearest to this, if that is before the last one.
-        coordinates: `"auto"` (class means if the optimizer commutes with rotations, samples otherwise),
-            `"class-mean"`, `"sample"`.
-        **hyperparameters: `learning_rate=0.05`, `momentum=0.9`, ... for a name or function.
+        coordinates: `"auto"` (class means if the optimizer is proved to commute with the change of coordinates, samples
+            otherwise), `"class-mean"`, `"sample"`.
+        clock: the time that a step takes, a function from the number of a step (0, 1, ...) to it, or the times of all
+            steps. Default: the distance that the optimizer goes under a unit force.
+        **hyperparameters: `learning_rate=0.05`, `momentum=0.9`, ... for a name or function. A number that a name needs
+            may be left open, for an axis of a sweep.
 
-    The time of a step is the distance that the optimizer goes under a constant unit force, starting at rest: the sum of
-    the learning rates for SGD and its schedules, `eta / (1 - beta)` a step for momentum once it has picked up, the
-    learning rate for Adam and sign methods. In this time the gradient flow goes the same distance (derived here).
+    The optimizer sees the parameters as `{"W": ..., "H": ..., "b": ...}`. Masks and labels are dictionaries with these
+    keys, as in `optax.multi_transform({"moves": optax.sgd(0.05), "rests": optax.set_to_zero()}, {"W": "moves", "H":
+    "moves", "b": "rests"})`. An optimizer that asks for the loss (`value`, `grad`, `value_fn`), such as
+    `optax.lbfgs()`, gets it.
+
+    The time of a step is the distance that the optimizer goes under a constant unit force on an entry of W, starting at
+    rest, and must be the same for H if both move: the sum of the learning rates for SGD and its schedules,
+    `eta / (1 - beta)` a step for momentum once it has picked up, the learning rate for Adam and sign methods. In this
+    time the gradient flow goes the same distance (derived here). b has no say. The steps of an optimizer that depend on
+    the value of the loss, such as those of L-BFGS, take the time 1 each.
+
+    Class means and compressed rows are used where the program of the update is shown to be made of sums of gradients,
+    parameters and earlier updates times norms, inner products and numbers: then all steps commute with the isometries
+    between the coordinates, at every magnitude and however many there are (see `flowcollapse/equivariance.py`).
 
     Raises:
-        UsageError: for an unknown optimizer, numbers that do not fit it, a num_steps that is not a positive integer, or
-            class-mean coordinates for an optimizer that breaks them.
+        UsageError: for an unknown optimizer, numbers that do not fit it, a num_steps that is not a positive integer, a
+            clock that does not go forward, or class-mean coordinates for an optimizer that is not known to keep them.
 
     Source: the paper descends with a fixed step size.
+
+    Example:
+        >>> import optax, flowcollapse as fc
+        >>> fc.Descent("sgd", num_steps=100, learning_rate=0.05).coordinates
+        'auto'
+        >>> fc.Descent(optax.adam(0.01), num_steps=100).coordinates
+        'sample'
     """
 
     hyperparameters: dict[str, Any]
     t1: Number | None
+    clock: Any
     optimizer: str | Callable | optax.GradientTransformation = eqx.field(static=True)
     options: tuple[tuple[str, Any], ...] = eqx.field(static=True)
     num_steps: int = eqx.field(static=True)
     coordinates: str = eqx.field(static=True)
+    ticks: str | Callable = eqx.field(static=True)
 
     name = "descent"
 
     def __init__(
-        self, optimizer, num_steps: int, *, t1: Number | None = None, coordinates: str = "auto", **hyperparameters
+        self,
+        optimizer,
+        num_steps: int,
+        *,
+        t1: Number | None = None,
+        coordinates: str = "auto",
+        clock: Any = None,
+        **hyperparameters,
     ):
         check_integer("num_steps", num_steps)
         check_positive("t1", t1)
-        if isinstance(optimizer, optax.GradientTransformation) and hyperparameters:
+        check_coordinates(coordinates)
+        if isinstance(optimizer, optax.MultiSteps):
+            optimizer = optimizer.gradient_transformation()
+        ready = isinstance(optimizer, optax.GradientTransformation)
+        if ready and hyperparameters:
             raise UsageError(f"{sorted(hyperparameters)} cannot be set on a ready optimizer: pass its name instead.")
-        if not callable(optimizer) and not isinstance(optimizer, str | optax.GradientTransformation):
+        if not ready and not callable(optimizer) and not isinstance(optimizer, str):
             raise UsageError(
                 f"optimizer must be an optax optimizer, its name, such as 'sgd', or a function that makes one, "
                 f"got {optimizer!r}."
             )
         if not callable(hyperparameters.get("learning_rate")):  # a schedule
             check_positive("learning_rate", hyperparameters.get("learning_rate"))
-        self.optimizer, self.num_steps, self.t1 = optimizer, num_steps, t1
-        fixed: tuple[str, ...] = ()
+        self.optimizer, self.num_steps, self.t1 = optimizer, int(num_steps), t1
+        left, fixed = (), ()
         if not isinstance(optimizer, optax.GradientTransformation):
             factory = factory_of(optimizer) if isinstance(optimizer, str) else optimizer
+            left = missing(factory, hyperparameters) if isinstance(optimizer, str) else ()
+            hyperparameters |= dict.fromkeys(left)
             check_arguments(self._kind, factory, hyperparameters)
             fixed = structural(factory) if isinstance(optimizer, str) else ()
         numbers = {
             name: value
             for name, value in hyperparameters.items()
-            if eqx.is_array_like(value) and not isinstance(value, bool) and name not in fixed
+            if name in left or (eqx.is_array_like(value) and not isinstance(value, bool) and name not in fixed)
         }
         self.hyperparameters = numbers
         self.options = tuple((k, v) for k, v in sorted(hyperparameters.items()) if k not in numbers)
-        self.coordinates = self._checked_coordinates(coordinates)
+        # The kind of optimizer decides the rest: where a number is traced or open, another one stands for it.
+        stands = {k: 0.1 if v is None or is_traced(v) else v for k, v in numbers.items()}
+        example = self._with(stands)
+        self.ticks, self.clock = (
+            (rule_of(example, self._kind), None) if clock is None else checked_clock(clock, self.num_steps)
+        )
+        self.coordinates = self._checked_coordinates(coordinates, example)
 
     def transformation(self) -> optax.GradientTransformation:
-        """The optax optimizer itself."""
+        """The optax optimizer itself.
+
+        Raises:
+            UsageError: if a number is still open.
+        """
+        self.check_closed(self.open)
         return self._with(self.hyperparameters)
 
     def _with(self, hyperparameters: dict[str, Any]) -> optax.GradientTransformation:
@@ -92,14 +145,45 @@ class Descent(Method):
         factory = factory_of(self.optimizer) if isinstance(self.optimizer, str) else self.optimizer
         try:
             return factory(**hyperparameters, **dict(self.options))
-        except TypeError as error:
+        except (TypeError, ValueError) as error:
             raise UsageError(f"optimizer {self._kind}: {error}.") from None
 
     @property
+    def open(self) -> tuple[str, ...]:
+        """The names of the numbers that it needs and has not been given."""
+        return tuple(name for name, value in self.hyperparameters.items() if value is None)
+
+    @property
     def by_name(self) -> bool:
-        """Whether a name and plain numbers say all about the optimizer."""
+        """Whether a name and plain numbers say all about the optimizer and its clock."""
         plain = all(isinstance(value, bool | int | float | str | None) for _, value in self.options)
-        return isinstance(self.optimizer, str) and plain
+        return isinstance(self.optimizer, str) and plain and not callable(self.ticks)
+
+    def check_closed(self, left: Sequence[str]) -> None:
+        """Raise `UsageError` if numbers are still open."""
+        if left:
+            raise UsageError(
+                f"optimizer {self._kind} needs {left[0]}, and it is open: give it, as in {left[0]}=0.05, or make it an "
+                "axis."
+            )
+
+    def description(self) -> dict[str, Any]:
+        """All that decides the steps, as plain values; two descents of one description take the same steps.
+
+        Raises:
+            UsageError: for a ready optimizer, a schedule or another function, whose inside cannot be told.
+        """
+        cure = 'give the optimizer by name and with plain numbers, as fc.Descent("sgd", 1000, learning_rate=0.05).'
+        if not isinstance(self.optimizer, str):
+            raise UsageError(f"{self.label} is a ready optimizer, whose numbers cannot be told: {cure}")
+        functions = dict(self.options) | ({"clock": self.ticks} if callable(self.ticks) else {})
+        for name, value in functions.items():
+            if not isinstance(value, bool | int | float | str | None):
+                raise UsageError(f"{name} of {self.label} is {value!r}, whose numbers cannot be told: {cure}")
+        numbers = {"t1": self.t1, "clock": self.clock} | self.hyperparameters
+        plain = {name: None if value is None else np.asarray(value).tolist() for name, value in numbers.items()}
+        about = {"optimizer": self.optimizer, "num_steps": self.num_steps, "coordinates": self.coordinates}
+        return {"name": self.name} | about | dict(self.options) | plain
 
     @property
     def numbers(self) -> tuple[str, ...]:
@@ -107,9 +191,18 @@ class Descent(Method):
         return (*self.hyperparameters, "t1")
 
     def with_numbers(self, numbers: Mapping[str, Any]) -> "Descent":
-        """The same descent with some of its `numbers` replaced."""
-        if not callable(numbers.get("learning_rate")):
-            check_positive("learning_rate", numbers.get("learning_rate"))
+        """The same descent with some of its `numbers` replaced.
+
+        Raises:
+            UsageError: for what is not a number, such as a schedule, or cannot be.
+        """
+        for name, value in numbers.items():
+            if not is_traced(value) and np.asarray(value).dtype.kind not in "iuf":
+                raise UsageError(
+                    f"{name} takes numbers here, got {value!r}: run each schedule or option as a descent by itself, "
+                    f'fc.Descent("sgd", 1000, {name}=...).'
+                )
+        check_positive("learning_rate", numbers.get("learning_rate"))
         check_positive("t1", numbers.get("t1"))
         if not numbers:
             return self
@@ -122,8 +215,8 @@ class Descent(Method):
 
     def with_steps(self, num_steps: int) -> "Descent":
         """The same descent with another number of steps."""
-        numbers = dict(self.options) | self.hyperparameters
-        return Descent(self.optimizer, num_steps, t1=self.t1, coordinates=self.coordinates, **numbers)
+        fields = vars(self) | {"num_steps": num_steps}
+        return _revived(fields)
 
     @property
     def limit(self) -> Verdict:
@@ -139,34 +232,64 @@ class Descent(Method):
         """What tables call this method."""
         return f"descent ({self._kind}, {self.num_steps} steps)"
 
-    def _checked_coordinates(self, coordinates: str) -> str:
-        check_coordinates(coordinates)
-        if coordinates == "sample":
+    def _checked_coordinates(self, coordinates: str, example: optax.GradientTransformation) -> str:
+        """The coordinates asked for if the optimizer may use them, as far as that depends on no shapes."""
+        return coordinates if coordinates == "sample" else self._proved(coordinates, example, *SHAPES)
+
+    def coordinates_for(self, model: UFM, start: State) -> str:
+        """The coordinates of a run: those asked for if they are proved to be the same path on the run's own shapes."""
+        if self.coordinates == "sample":
+            return "sample"
+        reduced = jax.eval_shape(lambda one: enter(model, one, self.coordinates)[2], start)
+        C, p, dtype = model.num_classes, model.num_features, start.X.dtype
+        return self._proved(self.coordinates, self.transformation(), _shapes(C, p, model.num_samples, dtype), reduced)
+
+    def _proved(self, coordinates: str, optimizer, samples: Point, reduced: Point) -> str:
+        try:
+            reason = obstacle(optimizer, self._kind, samples, reduced)
+        except UsageError as error:
+            reason = str(error).rstrip(".")
+        if reason is None:
             return coordinates
-        # Whether it commutes is a matter of the kind of optimizer: where a number is traced, another one will do.
-        numbers = {k: 0.1 if is_traced(v) else v for k, v in self.hyperparameters.items()}
-        exact = commutes_with_rotations(self._with(numbers))
-        if coordinates == "class-mean" and not exact:
+        if coordinates == "class-mean":
             raise UsageError(
                 f'{self.label} does not commute with rotations of the features, so coordinates="class-mean" would '
-                'change its path: use coordinates="sample" or "auto".'
+                f'change its path ({reason}): use coordinates="sample" or "auto".'
             )
-        return coordinates if exact else "sample"
+        return "sample"
+
+    def saves(self, ts: Any, dtype) -> Any:
+        """The save times, or their number; as times where that many equal steps would include two of one time.
+
+        Raises:
+            UsageError: for an open number, for steps whose time cannot be told, for times beyond the last step, and for
+                two times that fall on one step. Nothing of that is known inside jit.
+        """
+        self.check_closed(self.open)
+        steps = None if is_traced(ts) else _known_times(self, dtype)
+        if steps is None:
+            return ts
+        check_times(steps, self.label)
+        last = self.num_steps if self.t1 is None else int(nearest(steps, np.asarray(self.t1, dtype)))
+        return checked_saves(steps, last, ts, self.label)
 
     def run(self, problem: Problem, start: Point, ts: Array | int, observe: Callable[[Point], Any]) -> Run:
         """Descend from `start` and observe at the steps whose times are nearest to `ts`, or at that many of them."""
-        optimizer, dtype = self.transformation(), start.X.dtype
-        times = self.clock(dtype)
-        last = jnp.asarray(self.num_steps) if self.t1 is None else _nearest(times, jnp.asarray(self.t1, dtype))
-        if isinstance(ts, int):
-            steps = jnp.round(jnp.linspace(last, 0, min(ts, self.num_steps + 1))[::-1]).astype(int)
-        else:
-            steps = jnp.minimum(_nearest(times, ts), last)
+        dtype = start.X.dtype
+        optimizer = on_points(self.transformation(), self._kind, start)
+        times = self.step_times(dtype)
+        last = jnp.asarray(self.num_steps) if self.t1 is None else nearest(times, jnp.asarray(self.t1, dtype))
+        steps = (
+            spread(last, min(ts, self.num_steps + 1)) if isinstance(ts, int) else jnp.minimum(nearest(times, ts), last)
+        )
+
+        def gradient(point: Point) -> Point:
+            return jax.tree.map(jnp.negative, problem.field(point))
 
         def advance(carry):
             step, point, state = carry
-            gradient = jax.tree.map(jnp.negative, problem.field(point))
-            updates, state = optimizer.update(gradient, state, point)
+            loss = Loss(problem.risk(point), problem.risk, gradient) if optimizer.uses else None
+            updates, state = optimizer.update(gradient(point), state, point, loss)
             return step + 1, jax.tree.map(jnp.add, point, updates), state
 
         def to_save(carry, step):
@@ -181,77 +304,66 @@ class Descent(Method):
         observed = jax.tree.map(lambda x: x[:-1], observed)
         return Run(times[steps], observed, end, times[last], jnp.asarray(False), {"taken": last})
 
-    def clock(self, dtype) -> Float[Array, " steps_and_start"]:
+    def _clock(self) -> Clock:
+        return Clock(self.transformation(), self._kind, self.ticks, self.clock)
+
+    def step_times(self, dtype) -> Float[Array, " steps_and_start"]:
         """The time after each step, from 0 before the first."""
-        tick, begin = self._ticking(dtype)
-
-        def step(carry, _):
-            carry = tick(carry)
-            return carry, carry[0]
-
-        return jnp.concatenate([jnp.zeros(1, dtype), jax.lax.scan(step, begin, None, self.num_steps)[1]])
+        return self._clock().times(self.num_steps, dtype)
 
     def duration(self) -> Float[Array, ""]:
         """The time after the last step."""
-        tick, begin = self._ticking(jnp.result_type(float))
-        return jax.lax.fori_loop(0, self.num_steps, lambda _, carry: tick(carry), begin)[0]
+        return self._clock().duration(self.num_steps, jnp.result_type(float))
 
     def steps_until(self, time: Float[Array, ""], most: int) -> Int[Array, ""]:
         """How many steps it takes until a time is reached; `most` if that many are not enough."""
-        tick, begin = self._ticking(time.dtype)
+        return self._clock().steps_until(time, most)
 
-        def before(carry):
-            step, (now, _) = carry
-            return (now < time) & (step < most) & (now >= 0)
+    def __reduce__(self):
+        """Optimizers are closures, which `pickle` refuses and `cloudpickle` takes."""
+        fields = vars(self)
+        functions = {name: fields[name] for name in ("optimizer", "options", "ticks")}
+        try:
+            packed = cloudpickle.dumps(functions)
+        except Exception as error:  # whatever the user's own objects may raise
+            raise UsageError(f"{self.label} cannot be pickled: {type(error).__name__}: {error}.") from error
+        return _unpacked, ({name: value for name, value in fields.items() if name not in functions}, packed)
 
-        step, (now, _) = jax.lax.while_loop(before, lambda c: (c[0] + 1, tick(c[1])), (jnp.zeros((), int), begin))
-        return jnp.where(now >= time, step, most)
-
-    def _ticking(self, dtype):
-        """How the optimizer takes one number along under a constant unit force: a step, and what it begins with."""
-        optimizer, rest = self.transformation(), jnp.zeros(1, dtype)  # an array, as some optimizers need one
-
-        def tick(carry):
-            time, state = carry
-            updates, state = optimizer.update(-jnp.ones(1, dtype), state, rest)
-            return time + jnp.squeeze(cast(Array, updates)), state
-
-        return tick, (jnp.zeros((), dtype), optimizer.init(rest))
+    def __deepcopy__(self, memo: dict) -> "Descent":
+        return jax.tree.map(lambda x: copy.deepcopy(x, memo), self)
 
 
-def _nearest(times: Float[Array, " steps"], ts: Float[Array, "*times"]) -> Int[Array, "*times"]:
-    """For each of `ts`, the index of the nearest of the increasing `times`."""
-    middles = (times[1:] + times[:-1]) / 2
-    return jnp.searchsorted(middles, ts)
+def _revived(fields: Mapping[str, Any]) -> Descent:
+    """A descent of given fields, which have been checked before."""
+    descent = object.__new__(Descent)
+    for name, value in fields.items():
+        object.__setattr__(descent, name, value)
+    return descent
 
 
-def commutes_with_rotations(optimizer: optax.GradientTransformation) -> bool:
-    """Whether the optimizer's steps commute with orthogonal maps of the features, tried out on a rotated matrix.
-
-    True for SGD with schedules, momentum and decay; false for Adam and whatever else looks at single entries. False
-    too where it cannot be tried, because the optimizer's own numbers are traced.
-    """
-    with jax.ensure_compile_time_eval():
-        parameters = jnp.array([[0.3, -0.2], [0.1, 0.4], [-0.5, 0.6]], jnp.float32)
-        gradients = list(jnp.asarray(np.random.default_rng(0).standard_normal((TRIALS, 3, 2)), jnp.float32))
-        rotation = jnp.array([[0.6, -0.8], [0.8, 0.6]], jnp.float32)
-        plain = _updates(optimizer, parameters, gradients)
-        rotated = _updates(optimizer, parameters @ rotation, [g @ rotation for g in gradients])
-        differences = [
-            jnp.max(jnp.abs(u @ rotation - v)) / jnp.max(jnp.abs(u)) for u, v in zip(plain, rotated, strict=True)
-        ]
-    if any(is_traced(d) for d in differences):
-        return False
-    return max(float(d) for d in differences) < 1e-4
+def _unpacked(fields: Mapping[str, Any], functions: bytes) -> Descent:
+    return _revived({**fields, **cloudpickle.loads(functions)})
 
 
-TRIALS = 8
-"""Steps that are tried: RAdam is momentum alone for the first five."""
+def _shapes(C: int, p: int, n: int, dtype) -> Point:
+    return Point(*(cast(Any, jax.ShapeDtypeStruct(shape, dtype)) for shape in ((C, p), (p, n), (C,))))
 
 
-def _updates(optimizer: optax.GradientTransformation, parameters: Array, gradients: list[Array]) -> list[Array]:
-    state, updates = optimizer.init(parameters), []
-    for gradient in gradients:
-        update, state = optimizer.update(gradient, state, parameters)
-        updates.append(update)
-    return updates
+SHAPES = (_shapes(3, 11, 13, np.float32), _shapes(3, 7, 5, np.float32))
+"""Of points in samples and in fewer rows and columns, to know beforehand how most optimizers go."""
+
+
+def _known_times(method: Descent, dtype) -> np.ndarray | None:
+    """The times of the steps, or None if they are traced."""
+    if any(map(is_traced, jax.tree.leaves(method))):
+        return None
+    with contextlib.suppress(jax.errors.ConcretizationTypeError, jax.errors.UnexpectedTracerError):
+        with jax.ensure_compile_time_eval():
+            times = _step_times(method, np.dtype(dtype))
+        return None if is_traced(times) else np.asarray(times)
+    return None
+
+
+@eqx.filter_jit
+def _step_times(method: Descent, dtype: np.dtype) -> Float[Array, " steps_and_start"]:
+    return method.step_times(dtype)

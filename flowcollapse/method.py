@@ -1,14 +1,14 @@
 """What a flow and a descent have in common: the way from a start to a path, with numbers that may vary."""
 
 import abc
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import equinox as eqx
 from jaxtyping import Array
 
 from ._errors import UsageError
-from .model import UFM, Point, Problem
+from .model import UFM, Point, Problem, State
 from .stopping import Run, Verdict
 
 
@@ -42,6 +42,22 @@ class Method(eqx.Module):
     @abc.abstractmethod
     def limit(self) -> Verdict:
         """The verdict of a run that ended before the plateau, as it was told to."""
+
+    @property
+    def open(self) -> tuple[str, ...]:
+        """The names of the numbers that it needs and has not been given."""
+        return ()
+
+    def check_closed(self, left: Sequence[str]) -> None:
+        """Raise `UsageError` if numbers are still open."""
+
+    def coordinates_for(self, model: UFM, start: State) -> str:
+        """The coordinates of a run from a start."""
+        return self.coordinates
+
+    def saves(self, ts: Any, dtype) -> Any:
+        """The save times, or their number, after making sure that the method has them."""
+        return ts
 
     @abc.abstractmethod
     def run(self, problem: Problem, start: Point, ts: Array | int, observe: Callable[[Point], Any]) -> Run:

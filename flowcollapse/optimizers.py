@@ -1,4 +1,4 @@
-"""The optimizers that go by name: optax's own, those that need nothing but gradients and parameters."""
+"""The optimizers that go by name: optax's own."""
 
 import contextlib
 import functools
@@ -10,12 +10,12 @@ import optax
 
 from ._errors import UsageError, nearest
 
-NEED_MORE = {
-    "lbfgs": "the loss as a function, for its line search",
-    "polyak_sgd": "the value of the loss",
-    "noisy_sgd": "a random key",
-}
-"""Optimizers of optax that cannot do with gradients and parameters, and what they need besides."""
+ALSO_NEEDED = {"noisy_sgd": "key"}
+"""Arguments that optax falls back on a warning for: a random key is chosen by the one who runs."""
+
+
+RATES = {"learning_rate", "max_learning_rate"}
+"""How optimizers call their step size, by which they are known."""
 
 
 @functools.cache
@@ -25,9 +25,8 @@ def named() -> Mapping[str, Callable[..., optax.GradientTransformation]]:
         name: factory
         for name, factory in sorted(vars(optax).items())
         if inspect.isfunction(factory)
-        and "learning_rate" in inspect.signature(factory).parameters
+        and RATES.intersection(inspect.signature(factory).parameters)
         and not name.startswith(("_", "scale_by"))
-        and name not in NEED_MORE
     }
 
 
@@ -35,10 +34,8 @@ def factory_of(name: str) -> Callable[..., optax.GradientTransformation]:
     """The function that makes the optimizer of a name.
 
     Raises:
-        UsageError: for a name that optax has not, or whose optimizer needs more than gradients and parameters.
+        UsageError: for a name that optax has not.
     """
-    if name in NEED_MORE:
-        raise UsageError(f"optimizer {name!r} needs {NEED_MORE[name]}, which a descent does not hand it: use another.")
     if name not in named():
         known = ", ".join(map(repr, named()))
         raise UsageError(
@@ -46,6 +43,12 @@ def factory_of(name: str) -> Callable[..., optax.GradientTransformation]:
             f"{known}{nearest(name, named()) or '.'}"
         )
     return named()[name]
+
+
+def missing(factory: Callable, arguments: Iterable[str]) -> tuple[str, ...]:
+    """The numbers that an optimizer that goes by name needs besides the arguments, in order."""
+    parameters = inspect.signature(factory).parameters.values()
+    return tuple(one.name for one in parameters if one.default is inspect.Parameter.empty and one.name not in arguments)
 
 
 def check_arguments(label: str, factory: Callable, arguments: Iterable[str]) -> None:
@@ -69,6 +72,9 @@ def check_arguments(label: str, factory: Callable, arguments: Iterable[str]) -> 
     for name, parameter in parameters.items():
         if parameter.default is inspect.Parameter.empty and parameter.kind in named_only and name not in given:
             raise UsageError(f"optimizer {label} needs {name}, as in {name}=0.05: give it.")
+    needed = ALSO_NEEDED.get(label)
+    if needed is not None and needed not in given:
+        raise UsageError(f"optimizer {label} draws random numbers and needs {needed}, as in {needed}=0: give it.")
 
 
 def structural(factory: Callable) -> tuple[str, ...]:
@@ -77,7 +83,12 @@ def structural(factory: Callable) -> tuple[str, ...]:
         parameters = inspect.signature(factory).parameters
     except (TypeError, ValueError):
         return ()
-    return tuple(name for name, parameter in parameters.items() if type(parameter.default) is int)
+    counted = (name for name, parameter in parameters.items() if type(parameter.default) is int)
+    return (*counted, *SEEDS.intersection(parameters))
+
+
+SEEDS = {"key", "seed"}
+"""Integers that random numbers are drawn from."""
 
 
 def parse(text: str) -> tuple[str, dict[str, Any]]:

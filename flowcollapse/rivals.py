@@ -13,6 +13,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from ._errors import UsageError, nearest
+from .clock import almost, check_times
 from .descent import Descent
 from .flow import Flow
 from .method import Method
@@ -73,7 +74,9 @@ def rival(name: str, given: Any, axes: Axes, num_steps: int | None = None) -> Ri
         UsageError: for anything else.
     """
     if isinstance(given, Method):
-        return Rival(name, given)
+        open_ = tuple(axis for axis in axes if axis in given.open)
+        given.check_closed([number for number in given.open if number not in open_])
+        return Rival(name, given, given.open, open_)
     if isinstance(given, optax.GradientTransformation):
         return Rival(name, Descent(given, num_steps or 1), settled=num_steps is not None)
     if not isinstance(given, str):
@@ -87,6 +90,7 @@ def rival(name: str, given: Any, axes: Axes, num_steps: int | None = None) -> Ri
     arguments = {axis: axes[axis][0] for axis in open_} | arguments
     if kind not in FLOWS:
         descent = Descent(kind, num_steps or 1, **arguments)
+        descent.check_closed(descent.open)
         return Rival(name, descent, takes, open_, settled=num_steps is not None)
     try:
         return Rival(name, FLOWS[kind](**arguments), takes, open_)
@@ -128,6 +132,7 @@ def steps_needed(one: Rival, axes: Axes, end: float) -> int:
         UsageError: if it is to take fewer, or needs too many.
     """
     assert isinstance(one.method, Descent)
+    _check_clock(one, axes)
     needed = int(_all_steps(one, axes, end).max())
     counted = f"more than {MOST_STEPS}" if needed >= MOST_STEPS else f"{needed}"
     if one.settled and needed > one.method.num_steps:
@@ -138,9 +143,27 @@ def steps_needed(one: Rival, axes: Axes, end: float) -> int:
     if needed >= MOST_STEPS:
         raise UsageError(
             f"optimizer {one.name!r} takes {counted} steps to reach time {end:.6g}: raise its step size, which must be "
-            "positive, or end ts earlier. Its time is the distance that it goes under a unit force."
+            "positive, or end ts earlier. Its time is the distance that it goes under a unit force, unless clock= of "
+            "fc.Descent says otherwise."
         )
     return needed
+
+
+SOME_STEPS = 50
+
+
+def _check_clock(one: Rival, axes: Axes) -> None:
+    """Make sure that the time of a descent goes forward, as far as its first steps tell.
+
+    Raises:
+        UsageError: otherwise.
+    """
+    assert isinstance(one.method, Descent)
+    method = one.method if one.settled else one.method.with_steps(SOME_STEPS)
+    method = method.with_numbers({name: axes[name][0] for name in one.open})
+    times = np.asarray(_clock(as_arrays(method, jnp.result_type(float))))
+    if not np.all(np.diff(times) >= 0):
+        check_times(times, f"optimizer {one.name!r}")
 
 
 def ending_at(one: Rival, axes: Axes, end: float) -> Method:
@@ -162,11 +185,6 @@ def _all_steps(one: Rival, axes: Axes, end: float) -> Int[np.ndarray, " values"]
     numbers = {name: jnp.asarray(place.ravel()) for name, place in zip(one.open, places, strict=True)}
     dtype = jnp.result_type(float)
     return np.asarray(_steps_until(as_arrays(one.method, dtype), numbers, jnp.asarray(almost(end), dtype)))
-
-
-def almost(time: float) -> float:
-    """A little before a time: clocks are sums of many steps, and those of schedules are in single precision."""
-    return time * (1 - max(1e-6, 1e4 * float(jnp.finfo(jnp.result_type(float)).eps)))
 
 
 @eqx.filter_jit
@@ -195,7 +213,7 @@ def save_times(count: int, rivals: Sequence[Rival], axes: Axes, end: float) -> F
 
 @eqx.filter_jit
 def _clock(method: Any) -> Float[Array, " steps"]:
-    return method.clock(jnp.result_type(float))
+    return method.step_times(jnp.result_type(float))
 
 
 def given_times(ts: Any) -> Float[np.ndarray, " time"]:

@@ -69,6 +69,8 @@ def simulate(
     times = check_integer("ts", ts) if isinstance(ts, int | np.integer) else checked_times(ts, method, dtype)
     method = method.prepared(model, times)
     model, method = as_arrays((model, method), dtype)
+    times = method.saves(times if isinstance(times, int) or is_traced(ts) else np.asarray(ts, dtype), dtype)
+    times = times if isinstance(times, int) else jnp.asarray(times)
     return _simulate(model, start, method, times, save_states, names)
 
 
@@ -78,7 +80,7 @@ def _simulate(model: UFM, start: State, method, ts, save_states: bool, names: tu
         finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in (start.X, start.W, start.b)]))
         # A start that is not finite runs from the origin, at little cost, and its results are struck out afterwards.
         start = jax.tree.map(lambda x: jnp.where(finite, x, 0.0) if eqx.is_inexact_array(x) else x, start)
-        frame, problem, point = enter(model, start, method.coordinates)
+        frame, problem, point = enter(model, start, method.coordinates_for(model, start))
         observer = Observer(problem, point, names, save_states)
         run = method.run(Problem(model, problem.columns.without_arrays()), point, ts, observer)
         code = verdict(problem, point, run, method.limit)

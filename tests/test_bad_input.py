@@ -110,7 +110,7 @@ CASES = {
     # Descent.
     "no descent steps": (lambda: fc.Descent("sgd", 0, learning_rate=0.1), ["num_steps", "0", "positive integer"]),
     "learning rate of zero": (lambda: fc.Descent("sgd", 5, learning_rate=0), ["learning_rate", "0", "positive"]),
-    "no learning rate": (lambda: fc.Descent("sgd", 5), ["sgd", "learning_rate"]),
+    "no learning rate": (lambda: fc.simulate(MODEL, START, fc.Descent("sgd", 5)), ["sgd", "learning_rate", "axis"]),
     "a number it does not take": (lambda: fc.Descent("sgd", 5, learning_rate=0.1, speed=3.0), ["sgd", "speed"]),
     "unknown optimizer": (lambda: fc.Descent("newton", 5, learning_rate=0.1), ["optimizer", "'newton'", "'sgd'"]),
     "numbers for a ready optimizer": (

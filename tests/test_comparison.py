@@ -16,7 +16,7 @@ from formulas import of_point
 
 import flowcollapse as fc
 from flowcollapse import cli
-from flowcollapse.optimizers import NEED_MORE, named
+from flowcollapse.optimizers import ALSO_NEEDED, named
 from flowcollapse.sweeps import engine
 
 MODEL = fc.UFM(num_classes=3, samples_per_class=2, num_features=4)
@@ -147,6 +147,10 @@ OPTIMIZERS = {
     "sign": optax.sign_sgd(0.02),
     "rmsprop": "rmsprop:learning_rate=0.02",
     "schedule": optax.sgd(optax.cosine_decay_schedule(0.05, 400, alpha=0.1)),
+    "labelled": optax.multi_transform(
+        {"fast": optax.sgd(0.05), "slow": optax.sgd(0.01)}, {"W": "fast", "H": "fast", "b": "slow"}
+    ),
+    "lbfgs": fc.Descent(optax.lbfgs(), 60, clock=0.5),
 }
 
 
@@ -173,7 +177,7 @@ def test_all_run_to_the_latest_plateau_on_one_clock(many, starts):
     distances = many.distance_to_flow.transpose("method", ...).values
     assert np.all(np.isfinite(distances))
     assert np.all(distances[:, :, 0] < ROUNDED)
-    for name in ("flow", "gd", "reduced", "full", "nesterov", "schedule"):
+    for name in ("flow", "gd", "reduced", "full", "nesterov", "schedule", "labelled", "lbfgs"):
         assert np.all(many.verdict.sel({"method": name}) == fc.Verdict.plateau), name
     # Momentum takes the fewest steps: the times are its own, and those of the others half a step away at most.
     np.testing.assert_allclose(many.t.sel({"method": "full"}), np.stack([many.time] * 2), rtol=1e-12)
@@ -230,12 +234,14 @@ def test_every_optimizer_by_name_takes_steps():
     """All that optax has beside those that need more than gradients; under a constant force none of them goes back."""
     assert {"sgd", "adam", "adamw", "lion", "sign_sgd", "rmsprop", "radam", "sm3"} <= set(named())
     for name in named():
-        method = fc.Descent(name, 3, learning_rate=0.01, coordinates="sample")
-        clock = np.asarray(method.clock(jnp.float64))
+        more = {ALSO_NEEDED[name]: 0} if name in ALSO_NEEDED else {}
+        rate = "max_learning_rate" if name == "polyak_sgd" else "learning_rate"
+        method = fc.Descent(name, 3, **{rate: 0.01}, coordinates="sample", **more)
+        clock = np.asarray(method.step_times(jnp.float64))
         assert np.all(np.diff(clock) >= 0), name
         assert clock[-1] > 0, name
     assert fc.Descent("radam", 3, learning_rate=0.1).coordinates == "sample"
-    assert all(hasattr(optax, name) for name in NEED_MORE)
+    assert {"lbfgs", "polyak_sgd", "noisy_sgd"} <= set(named())
 
 
 # ---- what cannot be
@@ -249,6 +255,7 @@ def compare(optimizers, start: Any = "sphere", ts: Any = 9, **options):
 
 STATE = fc.State(H=jnp.ones((4, 6)), W=jnp.ones((3, 4)), b=jnp.zeros(3))
 SGD = "sgd:learning_rate=0.05"
+SLOW_AND_FAST = {"slow": optax.sgd(0.01), "fast": optax.sgd(0.05)}
 
 CASES = {
     "no optimizer": (compare([]), ["optimizers is empty", "sgd:learning_rate"]),
@@ -263,7 +270,20 @@ CASES = {
     "a step size of zero": (compare(["sgd:learning_rate=0"]), ["learning_rate must be positive", "0"]),
     "a negative step size on the axis": (compare(["sgd"], learning_rate=[0.1, -0.1]), ["learning_rate", "-0.1"]),
     "a ready optimizer uphill": (compare({"gd": optax.sgd(-0.1)}, ts=[1.0]), ["'gd'", "positive"]),
-    "one that needs the loss": (compare(["lbfgs"]), ["lbfgs", "line search"]),
+    "noise without a key": (compare(["noisy_sgd:learning_rate=0.1"]), ["noisy_sgd", "key=0"]),
+    "rates of W and H that differ": (
+        compare({"x": optax.multi_transform(SLOW_AND_FAST, {"W": "slow", "H": "fast", "b": "fast"})}),
+        ["'x'", "clock="],
+    ),
+    "labels of another tree": (
+        compare({"x": optax.multi_transform(SLOW_AND_FAST, ["slow", "fast"])}),
+        ["optax.partition", "'W', 'H', 'b'"],
+    ),
+    "a schedule on the axis": (
+        compare(["sgd"], learning_rate=[optax.constant_schedule(0.1)]),
+        ["learning_rate", "run"],
+    ),
+    "a method with an open number": (compare({"a": fc.Descent("adam", 9)}), ["adam needs learning_rate", "axis"]),
     "class means with Adam": (
         lambda: compare({"a": fc.Descent("adam", 9, learning_rate=0.1, coordinates="class-mean")})(),
         ["adam", "does not commute with rotations", 'coordinates="sample"'],

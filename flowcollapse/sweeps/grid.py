@@ -85,6 +85,7 @@ def make_grid(model: UFM, method: Method, eps: Any, seeds: Any, axes: Mapping[st
         raise UsageError(f"model must be an fc.UFM, got {shown(model)}.")
     check_method(method)
     grid = Grid(model, method, checked_axes((*MODEL_AXES, *method.numbers), eps, seeds, axes))
+    method.check_closed([name for name in method.open if name not in grid.axes])
     for values in grid.shapes():
         with_values(model, values)
     for name, values in grid.axes.items():
