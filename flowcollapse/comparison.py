@@ -133,12 +133,13 @@ def compare(
 
     if isinstance(ts, int):
         t1 = reference.method.t1
-        end = float(np.asarray(t1)) if t1 is not None else _latest_plateau(grid, kind, starts, dtype, chosen)
-        times = save_times(ts, rivals, axes, end)
+        escape, plateau = _latest(grid, kind, starts, dtype, chosen)
+        times = save_times(ts, rivals, axes, escape, plateau if t1 is None else float(np.asarray(t1)))
     else:
         times = given_times(ts)
     methods = [ending_at(one, axes, float(times[-1])) for one in rivals]
-    numbers, structure = jax.tree.flatten(as_arrays((model, tuple(methods)), dtype))
+    decided = methods if "weight_decay" in axes else [method.prepared(model, times) for method in methods]
+    numbers, structure = jax.tree.flatten(as_arrays((model, tuple(decided)), dtype))
     setting = Setting(structure, tuple(one.open for one in rivals), kind)
     shared = Shared(numbers, starts, jnp.asarray(times, dtype))
     width = width or _lane_width(model, methods, len(times), chosen, grid.num_lanes)
@@ -188,14 +189,15 @@ def _all_lanes(grid: Grid) -> dict[str, np.ndarray]:
     return lane_values(grid, Task(0, tuple(slice(0, length) for length in grid.shape)))
 
 
-def _latest_plateau(grid: Grid, kind: str | None, starts: State | None, dtype, devices) -> float:
-    """The latest plateau time of the starts."""
+def _latest(grid: Grid, kind: str | None, starts: State | None, dtype, devices) -> tuple[float, float]:
+    """The latest escape time and the latest plateau time of the starts."""
     only = grid._replace(axes={name: values for name, values in grid.axes.items() if name in STARTING})
     numbers, structure = jax.tree.flatten(as_arrays((grid.model, ()), dtype))
     function, shared = Plateau(Setting(structure, (), kind)), Shared(numbers, starts, jnp.zeros(0, dtype))
     lanes = _all_lanes(only)
     engine = Engine(function, min(only.num_lanes, LANES_A_TASK), width=CPU_WIDTH, devices=devices, shared=shared)
-    return float(np.max(engine.map(lanes)))
+    escape, plateau = np.max(engine.map(lanes), axis=0)
+    return float(escape), float(plateau)
 
 
 def _lane_width(model: UFM, methods: Sequence[Method], saves: int, devices: Sequence[Device], lanes: int) -> int:

@@ -13,10 +13,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from . import __version__
 from .description import options
 from .settings import PRECISION_NOTE
-
-from . import __version__
 
 PACKAGES = ("jax", "jaxlib", "diffrax", "equinox", "optax", "numpy", "xarray")
 

@@ -14,7 +14,7 @@ from .method import Method
 from .metrics import observe
 from .model import UFM, State, problem_of
 from .simulation import simulate
-from .stopping import plateau_time
+from .stopping import escape_time, plateau_time
 from .sweeps.grid import MODEL_AXES, with_values
 from .trajectory import STATE_VARIABLES, Trajectory
 
@@ -53,13 +53,14 @@ class Setting:
 
 @dataclasses.dataclass(frozen=True)
 class Plateau:
-    """The plateau time of a lane's start."""
+    """The escape time and the plateau time of a lane's start."""
 
     setting: Setting
 
-    def __call__(self, shared: Shared, lane: Mapping[str, Any]) -> Float[Array, ""]:
+    def __call__(self, shared: Shared, lane: Mapping[str, Any]) -> Float[Array, "2"]:
         model, _, start = self.setting(shared, lane)
-        return plateau_time(*problem_of(model, start))
+        place = problem_of(model, start)
+        return jnp.stack([escape_time(*place), plateau_time(*place)])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,6 +20,7 @@ from .method import Method
 from .modified import HeavyBallFlow, ModifiedFlow
 from .optimizers import factory_of, parse
 from .simulation import as_arrays, checked_times
+from .stopping import default_times
 
 FLOWS = {kind.name: kind for kind in (Flow, ModifiedFlow, HeavyBallFlow)}
 """The flows that go by name."""
@@ -173,6 +174,11 @@ def ending_at(one: Rival, axes: Axes, end: float) -> Method:
         UsageError: as `steps_needed`.
     """
     if not isinstance(one.method, Descent):
+        if getattr(one.method, "until", None) is not None:
+            raise UsageError(
+                f"{one.name!r} has until={one.method.until!r}, but all methods of a comparison end at the same time: "
+                "leave it out, and give ts or the flow's t1."
+            )
         return one.method.with_numbers({"t1": None})
     needed = steps_needed(one, axes, end)
     method = one.method if one.settled else one.method.with_steps(needed)
@@ -194,21 +200,27 @@ def _steps_until(method: Descent, numbers: dict[str, Array], end: Float[Array, "
     return jax.vmap(lambda values: method.with_numbers(values).steps_until(end, MOST_STEPS))(numbers)
 
 
-def save_times(count: int, rivals: Sequence[Rival], axes: Axes, end: float) -> Float[np.ndarray, " time"]:
-    """About so many times up to the end: those of steps of the descent that takes the fewest.
+def save_times(
+    count: int, rivals: Sequence[Rival], axes: Axes, escape: float, end: float
+) -> Float[np.ndarray, " time"]:
+    """About `count` times up to the end: those of steps of the descent that takes the fewest.
 
-    Where steps differ from lane to lane, or there is no descent, the times are equally far apart.
+    They are equally far apart up to the escape, and logarithmic after it. Where steps differ from lane to lane, or
+    there is no descent, they need not be times of steps.
 
     Raises:
         UsageError: as `steps_needed`.
     """
     descents = [one for one in rivals if isinstance(one.method, Descent)]
     if not descents or any(one.open for one in descents):
-        return np.linspace(0, end, count + (count == 1))[-count:]
+        return np.asarray(default_times(count, jnp.asarray(escape), jnp.asarray(end)))
     coarsest = ending_at(min(descents, key=lambda one: steps_needed(one, axes, end)), axes, end)
     clock = np.asarray(_clock(as_arrays(coarsest, jnp.result_type(float))))
     last = int(np.searchsorted(clock, almost(end)))
-    return clock[np.unique(np.round(np.linspace(last, 0, count)).astype(int))]
+    if escape >= end:
+        return clock[np.unique(np.round(np.linspace(last, 0, count)).astype(int))]
+    wanted = np.asarray(default_times(count, jnp.asarray(escape), jnp.asarray(clock[last])))
+    return clock[np.unique(np.searchsorted((clock[1 : last + 1] + clock[:last]) / 2, wanted))]
 
 
 @eqx.filter_jit

@@ -70,7 +70,7 @@ class Lane:
 class Plan(NamedTuple):
     """All that decides the numbers of a sweep: the grid, the kind of start, and what is kept of each lane.
 
-    `ts` holds the save times that all lanes share, or how many equal times each lane has up to its own end.
+    `ts` holds the save times that all lanes share, or how many times each lane has up to its own end.
     """
 
     grid: Grid
@@ -82,7 +82,10 @@ class Plan(NamedTuple):
     def lane(self, shapes: Mapping[str, Any]) -> tuple[Lane, Any]:
         """The function of a lane of given shapes, and the numbers that all lanes share."""
         dtype = jnp.result_type(float)
-        everything = as_arrays((self.grid.model, self.grid.method), dtype)
+        model, method = self.grid.model, self.grid.method
+        if not {"weight_decay", "t1"} & set(self.grid.axes):  # else the lanes differ in what it depends on
+            method = method.prepared(with_values(model, shapes), self.ts)
+        everything = as_arrays((model, method), dtype)
         numbers, structure = jax.tree.flatten(everything)
         num_saves, ts = (self.ts, None) if isinstance(self.ts, int) else (None, jnp.asarray(self.ts, dtype))
         lane = Lane(structure, tuple(shapes.items()), self.start, num_saves, self.metrics, self.keep_final)
