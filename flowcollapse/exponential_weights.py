@@ -1,10 +1,10 @@
 """Weights of the exponential DOP853 for the fast part: exact integrals of interpolants, and Lawson's for the rest.
 
-A row of DOP853 with node x and coefficients `a_j` says `int_0^x f dt ~ sum_j a_j f_j`, in units of the step. The
-fast part asks for `int_0^x exp(-z (x - t)) g dt` with `z = a h`. Lawson's weights `v_j = a_j exp(-z (x - c_j))` keep the
+A row of DOP853 with node x and coefficients `a_j` says `int_0^x f dt ~ sum_j a_j f_j`, in units of the step. The fast
+part asks for `int_0^x exp(-z (x - t)) g dt` with `z = a h`. Lawson's weights `v_j = a_j exp(-z (x - c_j))` keep the
 order of the row, but miss the integral altogether once z is large. So g is first interpolated on a few well spread
-stages K of the row, with the Lagrange polynomials `l_k`. The interpolant is integrated exactly, and only the rest goes
-by Lawson's weights, which are faded out by `chi(z)` where z is large:
+stages K of the row, with the Lagrange polynomials `l_k`. The interpolant is integrated exactly, and only the rest
+goes by Lawson's weights, which are faded out by `chi(z)` where z is large:
 
     w_k(z) = int_0^x exp(-z (x - t)) l_k(t) dt + chi(z) sum_j v_j (delta_jk - l_k(c_j)).
 

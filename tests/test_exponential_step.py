@@ -289,11 +289,13 @@ def exact_weights(x: float, coefficients, stages, z: float) -> list[float]:
 
         def polynomial(k):
             """Coefficients of `l_k`."""
+            if k not in stages:
+                return []
             powers = [decimal.Decimal(1)]
             for j in (j for j in stages if j != k):
                 shifted = [decimal.Decimal(0), *powers]
                 powers = [(s - c[j] * p) / (c[k] - c[j]) for s, p in zip(shifted, [*powers, 0], strict=True)]
-            return powers if k in stages else []
+            return powers
 
         def integral(powers):
             """`int_0^x exp(-z (x - t)) p(t) dt`, by parts; by series where z is small."""
