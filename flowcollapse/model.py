@@ -152,8 +152,9 @@ class State(eqx.Module):
         if columns is not None and not isinstance(columns, Columns):
             raise UsageError(f"columns must be those of another state, or None for samples, got {shown(columns)}.")
         X, W, b = (_part(f"state.{name}", value) for name, value in (("H", H if X is None else X), ("W", W), ("b", b)))
+        arrays = any(hasattr(part, "shape") for part in (X, W, b))
         for name, part in (("H", X), ("W", W)):
-            if part is None:
+            if part is None and arrays:
                 raise UsageError(
                     f"state.{name} is missing: a state is fc.State(H=..., W=..., b=...), and b is 0 by default."
                 )
@@ -189,7 +190,7 @@ class State(eqx.Module):
 
 
 def _part(name: str, value: Any) -> Any:
-    """A part of a state as an array. One number passes: `jax.vmap` takes states of numbers as its `in_axes`."""
+    """A part of a state as an array. A number or None passes: `jax.vmap` takes states of those as its `in_axes`."""
     if value is None or isinstance(value, bool | int | float):
         return value
     array = value if isinstance(value, jax.Array | np.ndarray | jax.ShapeDtypeStruct) else as_array(name, value)
@@ -199,16 +200,16 @@ def _part(name: str, value: Any) -> Any:
 
 
 def _of_one_precision(*parts: Any) -> tuple[Any, ...]:
-    """The parts in the widest of their floating types. float64 that JAX has not been allowed is left for a run to see.
+    """The parts in the widest of their floating types: in integers the roots of the counts and the decays would round.
 
-    Source of the rule: integers and half precision would round the roots of the counts and the decays.
+    float64 that JAX has not been allowed stays, for `check_state` to refuse.
     """
     if not all(isinstance(part, jax.Array | np.ndarray) for part in parts):
         return parts
     floats = (part.dtype if jnp.issubdtype(part.dtype, jnp.floating) else jnp.result_type(float) for part in parts)
     dtype = functools.reduce(jnp.promote_types, floats, jnp.dtype(jnp.float32))
     narrow = dtype == np.float64 and not jax.config.read("jax_enable_x64")
-    return parts if narrow else tuple(part if part.dtype == dtype else part.astype(dtype) for part in parts)
+    return parts if narrow else tuple(jnp.asarray(part, dtype) for part in parts)
 
 
 class Point(NamedTuple):
