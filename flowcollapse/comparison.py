@@ -1,7 +1,7 @@
 """Flow against descent: a flow and any number of optimizers from the same starts, matched in time, in one dataset."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -22,7 +22,7 @@ from .rivals import Rival, check_axes, ending_at, given_times, rival, rivals_of,
 from .simulation import as_arrays, checked_starts
 from .sweeps.engine import CPU_WIDTH, Device, Engine, block_width, chosen_devices, state_size
 from .sweeps.grid import MODEL_AXES, SHAPE_AXES, Grid, Task, checked_axes, lane_values, with_values
-from .sweeps.lanes import attributes, axis_coordinates, cheap, dimensions
+from .sweeps.lanes import attributes, axis_coordinates, dimensions
 from .sweeps.local import LANES_A_TASK, expected_cost
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def compare(
     *,
     eps: Sequence[float] | None = None,
     seeds: int | Sequence[int] | None = None,
-    metrics: Sequence[str] | None = None,
+    metrics: str | Iterable[str] | None = None,
     flow: AbstractFlow | str = "flow",
     num_steps: int | None = None,
     keep_final: bool = False,
@@ -125,7 +125,7 @@ def compare(
     grid, starts = _grid(model, start, eps, seeds, rivals, axes)
     kind = start if isinstance(start, str) else None
     shape = starts or jax.eval_shape(lambda: STARTS[str(kind)](model, 1.0, key=jax.random.key(0)))
-    names = checked_names(model, shape.columns, cheap(model, shape.columns) if metrics is None else metrics)
+    names = checked_names(model, shape.columns, metrics)
     chosen, dtype = chosen_devices(devices), shape.W.dtype
 
     if isinstance(ts, int):
