@@ -25,8 +25,8 @@ def product(A: Float[Array, "m k"], B: Float[Array, "k n"]) -> Float[Array, "m n
     return jnp.sum(A[:, :, None] * B[None], axis=1)
 
 
-AT_ONCE = 2**22
-"""So many numbers, 32 MiB in double precision, may an intermediate array of a mapped function take."""
+AT_ONCE = 2**20
+"""The most numbers in an intermediate array of a mapped function: 8 MiB in double precision."""
 
 
 def in_blocks(function: Callable, xs: PyTree, numbers: int) -> Any:
@@ -38,7 +38,16 @@ def in_blocks(function: Callable, xs: PyTree, numbers: int) -> Any:
         numbers: the size of the largest intermediate array that one entry takes.
     """
     count, at_once = len(jax.tree.leaves(xs)[0]), max(1, AT_ONCE // max(1, numbers))
-    return jax.vmap(function)(xs) if count <= at_once else jax.lax.map(function, xs, batch_size=at_once)
+    if count <= at_once:
+        return jax.vmap(function)(xs)
+    blocks = -(-count // at_once)
+    height = -(-count // blocks)
+    # The last entry fills up the last block: a remainder would be one more program to compile.
+    fill = [(0, blocks * height - count)]
+    filled = jax.tree.map(lambda x: jnp.pad(x, fill + [(0, 0)] * (x.ndim - 1), mode="edge"), xs)
+    apart = jax.tree.map(lambda x: x.reshape(blocks, height, *x.shape[1:]), filled)
+    outcome = jax.lax.map(jax.vmap(function), apart)
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:count], outcome)
 
 
 F = TypeVar("F", bound=Callable)

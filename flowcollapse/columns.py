@@ -252,6 +252,7 @@ DENSE_UP_TO = 128
 """Up to this many samples, Helmert's basis is a matrix; for more, running sums take its place."""
 
 
+@functools.partial(jax.jit, static_argnames="counts")
 def times_within_basis(D: Float[Array, "*batch samples"], counts: tuple[int, ...]) -> Float[Array, "*batch r"]:
     """`D Q` with Helmert's basis Q, which large numbers of samples do without: in each class, entry k is
 
@@ -264,6 +265,7 @@ def times_within_basis(D: Float[Array, "*batch samples"], counts: tuple[int, ...
     return ((before - place * D) / root)[..., inside]
 
 
+@functools.partial(jax.jit, static_argnames="counts")
 def from_within_basis(L: Float[Array, "*batch r"], counts: tuple[int, ...]) -> Float[Array, "*batch samples"]:
     """`L Q^T` with Helmert's basis Q, see `times_within_basis`."""
     if sum(counts) <= DENSE_UP_TO:

@@ -1,7 +1,7 @@
 """Flow against descent: a flow and any number of optimizers from the same starts, matched in time, in one dataset."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -53,7 +53,7 @@ def compare(
     *,
     eps: Sequence[float] | None = None,
     seeds: int | Sequence[int] | None = None,
-    metrics: str | Iterable[str] | None = None,
+    metrics: Any = None,
     flow: AbstractFlow | str = "flow",
     num_steps: int | None = None,
     keep_final: bool = False,

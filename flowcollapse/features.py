@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from ._checks import as_numbers
 from ._errors import UsageError
@@ -94,7 +94,7 @@ class Features(Measured):
 
     def __init__(
         self,
-        features: Float[np.ndarray, "samples p"] | Int[np.ndarray, "samples p"],
+        features: Shaped[np.ndarray, "samples p"],
         labels: Labels,
         W: Float[np.ndarray, "K p"],
         b: Float[np.ndarray, " K"],

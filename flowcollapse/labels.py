@@ -89,6 +89,7 @@ def _values(name: str, labels: Any, num_samples: int) -> tuple[np.ndarray, Bool[
         missing = np.array([_is_missing(value) for value in array], bool)
         array = _of_one_kind(name, array, missing)
     if array.dtype.kind == "f":
+        array = array.astype(np.float64)
         missing = missing | np.isnan(array)
         broken = array[~missing & ~((np.abs(array) < 2**53) & (array == np.round(array)))]
         if broken.size:

@@ -26,6 +26,7 @@ Ratios whose denominator vanishes (near H = 0) are NaN.
 """
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import jax
 from jaxtyping import Array, Float
@@ -50,7 +51,7 @@ def available(model: UFM, columns) -> tuple[str, ...]:
     )
 
 
-def checked_names(model: UFM, columns, names: str | Iterable[str] | None) -> tuple[str, ...]:
+def checked_names(model: UFM, columns, names: Any) -> tuple[str, ...]:
     """The metrics asked for, or the default ones of a run: all that are available and neither costly nor, for many
     entries of H, in need of single samples.
 
@@ -76,7 +77,7 @@ def checked_names(model: UFM, columns, names: str | Iterable[str] | None) -> tup
     return asked
 
 
-def asked_names(names: str | Iterable[str]) -> tuple[str, ...]:
+def asked_names(names: Any) -> tuple[str, ...]:
     """Names of metrics in lower case, each once, from one text ("snc1" or "snc1,snc2") or anything that yields texts.
 
     What is given is read once, so that a generator will do; a set is put in the order of `METRICS`.
@@ -124,7 +125,7 @@ def observed_size(point: Point) -> int:
 
 
 def evaluate(
-    model: UFM, state: State, names: str | Iterable[str] | None = None, *, start: State | None = None
+    model: UFM, state: State, names: Any = None, *, start: State | None = None
 ) -> dict[str, Float[Array, "*batch"]]:
     """Metrics of a state, by name.
 

@@ -1,6 +1,7 @@
 """The one verb: run a method on a model from a start."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -27,7 +28,7 @@ def simulate(
     ts: Real[Array | np.ndarray, " time"] | Sequence[float | int] | int = NUM_SAVES,
     *,
     save_states: bool = False,
-    metrics: str | Iterable[str] | None = None,
+    metrics: Any = None,
 ) -> Trajectory:
     """Run the gradient flow or a discrete descent from a start.
 

@@ -1,7 +1,7 @@
 """What becomes of one lane, and the labelled dataset that all of them make."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -99,7 +99,7 @@ class Plan(NamedTuple):
         return found
 
 
-def common_metrics(grid: Grid, start: str, names: str | Iterable[str] | None) -> tuple[str, ...]:
+def common_metrics(grid: Grid, start: str, names: Any) -> tuple[str, ...]:
     """The metrics asked for, checked, or the default ones that every lane has."""
     asked = None if names is None else asked_names(names)
     common: tuple[str, ...] | None = None

@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +52,7 @@ def sweep(
     eps: Sequence[float],
     seeds: int | Sequence[int] = 256,
     ts: Sequence[float] | np.ndarray | int | None = None,
-    metrics: str | Iterable[str] | None = None,
+    metrics: Any = None,
     store: str | Path | None = None,
     devices: int | Sequence[Device] | None = None,
     progress: bool = True,

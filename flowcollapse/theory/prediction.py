@@ -1,6 +1,5 @@
 """The flow from a small start, predicted: states in closed form, and from them every metric."""
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
@@ -28,7 +27,7 @@ class Prediction(eqx.Module):
     label = "prediction (small start)"
 
 
-def predict(model: UFM, start: State, ts: Any = None, *, metrics: str | Iterable[str] | None = None) -> "xr.Dataset":
+def predict(model: UFM, start: State, ts: Any = None, *, metrics: Any = None) -> "xr.Dataset":
     """What the flow from a small start will show, without running it: `fc.simulate(...).to_xarray()`, predicted.
 
     The state is predicted in closed form at each time, from the saddle at the origin through the escape to the plateau
@@ -64,7 +63,7 @@ def predict(model: UFM, start: State, ts: Any = None, *, metrics: str | Iterable
     return trajectory(model, start, ts, metrics=metrics).to_xarray().assign_attrs(title="flowcollapse prediction")
 
 
-def trajectory(model: UFM, start: State, ts: Any = None, *, metrics: str | Iterable[str] | None = None) -> Trajectory:
+def trajectory(model: UFM, start: State, ts: Any = None, *, metrics: Any = None) -> Trajectory:
     """The prediction as a `Trajectory`, for use inside `jax.jit` and `jax.vmap`; arguments as for `predict`.
 
     Example:
