@@ -1,12 +1,12 @@
 """Norms, products and factors of matrices, for blocks of lanes on a CPU: vector code, and no thread that waits."""
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import jax.scipy.linalg as jsl
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 WRITTEN_OUT_UP_TO = 256
 """Products of up to so many multiplications are faster as sums than as calls, in blocks of lanes by a factor 1.2 to 3
@@ -23,6 +23,31 @@ def product(A: Float[Array, "m k"], B: Float[Array, "k n"]) -> Float[Array, "m n
     if A.shape[0] * A.shape[1] * B.shape[1] > WRITTEN_OUT_UP_TO:
         return A @ B
     return jnp.sum(A[:, :, None] * B[None], axis=1)
+
+
+AT_ONCE = 2**20
+"""The most numbers in an intermediate array of a mapped function: 8 MiB in double precision."""
+
+
+def in_blocks(function: Callable, xs: PyTree, numbers: int) -> Any:
+    """`jax.vmap(function)(xs)`, a block of entries at a time where all of them together would take too much memory.
+
+    Args:
+        function: takes one entry of `xs`.
+        xs: arrays with one common leading axis.
+        numbers: the size of the largest intermediate array that one entry takes.
+    """
+    count, at_once = len(jax.tree.leaves(xs)[0]), max(1, AT_ONCE // max(1, numbers))
+    if count <= at_once:
+        return jax.vmap(function)(xs)
+    blocks = -(-count // at_once)
+    height = -(-count // blocks)
+    # The last entry fills up the last block: a remainder would be one more program to compile.
+    fill = [(0, blocks * height - count)]
+    filled = jax.tree.map(lambda x: jnp.pad(x, fill + [(0, 0)] * (x.ndim - 1), mode="edge"), xs)
+    apart = jax.tree.map(lambda x: x.reshape(blocks, height, *x.shape[1:]), filled)
+    outcome = jax.lax.map(jax.vmap(function), apart)
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:count], outcome)
 
 
 F = TypeVar("F", bound=Callable)

@@ -112,11 +112,71 @@ def shown(value: Any) -> str:
 
 
 def as_array(name: str, value: Any) -> Array | np.ndarray:
-    """Numbers in any array-like form as an array: lists in JAX's default precision, tensors detached and on the CPU."""
-    with contextlib.suppress(Exception):
-        if hasattr(value, "detach"):
-            value = value.detach().cpu()
-            return np.asarray(value if value.element_size() >= 4 else value.float())
-        array = np.asarray(value)
+    """Numbers in any array-like form as an array: lists in JAX's default precision; see `as_numpy`."""
+    if isinstance(value, Array | np.ndarray):
+        return value
+    with contextlib.suppress(UsageError):
+        array = as_numpy(name, value)
         return array if hasattr(value, "dtype") else jnp.asarray(array)
     raise UsageError(f"{name} must be an array, got {shown(value)}: pass numbers, a list or an array of them.")
+
+
+def as_numpy(name: str, value: Any) -> np.ndarray:
+    """Any array-like as a NumPy array: from NumPy, JAX, torch, TensorFlow, CuPy, pandas, or nested lists.
+
+    It goes by the methods of the object and imports no library: a tensor that records gradients is detached, one on
+    another device is copied to the CPU, and floats that NumPy lacks (bfloat16, float8) become float32.
+
+    Raises:
+        UsageError: for what has no values yet, has masked entries, or cannot be converted.
+    """
+    if is_traced(value):
+        raise UsageError(f"{name} is traced and has no values yet: call this outside jax.jit, jax.vmap and jax.grad.")
+    if np.ma.is_masked(value):
+        raise UsageError(f"{name} has masked entries: fill them, or remove those rows, first.")
+    try:
+        array = _as_numpy(value)
+        own = array.dtype.kind == "V" and array.dtype.names is None  # the floats and integers that JAX adds to NumPy's
+        return array.astype(np.float32) if own else array
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        dtype = f" of dtype {value.dtype}" if hasattr(value, "dtype") else ""
+        raise UsageError(
+            f"{name} is a {type(value).__name__}{dtype}, which cannot become a NumPy array ({reason}): "
+            "pass a NumPy array of real numbers."
+        ) from None
+
+
+def _as_numpy(value: Any) -> np.ndarray:
+    for method in ("detach", "cpu", "resolve_conj", "resolve_neg", "toarray"):
+        if callable(getattr(value, method, None)):
+            value = getattr(value, method)()
+    if hasattr(value, "__cuda_array_interface__") and callable(getattr(value, "get", None)):
+        value = value.get()
+    try:
+        return np.asarray(value)
+    except Exception:
+        if isinstance(value, list | tuple):
+            return np.asarray([_as_numpy(part) for part in value])
+        for method in ("float", "numpy"):
+            if callable(getattr(value, method, None)):
+                return np.asarray(getattr(value, method)())
+        raise
+
+
+def as_numbers(name: str, value: Any) -> np.ndarray:
+    """Any array-like as a NumPy array of integers or floats; see `as_numpy`.
+
+    Raises:
+        UsageError: as there, and for anything but real numbers.
+    """
+    array = as_numpy(name, value)
+    if array.dtype.kind == "O" and array.ndim > 0:
+        try:
+            array = array.astype(np.float64)
+        except (TypeError, ValueError):
+            wrong = next(x for x in array.ravel() if not isinstance(x, int | float | np.number))
+            raise UsageError(f"{name} must be real numbers, got {wrong!r} among them.") from None
+    if array.dtype.kind not in "iuf":
+        raise UsageError(f"{name} must be real numbers, got an array of dtype {array.dtype} and shape {array.shape}.")
+    return array

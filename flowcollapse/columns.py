@@ -188,7 +188,7 @@ class ClassMeanColumns(Columns):
         elif self.basis is not None:
             Q = self.basis
         else:
-            Q = within_class_basis(self.counts, L.dtype)
+            return from_within_basis(L, self.counts)
         Q = Q.reshape(Q.shape[:-2] + (1,) * (L.ndim - Q.ndim) + Q.shape[-2:])
         return L @ jnp.swapaxes(Q, -1, -2)
 
@@ -218,7 +218,7 @@ def class_mean_columns(H: Float[Array, "p samples"], counts: tuple[int, ...]):
     sample = SampleColumns(counts)
     B, deviations = sample.split(H)
     if num_samples - len(counts) <= p:
-        L = deviations @ within_class_basis(counts, H.dtype)
+        L = times_within_basis(deviations, counts)
         return jnp.concatenate([B, L], axis=1), ClassMeanColumns(counts)
     Q, R = qr(deviations.T)
     return jnp.concatenate([B, R.T], axis=1), ClassMeanColumns(counts, basis=Q)
@@ -254,6 +254,53 @@ def within_class_basis(counts: tuple[int, ...], dtype) -> Float[Array, "samples 
             column += 1
         row += n
     return jnp.asarray(basis, dtype)
+
+
+DENSE_UP_TO = 128
+"""Up to this many samples, Helmert's basis is a matrix; for more, running sums take its place."""
+
+
+@functools.partial(jax.jit, static_argnames="counts")
+def times_within_basis(D: Float[Array, "*batch samples"], counts: tuple[int, ...]) -> Float[Array, "*batch r"]:
+    """`D Q` with Helmert's basis Q, which large numbers of samples do without: in each class, entry k is
+
+    (d_0 + ... + d_{k-1} - k d_k) / sqrt(k (k + 1)).
+    """
+    if sum(counts) <= DENSE_UP_TO:
+        return D @ within_class_basis(counts, D.dtype)
+    place, inside, root = _helmert(counts, D.dtype)
+    before = _running_sums(D, place == 0) - D
+    return ((before - place * D) / root)[..., inside]
+
+
+@functools.partial(jax.jit, static_argnames="counts")
+def from_within_basis(L: Float[Array, "*batch r"], counts: tuple[int, ...]) -> Float[Array, "*batch samples"]:
+    """`L Q^T` with Helmert's basis Q, see `times_within_basis`."""
+    if sum(counts) <= DENSE_UP_TO:
+        return L @ within_class_basis(counts, L.dtype).T
+    place, inside, root = _helmert(counts, L.dtype)
+    scaled = jnp.zeros((*L.shape[:-1], sum(counts)), L.dtype).at[..., inside].set(L) / root
+    last = np.append(place[1:] == 0, True)
+    after = jnp.flip(_running_sums(jnp.flip(scaled, -1), last[::-1]), -1) - scaled
+    return after - place * scaled
+
+
+def _helmert(counts: tuple[int, ...], dtype) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For each sample its place k in its class, whether a column of the basis belongs to it, and `sqrt(k (k + 1))`."""
+    place = np.concatenate([np.arange(n) for n in counts])
+    root = np.sqrt(place * (place + 1.0))
+    return place.astype(dtype), np.flatnonzero(place), np.where(place == 0, 1.0, root).astype(dtype)
+
+
+def _running_sums(x: Float[Array, "*batch n"], first: np.ndarray) -> Float[Array, "*batch n"]:
+    """Sums of x from the latest `first` entry on: they begin anew in each class, so none loses digits to another."""
+
+    def add(a, b):
+        (sum_a, first_a), (sum_b, first_b) = a, b
+        return jnp.where(first_b, sum_b, sum_a + sum_b), first_a | first_b
+
+    flags = jnp.broadcast_to(jnp.asarray(first), x.shape)
+    return jax.lax.associative_scan(add, (x, flags), axis=-1)[0]
 
 
 def _random_within_basis(counts: tuple[int, ...], r: int, key: PRNGKeyArray, *, dtype) -> Float[Array, "samples r"]:

@@ -23,7 +23,7 @@ from .settings import tell_precision
 from .simulation import as_arrays, checked_starts
 from .sweeps.engine import CPU_WIDTH, Device, Engine, block_width, chosen_devices, state_size
 from .sweeps.grid import MODEL_AXES, SHAPE_AXES, Grid, Task, checked_axes, lane_values, with_values
-from .sweeps.lanes import attributes, axis_coordinates, cheap, dimensions
+from .sweeps.lanes import attributes, axis_coordinates, dimensions
 from .sweeps.local import LANES_A_TASK, expected_cost
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def compare(
     *,
     eps: Sequence[float] | None = None,
     seeds: int | Sequence[int] | None = None,
-    metrics: Sequence[str] | None = None,
+    metrics: Any = None,
     flow: AbstractFlow | str = "flow",
     num_steps: int | None = None,
     keep_final: bool = False,
@@ -127,7 +127,7 @@ def compare(
     grid, starts = _grid(model, start, eps, seeds, rivals, axes)
     kind = start if isinstance(start, str) else None
     shape = starts or jax.eval_shape(lambda: STARTS[str(kind)](model, 1.0, key=jax.random.key(0)))
-    names = checked_names(model, shape.columns, cheap(model, shape.columns) if metrics is None else metrics)
+    names = checked_names(model, shape.columns, metrics)
     chosen, dtype = chosen_devices(devices), shape.W.dtype
     told = tell_precision(dtype)
 

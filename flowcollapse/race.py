@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from .coordinates import enter
 from .initial import STARTS
 from .method import Method
-from .metrics import observe
+from .metrics import observe_many
 from .model import UFM, State, problem_of
 from .simulation import simulate
 from .stopping import escape_time, plateau_time
@@ -82,7 +82,7 @@ class Race:
         with jax.default_matmul_precision("highest"):
             _, problem, origin = enter(model, start, flow.coordinates)
             at_ts = jax.tree.map(lambda x: x[place[0]], along.points)
-            values = jax.vmap(lambda point: observe(problem, point, self.metrics, origin))(at_ts)
+            values = observe_many(problem, at_ts, self.metrics, origin)
         zero = jnp.zeros_like(shared.ts, times.dtype)
         kept = [self._kept(along, values, zero)]
         for path, there in zip(paths, place[1:], strict=True):

@@ -1,6 +1,7 @@
 """The one verb: run a method on a model from a start."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -27,7 +28,7 @@ def simulate(
     ts: Real[Array | np.ndarray, " time"] | Sequence[float | int] | int = NUM_SAVES,
     *,
     save_states: bool = False,
-    metrics: Sequence[str] | None = None,
+    metrics: Any = None,
 ) -> Trajectory:
     """Run the gradient flow or a discrete descent from a start.
 
@@ -38,7 +39,8 @@ def simulate(
         ts: increasing times, from 0 on, at which metrics are saved, or how many times that show
             the run: equal up to the escape from the origin, logarithmic in a slow approach after it.
         save_states: keep `path.states`, the state at every time of `ts`.
-        metrics: names of the metrics to save; default all that the model and the start have but `sharpness`.
+        metrics: names of the metrics to save, as a text with commas or any iterable of texts; default all that the
+            model and the start have but `sharpness`, and for more than 2^20 entries of H but those of single samples.
 
     Returns:
         The `Trajectory`. A run that cannot finish says so in `path.result`; it never raises for that.
@@ -62,8 +64,6 @@ def simulate(
     start = checked_start(model, start)
     check_method(method)
     names = metrics_module.checked_names(model, start.columns, metrics)
-    if metrics is None and model.num_features * model.num_samples > metrics_module.SAMPLES_UP_TO:
-        names = tuple(name for name in names if not metrics_module.METRICS[name].samples)
     dtype = start.X.dtype
     save_states = check_flag("save_states", save_states)
     times = check_integer("ts", ts) if isinstance(ts, int | np.integer) else checked_times(ts, method, dtype)

@@ -9,7 +9,14 @@ import pytest
 import scipy.stats
 
 import flowcollapse as fc
-from flowcollapse.columns import SampleColumns, check_counts, class_mean_columns, within_class_basis
+from flowcollapse.columns import (
+    SampleColumns,
+    check_counts,
+    class_mean_columns,
+    from_within_basis,
+    times_within_basis,
+    within_class_basis,
+)
 from flowcollapse.metrics import METRICS, available, checked_names
 
 EPS = float(np.finfo(np.float64).eps)
@@ -91,6 +98,30 @@ def test_the_fixed_basis_is_orthonormal_and_sums_to_zero_over_each_class(counts)
     assert_close(Q.T @ Q, np.eye(Q.shape[1]), 8 * EPS)
     membership = np.repeat(np.eye(len(counts)), counts, axis=1)
     assert_close(membership @ Q, np.zeros((len(counts), Q.shape[1])), 8 * EPS)
+
+
+@pytest.mark.parametrize("counts", [(70, 70), (1, 150, 3), (129,), (90, 1, 1, 40)])
+def test_running_sums_stand_for_the_fixed_basis_of_many_samples(counts):
+    Q = np.asarray(within_class_basis(counts, jnp.float64))
+    rng = np.random.default_rng(2)
+    D, L = rng.normal(size=(2, 3, sum(counts))), rng.normal(size=(3, Q.shape[1]))
+    assert_close(times_within_basis(jnp.asarray(D), counts), D @ Q, 64 * EPS)
+    assert_close(from_within_basis(jnp.asarray(L), counts), L @ Q.T, 64 * EPS)
+
+
+def test_running_sums_of_one_class_take_no_digits_from_the_next():
+    counts = (100, 100)
+    small = np.random.default_rng(3).normal(size=(2, 100))
+    both = np.concatenate([1e12 + 0 * small, small], axis=1)
+    alone = np.asarray(within_class_basis((100,), jnp.float64))
+    assert_close(times_within_basis(jnp.asarray(both), counts)[:, 99:], small @ alone, 64 * EPS)
+
+
+def test_the_fixed_basis_of_many_samples_is_not_stored():
+    n = 900
+    program = jax.jit(lambda L: from_within_basis(L, (n, n))).lower(jnp.ones((2, 2 * n - 2))).compile()
+    memory = program.memory_analysis()
+    assert memory.temp_size_in_bytes + memory.generated_code_size_in_bytes < 8 * n**2
 
 
 @shapes

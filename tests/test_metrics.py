@@ -8,7 +8,11 @@ import systems
 from formulas import of_point
 
 import flowcollapse as fc
-from flowcollapse.metrics import METRICS
+from flowcollapse.collapse import square_distances
+from flowcollapse.metrics import METRICS, checked_names, observe_many
+from flowcollapse.model import Point, problem_of
+from flowcollapse.sweeps.grid import make_grid
+from flowcollapse.sweeps.lanes import common_metrics
 
 EPS = float(jnp.finfo(jnp.float64).eps)
 
@@ -111,3 +115,126 @@ def test_metrics_take_leading_axes():
     expected = [of_point(point, model.counts, point) for point in points]
     for name, values in found.items():
         np.testing.assert_allclose(values, np.reshape([e[name] for e in expected], (2, 2)), rtol=1e-12, err_msg=name)
+
+
+# ---- many classes
+
+
+@pytest.mark.parametrize(("C", "p"), [(4, 3), (60, 40)])
+def test_distances_of_class_means_keep_their_digits_however_close_they_are(C, p):
+    """Means `m + 2^-40 k` with small integers k: all differences are exact, and so are their squares' sums.
+
+    A Gram matrix would leave `EPS ||m||^2`, 2^28 times what is sought.
+    """
+    rng = np.random.default_rng(3)
+    steps = rng.integers(-64, 65, size=(p, C))
+    M = rng.integers(1, 5, size=(p, 1)) + 2.0**-40 * steps
+    exact = np.sum((steps[:, :, None] - steps[:, None]) ** 2, axis=0)
+    assert np.array_equal(np.asarray(jax.jit(square_distances)(jnp.asarray(M))) * 2.0**80, exact)
+
+
+def test_many_classes_have_the_variance_that_pairs_one_by_one_give():
+    C, N, p = 45, 2, 10
+    model = fc.UFM(num_classes=C, samples_per_class=N, num_features=p)
+    state = systems.random_state(model)
+    wanted = of_point(systems.arrays(state), model.counts, systems.arrays(state))
+    found = fc.metrics.evaluate(model, state, ["cdnv", "nc1", "nc4"])
+    for name, value in found.items():
+        np.testing.assert_allclose(value, wanted[name], rtol=1e-9, atol=1e-14, err_msg=name)
+
+
+def points_of(model, count):
+    states = [systems.random_state(model, seed) for seed in range(count)]
+    return problem_of(model, states[0])[0], Point(*(jnp.stack([getattr(s, x) for s in states]) for x in "WXb"))
+
+
+def test_points_in_blocks_have_the_metrics_of_each_point(monkeypatch):
+    model, names = MODELS["imbalanced"], ("nc1_trace", "nc4", "cdnv", "risk", "balancedness")
+    problem, points = points_of(model, 7)
+    arrays = [systems.arrays(systems.random_state(model, seed)) for seed in range(7)]
+    wanted = [of_point(one, model.counts, arrays[0]) for one in arrays]
+    monkeypatch.setattr("flowcollapse._algebra.AT_ONCE", 3 * 4 * 9)  # three points of p times n_tot numbers each
+    found = observe_many(problem, points, names, Point(*(x[0] for x in points)))
+    for name in names:
+        expected = [one[name] for one in wanted]
+        np.testing.assert_allclose(found[name], expected, rtol=1e4 * EPS, atol=1e2 * EPS, err_msg=name)
+
+
+def test_metrics_at_many_times_do_not_hold_the_pairs_of_classes_at_each():
+    C, times = 400, 101
+    model = fc.UFM(num_classes=C, samples_per_class=1, num_features=4)
+    problem, points = points_of(model, 1)
+    points = jax.eval_shape(lambda: jax.tree.map(lambda x: jnp.repeat(x, times, axis=0), points))
+    names = ("snc1", "nc2_etf_h", "nc2_angle_w", "cdnv", "risk", "grad_norm")
+    program = jax.jit(lambda points: observe_many(problem, points, names, None)).lower(points).compile()
+    assert program.memory_analysis().temp_size_in_bytes < times * 8 * C**2 / 2
+
+
+# ---- names
+
+NAMES = ("snc1", "nc1", "risk")
+FORMS = {
+    "list": list(NAMES),
+    "generator": (name for name in NAMES),
+    "iterator": iter(NAMES),
+    "keys": dict.fromkeys(NAMES).keys(),
+    "array": np.array(NAMES),
+    "text": "snc1,nc1, risk",
+    "text in capitals": "SNC1,NC1,Risk",
+    "texts with commas": ["Snc1", "nc1,risk"],
+    "doubled": [*NAMES, "SNC1"],
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_names_come_from_anything_that_yields_them(form):
+    assert checked_names(MODELS["paper"], None, FORMS[form]) == NAMES
+
+
+def test_a_set_of_names_has_one_order():
+    orders = [checked_names(MODELS["paper"], None, set(names)) for names in (NAMES, NAMES[::-1])]
+    assert orders[0] == orders[1]
+    assert set(orders[0]) == set(NAMES)
+
+
+def test_lanes_of_several_shapes_read_a_generator_once():
+    grid = make_grid(MODELS["paper"], fc.Flow(), [0.1], 1, {"samples_per_class": [2, 3]})
+    assert common_metrics(grid, "sphere", (name for name in NAMES)) == NAMES
+
+
+def test_a_run_keeps_the_metrics_of_a_generator():
+    model = MODELS["two classes"]
+    start = systems.random_state(model)
+    path = fc.simulate(model, start, fc.Descent("sgd", 2, learning_rate=1e-3), 2, metrics=(name for name in NAMES))
+    assert set(path.metrics) == set(NAMES)
+
+
+VERBS = {
+    "evaluate": lambda model, start, names: fc.metrics.evaluate(model, start, names),
+    "simulate": lambda model, start, names: fc.simulate(model, start, fc.Flow(), 2, metrics=names),
+    "predict": lambda model, start, names: fc.predict(model, start, metrics=names),
+    "sweep": lambda model, start, names: fc.sweep(model, fc.Flow(), eps=[0.1], seeds=1, metrics=names),
+    "compare": lambda model, start, names: fc.compare(model, start, ["sgd:learning_rate=0.1"], [1.0], metrics=names),
+}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("names", [5, "snc1,snc9", ["snc1", None]])
+def test_every_verb_refuses_what_are_no_names(verb, names):
+    model = MODELS["paper"]
+    start = fc.initial.sphere(model, 1e-2, key=jax.random.key(0))
+    for given in (names, (name for name in names) if isinstance(names, list) else names):
+        with pytest.raises(fc.UsageError, match="metric"):
+            VERBS[verb](model, start, given)
+
+
+@pytest.mark.parametrize("names", [5, True, 0.5, b"snc1", [b"snc1"], ["snc1", None], [("snc1",)], "", "snc1,", ["snc"]])
+def test_names_that_are_none_are_refused(names):
+    with pytest.raises(fc.UsageError, match="metric"):
+        checked_names(MODELS["paper"], None, names)
+
+
+def test_the_metrics_of_single_samples_are_kept_by_default_up_to_a_size():
+    for samples, kept in ((2**20 // 12, True), (2**20 // 12 + 1, False)):
+        model = fc.UFM(num_classes=3, samples_per_class=samples, num_features=4)
+        assert ({"nc4", "cdnv"} <= set(checked_names(model, None, None))) is kept

@@ -9,8 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..initial import STARTS
-from ..metrics import METRICS, SAMPLES_UP_TO, checked_names
-from ..model import UFM
+from ..metrics import METRICS, asked_names, checked_names
 from ..simulation import as_arrays, simulate
 from ..trajectory import STATE_VARIABLES, STATS, verdict_attributes
 from .grid import SHAPE_AXES, Grid, of_lane, with_values
@@ -103,21 +102,16 @@ class Plan(NamedTuple):
         return found
 
 
-def common_metrics(grid: Grid, start: str, names: Sequence[str] | None) -> tuple[str, ...]:
-    """The metrics asked for, checked, or all that every lane can have."""
+def common_metrics(grid: Grid, start: str, names: Any) -> tuple[str, ...]:
+    """The metrics asked for, checked, or the default ones that every lane has."""
+    asked = None if names is None else asked_names(names)
     common: tuple[str, ...] | None = None
     for shapes in grid.shapes():
         model = with_values(grid.model, shapes)
         state = jax.eval_shape(lambda m=model: STARTS[start](m, jnp.ones(()), key=jax.random.key(0)))
-        of_model = checked_names(model, state.columns, names if names is not None else cheap(model, state.columns))
+        of_model = checked_names(model, state.columns, asked)
         common = of_model if common is None else tuple(name for name in common if name in of_model)
     return common or ()
-
-
-def cheap(model: UFM, columns) -> tuple[str, ...]:
-    """The default metrics, without those that look at every sample where there are very many."""
-    large = model.num_features * model.num_samples > SAMPLES_UP_TO
-    return tuple(name for name in checked_names(model, columns, None) if not (large and METRICS[name].samples))
 
 
 def empty_dataset(plan: Plan, chunks: Sequence[int] | None = None) -> "xr.Dataset":

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,7 +60,7 @@ def sweep(
     eps: float | Iterable[float],
     seeds: int | Iterable[int] = 256,
     ts: Iterable[float] | int | None = None,
-    metrics: Sequence[str] | None = None,
+    metrics: Any = None,
     store: str | os.PathLike[str] | None = None,
     devices: int | Iterable[Device] | None = None,
     progress: bool = True,

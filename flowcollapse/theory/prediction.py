@@ -1,6 +1,5 @@
 """The flow from a small start, predicted: states in closed form, and from them every metric."""
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
@@ -9,9 +8,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .. import metrics as metrics_module
+from .._algebra import in_blocks
 from .._errors import UsageError
 from ..coordinates import Frame, to_class_means
-from ..flow import SAVED_AT_ONCE
 from ..model import UFM, State, problem_of
 from ..simulation import NUM_SAVES
 from ..stopping import Run, Verdict, plateau_time, verdict
@@ -29,7 +28,7 @@ class Prediction(eqx.Module):
     label = "prediction (small start), not a run"
 
 
-def predict(model: UFM, start: State, ts: Any = None, *, metrics: Sequence[str] | None = None) -> "xr.Dataset":
+def predict(model: UFM, start: State, ts: Any = None, *, metrics: Any = None) -> "xr.Dataset":
     """What the flow from a small start will show, without running it: `fc.simulate(...).to_xarray()`, predicted.
 
     The state is predicted in closed form at each time, from the saddle at the origin through the escape to the plateau
@@ -42,7 +41,7 @@ def predict(model: UFM, start: State, ts: Any = None, *, metrics: Sequence[str] 
         model: the model: balanced, without decay, at any p, with or without a bias.
         start: one small state with `b0 = beta0 1`.
         ts: times, shape (time,). Default: 101 equal times up to the plateau.
-        metrics: names of the metrics; default all that the model and the start have.
+        metrics: names of the metrics, as for `fc.simulate`.
 
     Returns:
         An `xarray.Dataset` with dimension `time`, one variable a metric, and the verdict.
@@ -71,7 +70,7 @@ def predict(model: UFM, start: State, ts: Any = None, *, metrics: Sequence[str] 
     return trajectory(model, start, ts, metrics=metrics).to_xarray().assign_attrs(title="flowcollapse prediction")
 
 
-def trajectory(model: UFM, start: State, ts: Any = None, *, metrics: Sequence[str] | None = None) -> Trajectory:
+def trajectory(model: UFM, start: State, ts: Any = None, *, metrics: Any = None) -> Trajectory:
     """The prediction as a `Trajectory`, for use inside `jax.jit` and `jax.vmap`; arguments as for `predict`.
 
     Example:
@@ -83,8 +82,6 @@ def trajectory(model: UFM, start: State, ts: Any = None, *, metrics: Sequence[st
     """
     times = check_small_start(model, start, ts)
     names = metrics_module.checked_names(model, start.columns, metrics)
-    if metrics is None and model.num_features * model.num_samples > metrics_module.SAMPLES_UP_TO:
-        names = tuple(name for name in names if not metrics_module.METRICS[name].samples)
     return _trajectory(model, start, times, names)
 
 
@@ -99,8 +96,7 @@ def _trajectory(model: UFM, start: State, ts: Float[Array, " time"] | None, name
         def observed(t):
             return metrics_module.observe(problem, escape.at(t).point, names, first)
 
-        at_once = max(1, min(len(ts), SAVED_AT_ONCE // (start.X.size + start.W.size)))
-        values = jax.lax.map(observed, ts, batch_size=at_once)
+        values = in_blocks(observed, ts, metrics_module.observed_size(first))
         # It is conserved: what the predicted states show of it is their own error.
         values |= {name: jnp.zeros_like(ts) for name in names if name == "balancedness"}
         end = escape.at(ts[-1]).point

@@ -19,8 +19,8 @@ from jaxtyping import Array, Bool, Float
 from .. import metrics
 from .._checks import Number, check_number, is_traced
 from .._errors import UsageError
+from ..collapse import View
 from ..columns import root_counts
-from ..metrics import View
 from ..model import UFM, Point, Problem, State, check_model, check_squared_error, check_state, over_batch, problem_of
 
 
