@@ -13,12 +13,14 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, PyTree
 
+from ._algebra import in_blocks
 from ._checks import Number, check_choice, check_integer, check_positive, is_traced, shown
 from ._errors import UsageError
 from .coordinates import check_coordinates
 from .integration import Legs, adjoint_of
 from .layout import Layout, SecondOrder
 from .method import Method
+from .metrics import observed_size
 from .model import UFM, Point, Problem
 from .solvers import solver_of, splits_stiff_part
 from .stopping import Run, Verdict, default_times, escape_time, plateau_time
@@ -184,7 +186,7 @@ class AbstractFlow(Method):
         if not observing:
             observed = observe(last.end)
         else:
-            observed = jax.vmap(observe)(last.saved) if at_once else last.saved
+            observed = in_blocks(observe, last.saved, observed_size(start)) if at_once else last.saved
             observed = jax.tree.map(lambda x: choose(ts <= last.t_end, x, jnp.nan), observed)
         return Run(ts, observed, last.end, last.t_end, last.ran_out, last.stats, last.at_rest)
 
