@@ -1,5 +1,7 @@
 """Rodas5P with conjugate gradients: its order, fixed points and stiff limit, and systems that cannot be solved."""
 
+from typing import Any
+
 import diffrax as dfx
 import jax
 import jax.numpy as jnp
@@ -19,27 +21,24 @@ def field(t, y, args):
     return force[:2], force[2:]
 
 
-def solve(steps: int, ts, rate=field, y0=START, tolerance=1e-14):
-    """The flow to t = 1 in equal steps."""
+def solve(steps: int, ts, rate=field, y0=START, solver=None, control=None) -> Any:
+    """The flow to t = 1, in equal steps unless they are controlled."""
     return dfx.diffeqsolve(
         dfx.ODETerm(rate),
-        Rodas5P(tolerance),
+        solver or Rodas5P(1e-14),
         0.0,
         1.0,
         1.0 / steps,
         y0,
         saveat=dfx.SaveAt(ts=jnp.asarray(ts)),
-        stepsize_controller=dfx.ConstantStepSize(),
+        stepsize_controller=control or dfx.ConstantStepSize(),
     ).ys
 
 
 @pytest.fixture(scope="module")
 def exact():
     ts = np.linspace(0.05, 1.0, 20)
-    tight = dfx.PIDController(rtol=1e-13, atol=1e-14)
-    ys = dfx.diffeqsolve(
-        dfx.ODETerm(field), dfx.Dopri8(), 0.0, 1.0, 1e-3, START, saveat=dfx.SaveAt(ts=ts), stepsize_controller=tight
-    ).ys
+    ys = solve(1000, ts, solver=dfx.Dopri8(), control=dfx.PIDController(rtol=1e-13, atol=1e-14))
     return ts, np.concatenate(ys, axis=1)
 
 
@@ -62,15 +61,7 @@ def test_the_stiff_part_is_damped_whatever_the_step():
     """L-stability: one step damps rates r of 1e2 to 1e8 by about `12.5 / r`, and the slow rate beside them is right."""
     rates = jnp.array([1e-1, 1e2, 1e5, 1e8])
     # Conjugate gradients need an iteration for each rate.
-    y = dfx.diffeqsolve(
-        dfx.ODETerm(lambda t, y, args: -rates * y),
-        Rodas5P(1e-12),
-        0.0,
-        1.0,
-        1.0,
-        jnp.ones(4),
-        stepsize_controller=dfx.ConstantStepSize(),
-    ).ys[0]
+    y = solve(1, [1.0], lambda t, y, args: -rates * y, jnp.ones(4), Rodas5P(1e-12))[0]
     np.testing.assert_allclose(y[0], np.exp(-0.1), rtol=1e-8)
     assert np.all(np.abs(y[1:]) < 15 / rates[1:])
 
