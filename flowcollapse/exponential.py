@@ -168,7 +168,7 @@ class DenseOutput(dfx.AbstractLocalInterpolation):
         if t1 is not None:
             return jax.tree.map(lambda end, start: end - start, self.evaluate(t1), self.evaluate(t0))
         h = self.t1 - self.t0
-        x = (t0 - self.t0) / jnp.where(h > 0, h, 1.0)
+        x = jnp.asarray((t0 - self.t0) / jnp.where(h > 0, h, 1.0))
         slow0, fast0 = self.y0
         decay, moments = decay_and_moments(self.z, x)
         driven = sum(moment * coefficient for moment, coefficient in zip(moments, self.polynomial, strict=True))

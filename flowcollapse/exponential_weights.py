@@ -189,7 +189,7 @@ _whole, _first, _last = np.pad(B, _pad), np.eye(len(C))[0], np.eye(len(C))[NUM_S
 _OUTPUT_ROWS = np.stack([_whole, _first - _whole, 2 * _whole - _last - _first, *D])
 """What the field value of each stage adds to the coefficients of DOP853's output polynomial, as `nested` reads them."""
 _OUTPUT_POLYNOMIALS, _OUTPUT_MISSED = interpolation(OUTPUT_SET, len(C))
-_REST = [j for j in np.flatnonzero(_OUTPUT_ROWS.any(axis=0)) if j not in OUTPUT_SET]
+_REST = tuple(int(j) for j in np.flatnonzero(_OUTPUT_ROWS.any(axis=0)) if j not in OUTPUT_SET)
 
 
 def output_coefficients(z: Float[Array, ""], g: Sequence[Array]) -> tuple[Array, Array]:
