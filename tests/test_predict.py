@@ -126,20 +126,23 @@ def parts_of(model: fc.UFM, states: fc.State) -> dict[str, np.ndarray]:
 # ---- whole paths and plateaus
 
 
-def accuracy(metric: str, found, sizes):
+def accuracy(metric: str, name: str, found, sizes):
     """The error of the flow itself, whose state is of order one and right to ten times its rtol, on any CPU.
 
     Most metrics are norms of differences of the state's parts, and have that error. A metric that is a square has it in
-    its root, and NC1 in the factor `W - B^T` of its root, of which the other is L, of order eps.
+    its root, and NC1 in the factor `W - B^T` of its root, of which the other is L, of order eps. SciPy does not bound
+    the error of each block by its own norm, as the package does, so that squares have the state's error there.
     """
+    if SYSTEMS[name] is not PAPER:
+        return STATE_ERROR
     of_root = STATE_ERROR * (sizes if metric == "nc1" else 1)
     return 2 * np.sqrt(np.abs(found)) * of_root + of_root**2 if metric in SQUARES else STATE_ERROR
 
 
-def errors(metric: str, found, predicted):
+def errors(metric: str, name: str, found, predicted):
     """`|predicted - found|` over `K eps^2`; K is larger for what is of order eps^3 and eps^6."""
     K, sizes = 60 if metric in ("nc1", "grad_norm") else 10, SIZES[:, None]
-    return np.maximum(np.abs(predicted - found) - accuracy(metric, found, sizes), 0.0) / (K * sizes**2)
+    return np.maximum(np.abs(predicted - found) - accuracy(metric, name, found, sizes), 0.0) / (K * sizes**2)
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
@@ -150,7 +153,7 @@ def test_every_metric_at_every_time(name):
         if np.all(np.isnan(found)) or np.all(found == 0):
             np.testing.assert_array_equal(predicted, found, err_msg=metric)
             continue
-        error = errors(metric, found, predicted)
+        error = errors(metric, name, found, predicted)
         assert np.all(error < np.max(found, axis=1, keepdims=True)), metric
         # What decays to zero is not predicted to its last digit.
         assert metric not in limits.powers(SYSTEMS[name]) or np.all(error < found), metric
@@ -177,7 +180,7 @@ def test_the_plateau(name):
     for metric, value in run.plateau.metrics.items():
         if metric in limits.powers(SYSTEMS[name]):
             found = run.found[metric][:, -1]
-            allowed = 60 * SIZES**2 * found + accuracy(metric, found, SIZES)
+            allowed = 60 * SIZES**2 * found + accuracy(metric, name, found, SIZES)
             np.testing.assert_array_less(np.abs(value - found), allowed, err_msg=metric)
         else:
             assert np.all(value < 1e-25), metric
