@@ -82,7 +82,7 @@ def _checked(name: str, value: Any, shape: tuple[int, ...]) -> Float[np.ndarray,
     if array.shape != shape:
         lacking = f"if the labels lack classes, pass classes=, the label of each row of {name}"
         cure = f"transpose {name}" if array.T.shape == shape else lacking
-        wanted = " of {} features".format(*shape[1:]) if len(shape) > 1 else ""
+        wanted = "".join(f" of {size} features" for size in shape[1:])
         raise UsageError(f"{name} has shape {array.shape} but {shape[0]} classes{wanted} need {shape}: {cure}.")
     if not np.all(np.isfinite(array)):
         raise UsageError(f"{name} holds NaN or infinity: measure a classifier whose numbers are finite.")

@@ -121,6 +121,7 @@ def test_the_fixed_basis_of_many_samples_is_not_stored():
     n = 900
     program = jax.jit(lambda L: from_within_basis(L, (n, n))).lower(jnp.ones((2, 2 * n - 2))).compile()
     memory = program.memory_analysis()
+    assert memory is not None
     assert memory.temp_size_in_bytes + memory.generated_code_size_in_bytes < 8 * n**2
 
 

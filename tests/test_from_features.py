@@ -1,6 +1,5 @@
 """Metrics of real features: the penultimate layer of a small network trained on scikit-learn's bundled digits."""
 
-import importlib.util
 import subprocess
 import sys
 
@@ -178,10 +177,9 @@ def test_arrays_of_any_framework_give_the_numbers_that_they_hold(kind):
         np.testing.assert_allclose(found[name], value, rtol=1e-9, atol=1e-14, err_msg=name)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="torch is not installed")
 @pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])
 def test_torch_tensors_that_record_gradients(dtype):
-    import torch
+    torch = pytest.importorskip("torch")
 
     def wrap(x):
         return torch.tensor(x, dtype=getattr(torch, dtype), requires_grad=True)
