@@ -33,11 +33,11 @@ from ..settings import tell_precision
 from ..simulation import checked_times
 from ..stopping import Verdict
 from .engine import Device, chosen_devices
-from .grid import Batch, Grid, Task, batches, make_grid, task_sides, tasks
+from .grid import Batch, Grid, Task, batches, chunk_sides, make_grid, task_sides, tasks
 from .identity import configuration, united
 from .lanes import Plan, common_metrics, empty_dataset
 from .local import Local, Result, default_lanes
-from .store import GROUP, MARK, Store, check_place, chunk_sides, configuration_of, locked, open_sweep, put
+from .store import GROUP, MARK, Store, check_place, configuration_of, locked, open_sweep, put
 
 if TYPE_CHECKING:
     import xarray as xr
