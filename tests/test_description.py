@@ -33,8 +33,9 @@ class Plain:
     values: Any
 
 
-def kvaerno(**root_finder):
-    return dfx.Kvaerno3(root_finder=dfx.VeryChord(**({"rtol": 1e-3, "atol": 1e-6} | root_finder)))
+def kvaerno(**root_finder: Any):
+    numbers: dict[str, Any] = {"rtol": 1e-3, "atol": 1e-6} | root_finder
+    return dfx.Kvaerno3(root_finder=dfx.VeryChord(**numbers))
 
 
 DIFFERENT: dict[str, tuple[Any, Any]] = {

@@ -99,8 +99,9 @@ def test_a_store_that_cannot_be_made_leaves_nothing(home, monkeypatch):
 
 def test_an_empty_folder_stays_where_the_sweep_is_refused(home):
     (home / "a.zarr").mkdir()
+    options: dict[str, Any] = OPTIONS | {"eps": [0.0]}
     with pytest.raises(fc.UsageError, match="eps must be positive"):
-        fc.sweep(MODEL, METHOD, store="~/a.zarr", **(OPTIONS | {"eps": [0.0]}))
+        fc.sweep(MODEL, METHOD, store="~/a.zarr", **options)
     assert [file.name for file in home.iterdir()] == ["a.zarr"]
 
 

@@ -97,11 +97,13 @@ AXES: dict[str, tuple[list[Any], list[Any], dict[str, Any]]] = {
 @pytest.mark.parametrize("name", AXES)
 def test_every_axis_grows(path, name):
     first, then, more = AXES[name]
-    axis = {"counts of the classes": "samples_per_class", "weight_decay of three": "weight_decay"}.get(name, name)
-    run(path, [0.1], 3, **more, **{axis: first})
-    found = run(path, [0.1], 3, **more, **{axis: then})
+    axis = {"counts of the classes": "samples_per_class", "weight_decay of three": "weight_decay"}.get(name) or name
+    before: dict[str, Any] = more | {axis: first}
+    after: dict[str, Any] = more | {axis: then}
+    run(path, [0.1], 3, **before)
+    found = run(path, [0.1], 3, **after)
     assert found.attrs["lanes_computed"] == 3 * sum(value not in first for value in then)
-    assert_same(found, in_memory([0.1], 3, **more, **{axis: then}))
+    assert_same(found, in_memory([0.1], 3, **after))
 
 
 SPELLINGS: dict[str, dict[str, Any]] = {

@@ -164,10 +164,11 @@ def chosen_devices(devices: Any) -> list[Device]:
         return given
     if devices is not None:
         check_integer("devices", devices)
-        if int(devices) > len(chosen):
+        count: Any = devices
+        if count > len(chosen):
             raise UsageError(
                 f"devices={devices}, but JAX sees {len(chosen)}: ask for at most that many, or, on a CPU, call "
                 "fc.use_cpu_cores() before JAX is first used."
             )
-        return chosen[: int(devices)]
+        return chosen[:count]
     return chosen

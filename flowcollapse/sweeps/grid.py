@@ -26,6 +26,9 @@ LARGEST_SEED = 2**63 - 1
 
 MOST_SEEDS = 2**31
 
+SMALLEST_CHUNK = 64
+"""Chunks have room for at least this many lanes if a task may have them: a small sweep that grows has fewer files."""
+
 
 class Grid(NamedTuple):
     """A model and a method, and the axes along which their numbers and the starts vary.
@@ -229,6 +232,15 @@ def task_sides(grid: Grid, lanes: int) -> tuple[int, ...]:
         sides.append(side)
         left = left // side if side == length else 1
     return tuple(reversed(sides))
+
+
+def chunk_sides(sides: tuple[int, ...], grid: Grid, lanes: int) -> tuple[int, ...]:
+    """The sides of chunks for boxes of at most `lanes` lanes: those of the boxes, and room for further seeds if the
+    sweep is small and its seeds are not cut."""
+    if sides[-1] < grid.shape[-1]:
+        return sides
+    others = int(np.prod(sides[:-1]))
+    return (*sides[:-1], max(sides[-1], min(SMALLEST_CHUNK, lanes) // others))
 
 
 def batches(grid: Grid, todo: Iterable[Task], capacity: int) -> Iterator[Batch]:

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from .._checks import check_flag, check_integer, shown
+from .._checks import Number, check_flag, check_integer, shown
 from .._errors import UsageError, nearest
 from .._files import local_path
 from ..descent import Descent
@@ -33,11 +33,11 @@ from ..settings import tell_precision
 from ..simulation import checked_times
 from ..stopping import Verdict
 from .engine import Device, chosen_devices
-from .grid import Batch, Grid, Task, batches, make_grid, task_sides, tasks
+from .grid import Batch, Grid, Task, batches, chunk_sides, make_grid, task_sides, tasks
 from .identity import configuration, united
 from .lanes import Plan, common_metrics, empty_dataset
 from .local import Local, Result, default_lanes
-from .store import GROUP, MARK, Store, check_place, chunk_sides, configuration_of, locked, open_sweep, put
+from .store import GROUP, MARK, Store, check_place, configuration_of, locked, open_sweep, put
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -57,9 +57,9 @@ def sweep(
     model: UFM,
     method: Method,
     *,
-    eps: float | Iterable[float],
-    seeds: int | Iterable[int] = 256,
-    ts: Iterable[float] | int | None = None,
+    eps: Number | Iterable[Any],
+    seeds: Number | Iterable[Any] = 256,
+    ts: Number | Iterable[Any] | None = None,
     metrics: Any = None,
     store: str | os.PathLike[str] | None = None,
     devices: int | Iterable[Device] | None = None,
@@ -91,7 +91,7 @@ def sweep(
         keep_final: keep `H`, `W` and `b` at the end of every lane.
         width: lanes that run in lockstep; default by the platform and the size of the state.
         lanes_per_task: most lanes that are computed, held in memory and written at once; default by the size of the
-            state. A store keeps what it was made with.
+            state. A store keeps the chunks that it was made with.
         scheduler: address or client of a Dask cluster whose workers run the tasks; needs `flowcollapse[cluster]`.
         distributed: this is one of several processes of `jax.distributed`, which share the tasks and the store.
         **axes: further axes by name: `weight_decay`, `rtol`, `t1`, or a number of the optimizer such as

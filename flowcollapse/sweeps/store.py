@@ -22,7 +22,7 @@ import numpy as np
 from .._errors import UsageError
 from .._files import check_writable, local_path, parents_of
 from ..provenance import provenance
-from .grid import Grid, Task
+from .grid import Task
 from .identity import configuration
 from .lanes import MISSING, Plan, empty_dataset
 
@@ -42,9 +42,6 @@ FORMATS = ("flowcollapse sweep 1", FORMAT)
 
 CHECKSUM = 4
 """Bytes that the checksum adds to a chunk."""
-
-SMALLEST_CHUNK = 64
-"""Chunks have room for at least this many lanes if a task may have them: a small sweep that grows has fewer files."""
 
 
 class Store:
@@ -199,15 +196,6 @@ def put(array: Any, task: Task, values: np.ndarray) -> None:
     else:
         places = np.unravel_index(task.lanes, task.shape)
         array[tuple(side.start + place for side, place in zip(task.box, places, strict=True))] = values
-
-
-def chunk_sides(sides: tuple[int, ...], grid: Grid, lanes: int) -> tuple[int, ...]:
-    """The sides of chunks for boxes of at most `lanes` lanes: those of the boxes, and room for further seeds if the
-    sweep is small and its seeds are not cut."""
-    if sides[-1] < grid.shape[-1]:
-        return sides
-    others = int(np.prod(sides[:-1]))
-    return (*sides[:-1], max(sides[-1], min(SMALLEST_CHUNK, lanes) // others))
 
 
 def check_place(path: Path) -> None:
