@@ -166,7 +166,7 @@ def test_pictures_say_which_function_draws_a_dataset(expected):
     with pytest.raises(fc.UsageError, match="axes must be"):
         fc.plot.save(None, "a.png")
     with pytest.raises(fc.UsageError, match="file must be"):
-        fc.plot.save(fc.plot.path(expected), None)  # pyright: ignore[reportArgumentType]
+        fc.plot.save(fc.plot.path(expected), "")
 
 
 def test_settings_of_the_wrong_kind_are_told():

@@ -23,6 +23,9 @@ COMMANDS = {
 }
 
 
+DESCENT = "simulate --method descent"
+
+
 def said(line: str) -> list[str]:
     name, *words = line.split(" ")
     return said_once(COMMANDS[name], name, words)[1:]
@@ -70,8 +73,11 @@ def test_every_flag_with_one_value_refuses_two(name):
         ("simulate --method DESCENT", ["--method=descent"]),
         ("simulate --reduced true", ["--reduced=True"]),
         ("simulate --metrics snc1,risk --metrics risk nc1", ["--metrics", "snc1", "risk", "nc1"]),
-        ("simulate --hyperparameters b1=0.9,b2=0.99", ["--hyperparameters", "b1", "0.9", "b2", "0.99"]),
-        ("simulate --hyperparameters b1 0.9 --hyperparameters b2 1", ["--hyperparameters", "b1", "0.9", "b2", "1"]),
+        (f"{DESCENT} --hyperparameters b1=2,b2=3", ["--method=descent", "--hyperparameters", "b1", "2", "b2", "3"]),
+        (
+            f"{DESCENT} --hyperparameters b1 2 --hyperparameters b2 3",
+            ["--method=descent", "--hyperparameters", "b1", "2", "b2", "3"],
+        ),
         ("sweep --axis learning-rate=0.1 0.2 --axis t1=1", ["--axis", "learning_rate=0.1,0.2", "--axis", "t1=1"]),
         ("sweep --axis t1=1 --axis t1=1,2", ["--axis", "t1=1,2"]),
         ("sweep --seeds 0:2 --seeds 4,5", ["--seeds", "0:2", "4", "5"]),
@@ -107,7 +113,7 @@ def test_a_list_of_one_seed_is_no_count():
 
 
 def test_axes_of_several_numbers():
-    axes = Lanes(axis=("weight_decay=0:0:0,0.1:0.1:0", "samples_per_class=3,10")).axes()
+    axes = Lanes(axis=("weight_decay=0:0:0,0.1:0.1:0", "samples_per_class=3,10")).axes(fc.sweep)
     assert axes == {"weight_decay": [(0, 0, 0), (0.1, 0.1, 0)], "samples_per_class": [3, 10]}
 
 
@@ -141,9 +147,9 @@ def test_every_command_takes_a_file(tmp_path, name, content, words):
 
 def test_the_command_line_replaces_what_the_file_says(tmp_path):
     content = "eps = [1.0, 0.1]\nuse_bias = false\n[axes]\nt1 = [1, 2]\nrtol = [1e-4]\n"
-    content += "[method]\nhyperparameters = {b1 = 0.8, b2 = 0.9}"
+    content += "[method]\nmethod = 'descent'\nhyperparameters = {b1 = 0.8, b2 = 0.9}"
     words = config(tmp_path, content, "sweep", "--eps 0.3 --use-bias --axis t1=5 --hyperparameters b2 0.5")
-    expected = "--eps 0.3 --use-bias --axis t1=5 --axis rtol=0.0001 --hyperparameters b1 0.8 b2 0.5"
+    expected = "--eps 0.3 --use-bias --axis t1=5 --axis rtol=0.0001 --method=descent --hyperparameters b1 0.8 b2 0.5"
     assert words == expected.split()
 
 

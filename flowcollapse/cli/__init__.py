@@ -48,6 +48,12 @@ def main(args: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stop:
         tell(str(stop) or "Interrupted.")
         return INTERRUPTED
+    except (OverflowError, MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        reason = " ".join(str(error).split())[:200]
+        tell(f"flowcollapse: a size or count is too large for this machine: {reason}; make it smaller.")
+        return 2
 
 
 def _main(args: list[str]) -> int:
@@ -99,9 +105,11 @@ def said_once(command: type, name: str, args: Sequence[str]) -> list[str]:
     """The words of a command with each flag once, those of its configuration file among them.
 
     Raises:
-        UsageError: for a flag that is given twice with different values, and for a file that cannot be read.
+        UsageError: for a flag that is given twice with different values, or that nothing reads, and for a file that
+            cannot be read.
     """
     from .config import read_config
+    from .options import READ_BY, check_read
     from .words import add, flags_of, read, replaced, written
 
     if {"--help", "-h"} & set(args):
@@ -110,8 +118,12 @@ def said_once(command: type, name: str, args: Sequence[str]) -> list[str]:
     values, others = read(args, flags)
     if name == "sweep" and others and not others[0].startswith("-"):
         add(values, flags["config"], [others.pop(0)])
+    given = list(values)
     if "config" in values:
         values = replaced(read_config(Path(values["config"][0]), flags), values, flags)
+    method = values.get("method", ["flow"])[0]
+    if "method" in flags and method in READ_BY:
+        check_read(given, method)
     return [name, *written(values, flags), *others]
 
 

@@ -68,7 +68,7 @@ class Compare(Command):
         check_apart(out=kept.out, plot=kept.plot)
         check_devices(kept.devices)
         seeds = seeds_of(self.lanes.seeds)
-        axes: dict[str, Any] = self.lanes.axes()
+        axes: dict[str, Any] = self.lanes.axes(fc.compare)
         fc.enable_x64(kept.precision == "float64")
         fc.use_cpu_cores(kept.devices)
         dataset = fc.compare(

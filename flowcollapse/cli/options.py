@@ -1,8 +1,9 @@
 """The groups of flags that several commands share: the model, the start, the method."""
 
 import dataclasses
+import inspect
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -89,6 +90,22 @@ class Start:
         return make(model, self.eps, key=key)
 
 
+READ_BY = {
+    "flow": ("solver", "rtol", "atol", "t1", "max_steps"),
+    "descent": ("optimizer", "learning_rate", "momentum", "hyperparameters", "num_steps"),
+}
+"""The flags that only one of the methods reads."""
+
+
+def check_read(given: Iterable[str], method: str) -> None:
+    """Raise `UsageError` for a flag on the command line that the method does not read."""
+    other = "descent" if method == "flow" else "flow"
+    for name in given:
+        if name in READ_BY[other]:
+            flag = name.replace("_", "-")
+            raise UsageError(f"--{flag} is for a {other}, and the method is {method}: add --method {other} or drop it.")
+
+
 @dataclasses.dataclass(frozen=True)
 class Method:
     """The method. Flow reads solver, tolerances, t1 and max-steps, descent the rest."""
@@ -151,11 +168,13 @@ class Lanes:
     start: Literal["sphere", "on-subspace", "balanced"] = "sphere"
     """Random directions as in the paper; a point of the invariant subspace S; W^T W = H H^T."""
 
-    def axes(self) -> dict[str, list[Any]]:
-        """The further axes by name."""
+    def axes(self, function: Callable) -> dict[str, list[Any]]:
+        """The further axes by name, for a function that takes them as keywords beside its own."""
         found: dict[str, list[Any]] = {}
         for text in self.axis:
             name, equals, values = text.partition("=")
+            if equals and name in inspect.signature(function).parameters:
+                raise UsageError(f"axis {name!r} is no further axis: for its values there is the flag --{name}.")
             try:
                 found[name] = [one_or_all(tuple(map(_number, value.split(":")))) for value in split([values])]
             except ValueError:
@@ -163,6 +182,10 @@ class Lanes:
             if not equals:
                 raise UsageError(f"axis {text!r} is not of the form name=number,number: as learning_rate=0.01,0.02.")
         return found
+
+
+MOST_SEEDS = 10**8
+"""More do not fit into memory as the values of an axis."""
 
 
 def seeds_of(words: Sequence[str]) -> int | Sequence[int]:
@@ -180,6 +203,8 @@ def seeds_of(words: Sequence[str]) -> int | Sequence[int]:
         parts.append(numbers if len(numbers) == 1 else range(numbers[0], numbers[1], max(step, 1)))
         if step < 1 or not parts[-1] or (len(numbers) > 1 and numbers[0] < 0):
             raise UsageError(f"seeds {word!r} is not a range of seeds: write it as 0:256, or 0:256:2 for every other.")
+        if len(parts[-1]) > MOST_SEEDS or (len(words) == 1 == len(numbers) and numbers[0] > MOST_SEEDS):
+            raise UsageError(f"seeds {word!r} is more than {MOST_SEEDS} seeds: run them in several sweeps.")
     if len(parts) == 1:
         return parts[0] if isinstance(parts[0], range) else parts[0][0]
     seeds = [seed for part in parts for seed in part]

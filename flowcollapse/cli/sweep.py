@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any, Literal
 
+from .._errors import UsageError
 from .console import Console, check_apart, check_output, options_of, write
 from .options import Command, Lanes, Method, Model, check_devices, seeds_of
 
@@ -57,6 +58,13 @@ class Devices:
     """Which of them this is, from 0 on."""
 
 
+NEEDED = {
+    "distributed": ("coordinator", "num_processes", "process_id"),
+    "scheduler": ("tls_ca_file", "tls_cert", "tls_key"),
+}
+"""Flags that nothing reads without another one."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Sweep(Command):
     """Run a method from many starts: over scales, seeds and any other numbers, on all devices. The first word may be a
@@ -75,8 +83,12 @@ class Sweep(Command):
         check_output(keep.out, states="--keep-final" * keep.keep_final)
         check_apart(store=keep.store, out=keep.out)
         check_devices(where.devices)
+        for needed, names in NEEDED.items():
+            for name in names:
+                if getattr(where, name) is not None and not getattr(where, needed):
+                    raise UsageError(f"{name} is for --{needed}, which is not given: add it, or leave {name} out.")
         seeds = seeds_of(self.lanes.seeds)
-        axes: dict[str, Any] = self.lanes.axes()
+        axes: dict[str, Any] = self.lanes.axes(fc.sweep)
         fc.enable_x64(where.precision == "float64")
         fc.use_cpu_cores(where.devices)
         try:

@@ -47,12 +47,15 @@ class Flag:
     kind: Kind
     choices: tuple[str, ...] = ()
     is_path: bool = False
+    is_whole: bool = False
     positional: bool = False
 
     @property
     def word(self) -> str:
         return "--" + self.name.replace("_", "-")
 
+
+LARGEST = 2**63 - 1
 
 Values = dict[str, list[str]]
 """The values of the flags that are given, by the names of their fields."""
@@ -84,8 +87,17 @@ def _flag(name: str, hint: Any, section: str) -> Flag:
     choices = typing.get_args(hint) if typing.Literal in origins else ()
     if hint == (bool | None):
         choices = ("True", "False", "None")
+    is_whole = int in types_ or any(int in typing.get_args(one) for one in types_)
     positional = any("POSITIONAL" in repr(mark).upper() for mark in marks)
-    return Flag(name, section, *(marked or [by_type]), choices=choices, is_path=Path in types_, positional=positional)
+    return Flag(
+        name,
+        section,
+        *(marked or [by_type]),
+        choices=choices,
+        is_path=Path in types_,
+        is_whole=is_whole,
+        positional=positional,
+    )
 
 
 def read(args: Sequence[str], flags: dict[str, Flag]) -> tuple[Values, list[str]]:
@@ -145,6 +157,11 @@ def add(values: Values, flag: Flag, words: Sequence[str]) -> None:
         UsageError: if they do not agree.
     """
     new, old = cleaned(flag, words), values.get(flag.name)
+    for value in new if flag.is_whole else ():
+        if re.fullmatch(r"[+-]?\d+", value) and abs(int(value)) > LARGEST:
+            raise UsageError(f"{flag.word} is {value}, and whole numbers end at 2^63 - 1: make it smaller.")
+    if flag.kind is Kind.ROW and not new:
+        raise UsageError(f"{flag.word} has no value: give it at least one, or leave it out.")
     if flag.kind is Kind.PAIRS:
         new = _agreeing(flag, [*(old or []), *new])
     elif flag.kind is Kind.AXES:
