@@ -150,7 +150,7 @@ OPTIMIZERS = {
     "labelled": optax.multi_transform(
         {"fast": optax.sgd(0.05), "slow": optax.sgd(0.01)}, {"W": "fast", "H": "fast", "b": "slow"}
     ),
-    "lbfgs": fc.Descent(optax.lbfgs(), 60, clock=0.5),
+    "lbfgs": fc.Descent(optax.lbfgs(), 400, clock=0.05),
 }
 
 
@@ -255,7 +255,7 @@ def compare(optimizers, start: Any = "sphere", ts: Any = 9, **options):
 
 STATE = fc.State(H=jnp.ones((4, 6)), W=jnp.ones((3, 4)), b=jnp.zeros(3))
 SGD = "sgd:learning_rate=0.05"
-SLOW_AND_FAST = {"slow": optax.sgd(0.01), "fast": optax.sgd(0.05)}
+SLOW_AND_FAST: dict[Any, Any] = {"slow": optax.sgd(0.01), "fast": optax.sgd(0.05)}
 
 CASES = {
     "no optimizer": (compare([]), ["optimizers is empty", "sgd:learning_rate"]),

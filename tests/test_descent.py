@@ -172,7 +172,7 @@ def test_stability_ends_at_two_over_the_largest_curvature(paper_model, key):
 # ---- rates by W, H and b
 
 FAST, SLOW = 0.05, 0.01
-RATES = {"fast": optax.sgd(FAST), "slow": optax.sgd(SLOW), "frozen": optax.set_to_zero()}
+RATES: dict[Any, Any] = {"fast": optax.sgd(FAST), "slow": optax.sgd(SLOW), "frozen": optax.set_to_zero()}
 LABELS = {
     "a dictionary": {"W": "fast", "H": "fast", "b": "slow"},
     "a named tuple": Point("fast", "fast", "slow"),  # pyright: ignore[reportArgumentType]
@@ -323,14 +323,18 @@ def test_an_open_learning_rate_is_an_axis(paper_model):
         np.testing.assert_allclose(found, path.metrics["risk"], rtol=1e-9)
 
 
-def fails(gradient, state, params=None):
+def fails(updates, state, params=None):
     raise KeyError("kernel")
 
 
 REFUSED = {
     "an open number": ("adam", {}, ["adam needs learning_rate", "axis"]),
     "labels of another tree": (optax.masked(optax.sgd(0.1), [True, False]), {}, ["optax.masked", "'W', 'H', 'b'"]),
-    "an update that raises": (optax.GradientTransformation(lambda _: (), fails), {}, ["optax", "KeyError", "kernel"]),
+    "an update that raises": (
+        optax.GradientTransformation(lambda params: (), fails),
+        {},
+        ["optax", "KeyError", "kernel"],
+    ),
     "pairs of parameters": (optax.lookahead(optax.sgd(0.1), 5, 0.5), {}, ["optax.lookahead"]),
     "noise without a key": ("noisy_sgd", {"learning_rate": 0.1}, ["noisy_sgd", "key=0"]),
     "uphill": (optax.sgd(-0.1), {}, ["clock=", "-0.1"]),

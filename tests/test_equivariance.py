@@ -111,14 +111,14 @@ def test_muon_runs_on_the_samples(monkeypatch):
 
     @jax.jit
     def step(point, state):
-        velocity = fc.velocity(SMALL, fc.State(**point))
+        velocity = fc.velocity(SMALL, fc.State(point["H"], point["W"], point["b"]))
         gradient = {"W": -velocity.W, "H": -velocity.H, "b": -velocity.b}
         updates, state = optimizer.update(gradient, state, point)
         return optax.apply_updates(point, updates), state
 
     for _ in range(STEPS):
         point, state = step(point, state)
-    expected = float(fc.risk(SMALL, fc.State(**point)))
+    expected = float(fc.risk(SMALL, fc.State(point["H"], point["W"], point["b"])))
     np.testing.assert_allclose(risk(SMALL, optimizer, 0.5), expected, rtol=1e-6)  # it multiplies in bfloat16 or so
     monkeypatch.setattr("flowcollapse.descent.obstacle", lambda *_: None)
     assert abs(risk(SMALL, optimizer, 0.5) / expected - 1) > 0.1
@@ -137,10 +137,10 @@ def test_elementwise_clips_show_only_in_large_gradients(monkeypatch):
 def test_the_proof_is_made_on_the_shapes_of_the_run():
     """An optimizer that looks at signs in some shapes only is not believed because it commutes in others."""
 
-    def update(gradient, state, params=None):
-        return jax.tree.map(lambda g: -0.02 * (jnp.sign(g) if g.shape[-1] == SMALL.num_samples else g), gradient), state
+    def update(updates, state, params=None):
+        return jax.tree.map(lambda g: -0.02 * (jnp.sign(g) if g.shape[-1] == SMALL.num_samples else g), updates), state
 
-    optimizer = optax.GradientTransformation(lambda _: (), update)
+    optimizer = optax.GradientTransformation(lambda params: (), update)
     assert fc.Descent(optimizer, STEPS).coordinates == "auto"
     assert max(differences(SMALL, optimizer)) < ROUNDED
     start = fc.initial.sphere(SMALL, 0.5, key=jax.random.key(0))
