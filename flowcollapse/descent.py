@@ -153,12 +153,6 @@ class Descent(Method):
         """The names of the numbers that it needs and has not been given."""
         return tuple(name for name, value in self.hyperparameters.items() if value is None)
 
-    @property
-    def by_name(self) -> bool:
-        """Whether a name and plain numbers say all about the optimizer and its clock."""
-        plain = all(isinstance(value, bool | int | float | str | None) for _, value in self.options)
-        return isinstance(self.optimizer, str) and plain and not callable(self.ticks)
-
     def check_closed(self, left: Sequence[str]) -> None:
         """Raise `UsageError` if numbers are still open."""
         if left:
@@ -166,24 +160,6 @@ class Descent(Method):
                 f"optimizer {self._kind} needs {left[0]}, and it is open: give it, as in {left[0]}=0.05, or make it an "
                 "axis."
             )
-
-    def description(self) -> dict[str, Any]:
-        """All that decides the steps, as plain values; two descents of one description take the same steps.
-
-        Raises:
-            UsageError: for a ready optimizer, a schedule or another function, whose inside cannot be told.
-        """
-        cure = 'give the optimizer by name and with plain numbers, as fc.Descent("sgd", 1000, learning_rate=0.05).'
-        if not isinstance(self.optimizer, str):
-            raise UsageError(f"{self.label} is a ready optimizer, whose numbers cannot be told: {cure}")
-        functions = dict(self.options) | ({"clock": self.ticks} if callable(self.ticks) else {})
-        for name, value in functions.items():
-            if not isinstance(value, bool | int | float | str | None):
-                raise UsageError(f"{name} of {self.label} is {value!r}, whose numbers cannot be told: {cure}")
-        numbers = {"t1": self.t1, "clock": self.clock} | self.hyperparameters
-        plain = {name: None if value is None else np.asarray(value).tolist() for name, value in numbers.items()}
-        about = {"optimizer": self.optimizer, "num_steps": self.num_steps, "coordinates": self.coordinates}
-        return {"name": self.name} | about | dict(self.options) | plain
 
     @property
     def numbers(self) -> tuple[str, ...]:

@@ -174,9 +174,9 @@ def ending_at(one: Rival, axes: Axes, end: float) -> Method:
         UsageError: as `steps_needed`.
     """
     if not isinstance(one.method, Descent):
-        if getattr(one.method, "until", None) is not None:
+        if (until := getattr(one.method, "until", None)) is not None:
             raise UsageError(
-                f"{one.name!r} has until={one.method.until!r}, but all methods of a comparison end at the same time: "
+                f"{one.name!r} has until={until!r}, but all methods of a comparison end at the same time: "
                 "leave it out, and give ts or the flow's t1."
             )
         return one.method.with_numbers({"t1": None})

@@ -1,5 +1,7 @@
 """Derivatives of a run in forward mode and of second order, and through the implicit steps of the approach."""
 
+from typing import Any
+
 import diffrax as dfx
 import jax
 import jax.numpy as jnp
@@ -10,7 +12,7 @@ import systems
 import flowcollapse as fc
 
 N, T1, RTOL = 3, 1.5, 1e-10
-SIZES = {"num_classes": 3, "samples_per_class": N, "num_features": 4}
+SIZES: dict[str, Any] = {"num_classes": 3, "samples_per_class": N, "num_features": 4}
 
 
 def risk_at_the_end(method):

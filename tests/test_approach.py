@@ -1,5 +1,7 @@
 """The slow approach to rest: implicit steps, the stop at rest, default times, and runs that do not get to their end."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +14,7 @@ from flowcollapse.stopping import default_times
 
 RTOL = 1e-8
 C, N, P_FEATURES = 3, 100, 4
-SIZES = {"num_classes": C, "samples_per_class": N, "num_features": P_FEATURES}
+SIZES: dict[str, Any] = {"num_classes": C, "samples_per_class": N, "num_features": P_FEATURES}
 
 # Usual weight decays, one number or three; those of W and H are equal in all but the last two.
 DECAYS = [

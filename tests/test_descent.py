@@ -300,16 +300,6 @@ def test_what_cannot_be_pickled_is_told():
         pickle.dumps(method)
 
 
-def test_a_description_is_plain_or_refused():
-    method = fc.Descent("sgd", 9, learning_rate=np.float32(0.5), nesterov=True, momentum=0.9)
-    expected = {"name": "descent", "optimizer": "sgd", "num_steps": 9, "coordinates": "auto", "nesterov": True}
-    assert method.description() == expected | {"learning_rate": 0.5, "momentum": 0.9, "t1": None, "clock": None}
-    schedule = fc.Descent("sgd", 9, learning_rate=optax.constant_schedule(0.1))
-    for one, told in ((schedule, "learning_rate of descent"), (fc.Descent(optax.sgd(0.1), 9), "ready optimizer")):
-        with pytest.raises(fc.UsageError, match=told):
-            one.description()
-
-
 # ---- open numbers, and what cannot be
 
 
