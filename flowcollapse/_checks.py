@@ -113,10 +113,11 @@ def shown(value: Any) -> str:
 
 def as_array(name: str, value: Any) -> Array | np.ndarray:
     """Numbers in any array-like form as an array: lists in JAX's default precision; see `as_numpy`."""
-    if isinstance(value, Array | np.ndarray):
+    if isinstance(value, Array):
         return value
-    with contextlib.suppress(UsageError):
+    with contextlib.suppress(Exception):
         array = as_numpy(name, value)
+        jnp.zeros(0, array.dtype)  # which no type without numbers survives
         return array if hasattr(value, "dtype") else jnp.asarray(array)
     raise UsageError(f"{name} must be an array, got {shown(value)}: pass numbers, a list or an array of them.")
 

@@ -66,10 +66,10 @@ class AbstractFlow(Method):
         t1: Number | None = None,
         max_steps: int = 65_536,
         coordinates: str = "auto",
-        mesh: Mesh | None = None,
-        until: str | None = None,
-        approach: str = "auto",
-        adjoint: str | dfx.AbstractAdjoint = "reverse",
+        mesh: Any = None,
+        until: Any = None,
+        approach: Any = "auto",
+        adjoint: Any = "reverse",
     ):
         method = solver_of(solver)
         for name, value in (("rtol", rtol), ("atol", atol), ("t1", t1)):

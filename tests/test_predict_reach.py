@@ -59,7 +59,7 @@ def frame(model: fc.UFM) -> np.ndarray:
 @pytest.mark.parametrize(("C", "N", "p"), SIZES)
 def test_at_the_bound_the_error_is_as_claimed_and_far_beyond_it_is_not(C, N, p):
     model = model_of(C, N, p)
-    near, far = 0.8 * BOUND, 1.0  # the turn of the mean modes adds up to a few per cent to x
+    near, far = 0.8 * BOUND, 1.5  # the turn of the mean modes adds up to a few per cent to x
     prediction.states(model, start_of(model, near), [0.0])
     state, snc1 = np.max([errors(model, near, seed) for seed in range(3)], axis=0)
     assert state < STATE

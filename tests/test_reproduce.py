@@ -153,9 +153,8 @@ def test_powers_are_fitted_where_they_hold():
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"eps": 0.1}, "eps must be a list of values, got 0.1"),
-        ({"eps": ["a"]}, "eps must be positive"),
-        ({"seeds": 2.5}, "seeds must be a list of values, got 2.5"),
+        ({"eps": ["a"]}, "eps must be a list of numbers"),
+        ({"seeds": 2.5}, "seeds must be integers from 0 to 2.63 - 1, or how many of them, got 2.5"),
         ({"seeds": [3, 3]}, "seeds holds 3 twice"),
         ({"seeds": range(5, 8), "seed_shown": 0}, "seed_shown is 0, but the seeds are 5 to 7"),
         ({"seed_shown": 1.0}, "seed_shown must be one of the seeds, got 1.0"),

@@ -91,6 +91,7 @@ class Sweep(Command):
         axes: dict[str, Any] = self.lanes.axes(fc.sweep)
         fc.enable_x64(where.precision == "float64")
         fc.use_cpu_cores(where.devices)
+        scheduler = self._scheduler()  # before JAX is first used, which the model does
         try:
             dataset = fc.sweep(
                 self.model.build(),
@@ -105,7 +106,7 @@ class Sweep(Command):
                 devices=where.devices,
                 width=where.width,
                 lanes_per_task=where.lanes_per_task,
-                scheduler=self._scheduler(),
+                scheduler=scheduler,
                 distributed=where.distributed,
                 progress=console.bars,
                 **axes,
