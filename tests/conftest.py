@@ -1,6 +1,10 @@
 """Settings of the whole suite: float64, and every shape that the package's signatures promise checked at run time."""
 
+import os
 from collections.abc import Callable
+
+# Most of the suite's time is the compiler's, and no law asks for speed. Programs that tests start inherit it.
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
 
 import jax
 import jaxtyping
