@@ -80,7 +80,7 @@ def test_gradients_of_the_flow_under_vmap():
         return fc.risk(MODEL, path.final) + jnp.sum(weights * path.final.W), path.stats["accepted"]
 
     lanes = systems.compiled(jax.vmap(jax.value_and_grad(quantity, has_aux=True), (None, 0)))
-    at, sizes, h = jnp.array([0.0, 0.01, 2.0]), jnp.array([3.0, 0.1, 1e-6]), 1e-4
+    at, sizes, h = jnp.array([0.0, 0.01, 2.0]), jnp.array([5.0, 0.3, 1e-3]), 1e-4
     (_, steps), gradients = lanes(at, sizes)
     assert len(set(map(int, steps))) == len(sizes), "the lanes should differ in their steps"
     for i, shift in enumerate(h * jnp.eye(3)):
