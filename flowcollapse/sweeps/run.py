@@ -344,7 +344,7 @@ def _times(ts: Any, grid: Grid) -> tuple[float, ...] | int:
     if isinstance(ts, int | np.integer) and not isinstance(ts, bool):
         check_integer("ts", ts)
         first = {name: grid.axes[name][0] for name in grid.method.numbers if name in grid.axes}
-        grid.method.with_numbers(first).saves(int(ts), np.float64)
+        grid.method.with_numbers(first).saves(int(ts), jnp.result_type(float))
         return int(ts)
     for value in grid.axes.get("t1", (None,)):
         method = grid.method if value is None else grid.method.with_numbers({"t1": value})
