@@ -112,12 +112,11 @@ def shown(value: Any) -> str:
 
 
 def as_array(name: str, value: Any) -> Array | np.ndarray:
-    """Numbers in any array-like form as an array: lists in JAX's default precision; see `as_numpy`."""
-    if isinstance(value, Array):
+    """Numbers in any array-like form as an array: lists in JAX's default precision; see `as_numbers`."""
+    if isinstance(value, Array | np.ndarray):
         return value
-    with contextlib.suppress(Exception):
-        array = as_numpy(name, value)
-        jnp.zeros(0, array.dtype)  # which no type without numbers survives
+    with contextlib.suppress(UsageError):
+        array = as_numbers(name, value)
         return array if hasattr(value, "dtype") else jnp.asarray(array)
     raise UsageError(f"{name} must be an array, got {shown(value)}: pass numbers, a list or an array of them.")
 

@@ -9,20 +9,20 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from ._checks import check_integer
+from ._checks import check_flag, check_integer, shown
 from ._errors import UsageError, nearest
 from .flow import AbstractFlow
 from .initial import STARTS
 from .method import Method
 from .metrics import checked_names
-from .model import UFM, State
+from .model import UFM, State, check_model
 from .provenance import options, provenance
 from .race import Plateau, Race, Setting, Shared
 from .rivals import Rival, check_axes, ending_at, given_times, rival, rivals_of, save_times
 from .settings import tell_precision
 from .simulation import as_arrays, checked_starts
 from .sweeps.engine import CPU_WIDTH, Device, Engine, block_width, chosen_devices, state_size
-from .sweeps.grid import MODEL_AXES, SHAPE_AXES, Grid, Task, checked_axes, lane_values, with_values
+from .sweeps.grid import MODEL_AXES, SHAPE_AXES, Grid, Task, checked_axes, checked_axis, lane_values, with_values
 from .sweeps.lanes import attributes, axis_coordinates, dimensions
 from .sweeps.local import LANES_A_TASK, expected_cost
 
@@ -114,14 +114,16 @@ def compare(
         >>> bool(near < 0.6 * far)
         True
     """
-    if not isinstance(model, UFM):
-        raise UsageError(f"model must be an fc.UFM, got {model!r}.")
-    for name, value in (("ts", ts), ("num_steps", num_steps), ("width", width)):
-        if isinstance(value, int):
+    check_model(model)
+    for name, value in (("num_steps", num_steps), ("width", width)):
+        if value is not None:
             check_integer(name, value)
+    ts = check_integer("ts", ts) if isinstance(ts, int | np.integer) else ts
+    keep_final, progress = check_flag("keep_final", keep_final), check_flag("progress", progress)
+    axes = {name: checked_axis(name, values) for name, values in axes.items()}
     reference = rival("flow", flow, axes)
     if not isinstance(reference.method, AbstractFlow):
-        raise UsageError(f"flow must be a flow, such as fc.Flow() or fc.ModifiedFlow(0.05), got {flow!r}.")
+        raise UsageError(f"flow must be a flow, such as fc.Flow() or fc.ModifiedFlow(0.05), got {shown(flow)}.")
     rivals = rivals_of(optimizers, axes, num_steps, reference._replace(name=reference.method.name))
     check_axes(rivals, axes)
     grid, starts = _grid(model, start, eps, seeds, rivals, axes)

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
-from ._checks import Number, check_integer, check_positive, is_traced
+from ._checks import Number, check_integer, check_positive, is_traced, shown
 from ._errors import UsageError
 from .clock import Clock, check_times, checked_clock, checked_saves, nearest, rule_of, spread
 from .coordinates import check_coordinates, enter
@@ -103,7 +103,7 @@ class Descent(Method):
         if not ready and not callable(optimizer) and not isinstance(optimizer, str):
             raise UsageError(
                 f"optimizer must be an optax optimizer, its name, such as 'sgd', or a function that makes one, "
-                f"got {optimizer!r}."
+                f"got {shown(optimizer)}."
             )
         if not callable(hyperparameters.get("learning_rate")):  # a schedule
             check_positive("learning_rate", hyperparameters.get("learning_rate"))
@@ -144,9 +144,12 @@ class Descent(Method):
             return self.optimizer
         factory = factory_of(self.optimizer) if isinstance(self.optimizer, str) else self.optimizer
         try:
-            return factory(**hyperparameters, **dict(self.options))
+            made = factory(**hyperparameters, **dict(self.options))
         except (TypeError, ValueError) as error:
             raise UsageError(f"optimizer {self._kind}: {error}.") from None
+        if not isinstance(made, optax.GradientTransformation):
+            raise UsageError(f"optimizer {self._kind} must make an optax optimizer, and it made {shown(made)}.")
+        return made
 
     @property
     def open(self) -> tuple[str, ...]:

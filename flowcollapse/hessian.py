@@ -41,7 +41,7 @@ def hessian_vector_product(model: UFM, state: State, direction: State) -> State:
         True
     """
     check_state(model, state)
-    check_state(model, direction)
+    check_state(model, direction, "direction")
     for name, one in (("state", state), ("direction", direction)):
         if one.W.ndim != 2:
             raise UsageError(f"{name} has leading axes {one.W.shape[:-2]}: map over them with jax.vmap.")
@@ -52,7 +52,7 @@ def hessian_vector_product(model: UFM, state: State, direction: State) -> State:
         )
     problem, point = problem_of(model, state)
     with jax.default_matmul_precision("highest"):
-        W, X, b = _times(problem, point, problem_of(model, direction)[1])
+        W, X, b = _times(problem, *_of_one_precision(point, problem_of(model, direction)[1]))
     return State(X=X, W=W, b=b, columns=state.columns)
 
 
@@ -145,6 +145,12 @@ def operator(problem: Problem, point: Point) -> tuple[Apply, Callable[[Float[Arr
         return -ravel_pytree(tuple(push(as_point(vector)))[:moving])[0]
 
     return apply, as_point, flat.size
+
+
+def _of_one_precision(*points: Point) -> list[Point]:
+    """The points in the widest precision among them."""
+    dtype = jnp.result_type(*jax.tree.leaves(points))
+    return [jax.tree.map(lambda x: jnp.asarray(x, dtype), point) for point in points]
 
 
 def _times(problem: Problem, point: Point, direction: Point) -> Point:

@@ -7,7 +7,7 @@ a few over `sqrt N`, would be counted in millions.
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import diffrax as dfx
 import jax
@@ -21,9 +21,6 @@ from .model import Point, Problem
 from .rosenbrock import Rodas5P
 from .solvers import BlockControl, solver_of
 from .stopping import at_rest, target_modes
-
-if TYPE_CHECKING:
-    from .flow import AbstractFlow
 
 FIRST_STEP = 3.0
 """The first step times the fastest rate, over `rtol^(1/order)`. Of 1, 2, 3 and 5, 3 took the fewest steps."""
@@ -55,6 +52,23 @@ def adjoint_of(adjoint: Any) -> dfx.AbstractAdjoint:
     return adjoint
 
 
+class Integrable(Protocol):
+    """What the integrations ask of a flow."""
+
+    rtol: Any
+    atol: Any
+    solver: Any
+    max_steps: int
+    until: Any
+    adjoint: Any
+
+    def layout(self, start: Point) -> Layout | SecondOrder: ...
+
+    def layout_of_point(self, start: Point) -> Layout: ...
+
+    def initial(self, problem: Problem, start: Point) -> PyTree: ...
+
+
 class Outcome(NamedTuple):
     """The result of a leg: its saves, the end and the time of it, and how it went."""
 
@@ -73,7 +87,7 @@ class Legs(NamedTuple):
     makes of it, for states that are too large to be kept.
     """
 
-    flow: "AbstractFlow"
+    flow: Integrable
     problem: Problem
     start: Point
     ts: Float[Array, " time"] | None

@@ -32,6 +32,7 @@ import jax
 from jaxtyping import Array, Float
 
 from ._algebra import in_blocks
+from ._checks import shown
 from ._errors import UsageError, nearest
 from .collapse import METRICS as METRICS, View
 from .features import from_features as from_features
@@ -85,14 +86,15 @@ def asked_names(names: Any) -> tuple[str, ...]:
     Raises:
         UsageError: for anything else.
     """
-    texts = [names] if isinstance(names, str) else names
     wrong = "metrics must be names, such as 'snc1,nc1' or ['snc1', 'nc1'], got "
-    if not isinstance(texts, Iterable) or isinstance(texts, bytes):
-        raise UsageError(f"{wrong}{names!r}.")
+    try:
+        texts = [names] if isinstance(names, str | bytes) else list(names)
+    except TypeError:  # what has no parts
+        raise UsageError(f"{wrong}{shown(names)}.") from None
     found: dict[str, None] = {}
     for text in texts:
         if not isinstance(text, str):
-            raise UsageError(f"{wrong}{text!r} among them.")
+            raise UsageError(f"{wrong}{shown(text)} among them.")
         found |= dict.fromkeys(part.strip().lower() for part in text.split(","))
     if isinstance(names, set | frozenset):
         order = list(METRICS)
@@ -149,7 +151,14 @@ def evaluate(
     check_state(model, state)
     names = _not_costly(available(model, state.columns)) if names is None else names
     names = checked_names(model, state.columns, names)
-    reference = None if start is None else problem_of(model, start)[1]
+    reference = None
+    if start is not None:
+        check_state(model, start, "start")
+        if start.W.ndim != 2:
+            raise UsageError(
+                f"start has leading axes {start.W.shape[:-2]}, and it must be one state: take one of them."
+            )
+        reference = problem_of(model, start)[1]
     with jax.default_matmul_precision("highest"):
         return over_batch(lambda one: observe(*problem_of(model, one), names, reference), state)
 

@@ -369,31 +369,31 @@ def check_columns(model: UFM, columns: Columns | None) -> None:
         )
 
 
-def check_state(model: UFM, state: State) -> None:
-    """Raise `UsageError` unless the shapes of `state` are those of `model`, and its columns fit the loss."""
+def check_state(model: UFM, state: State, argument: str = "state") -> None:
+    """Raise `UsageError` unless the shapes of `state`, an argument of that name, are those of `model`, and its columns fit the loss."""
     check_model(model)
     if not isinstance(state, State):
         kind = type(state).__name__
-        raise UsageError(f"state must be an fc.State, got the {kind} {shown(state)}: use fc.initial or fc.State.")
+        raise UsageError(f"{argument} must be an fc.State, got the {kind} {shown(state)}: use fc.initial or fc.State.")
     for name, array in (("W", state.W), ("H", state.X), ("b", state.b)):
         if not hasattr(array, "shape"):
-            raise UsageError(f"state.{name} must be an array, got {shown(array)}: {CURE}.")
+            raise UsageError(f"{argument}.{name} must be an array, got {shown(array)}: {CURE}.")
         if array.dtype == np.float64 and not jax.config.read("jax_enable_x64"):
             raise UsageError(
-                f"state.{name} is float64 but JAX runs in 32 bits: call fc.enable_x64() first, or pass float32."
+                f"{argument}.{name} is float64 but JAX runs in 32 bits: call fc.enable_x64() first, or pass float32."
             )
     check_columns(model, state.columns)
     C, p = model.num_classes, model.num_features
     batch, columns = state.W.shape[:-2], state.columns
     if columns is not None and columns.counts != model.counts:
         raise UsageError(
-            f"state was made for samples_per_class={columns.counts}, the model has {model.counts}: "
+            f"{argument} was made for samples_per_class={columns.counts}, the model has {model.counts}: "
             "use the model that the state was made for."
         )
     wanted_X = (*batch, p, model.num_samples if columns is None else max(C, *state.X.shape[-1:]))
     for name, array, wanted in (("W", state.W, (*batch, C, p)), ("H", state.X, wanted_X), ("b", state.b, (*batch, C))):
         if array.shape != wanted:
             raise UsageError(
-                f"state.{name} has shape {array.shape} but the model needs {wanted} "
+                f"{argument}.{name} has shape {array.shape} but the model needs {wanted} "
                 f"(num_classes={C}, num_features={p}, {model.num_samples} samples): reshape it or change the model."
             )

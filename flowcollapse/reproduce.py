@@ -11,7 +11,7 @@ import numpy as np
 import xarray as xr
 
 from . import initial
-from ._checks import check_positive
+from ._checks import check_number
 from ._errors import UsageError
 from ._files import check_writable, local_path, write_netcdf
 from ._tables import aligned
@@ -154,9 +154,8 @@ def check(
         low, high = min(axes["seed"]), max(axes["seed"])
         raise UsageError(f"seed_shown is {shown}, but the seeds are {low} to {high}: choose one of them.")
     for name, value in (("learning_rate", learning_rate), ("t1", t1), ("rtol", rtol)):
-        if np.ndim(value) > 0 or isinstance(value, bool | str) or (value is None and name != "t1"):
-            raise UsageError(f"{name} must be one positive number, got {value!r}.")
-        check_positive(name, value)
+        if value is not None or name != "t1":
+            check_number(name, value)
     if not isinstance(solver, str):
         raise UsageError(f"solver must be a name, such as 'exponential', got {solver!r}.")
     Flow(solver, rtol=rtol)

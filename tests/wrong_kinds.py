@@ -2,8 +2,8 @@
 
 Run as a program, from an empty folder, because the suite's own shape checks would refuse such values before the
 package sees them. `python wrong_kinds.py FILE` writes, for each function, what gave neither a result nor a
-`UsageError`. Runs are traced and not compiled, and sweeps end where they would begin to compute: by then all has been
-checked. A function is public if it is a public name of the package or has an example in its docstring.
+`UsageError`. Programs are traced and not compiled, and give zeros; sweeps end where they would begin to compute: by then
+all has been checked. A function is public if it is a public name of the package or has an example in its docstring.
 """
 
 import contextlib
@@ -27,10 +27,45 @@ import numpy as np
 import xarray as xr
 from hypothesis import HealthCheck, given, settings, strategies as st
 
-import flowcollapse as fc
-import flowcollapse.simulation
-from flowcollapse.sweeps.engine import Engine
+PROGRAM = __name__ == "__main__"
 
+
+DECIDING = {"_reach", "_step_times"}
+"""Programs whose numbers decide what is refused: these are compiled."""
+
+compiled = eqx.filter_jit
+
+
+def is_shape(x: Any) -> bool:
+    return isinstance(x, jax.ShapeDtypeStruct)
+
+
+def traced(program: Callable) -> Callable:
+    """In place of a compiled program: it is traced, once for all arguments of the same kinds, and gives zeros and yes."""
+    if program.__name__ in DECIDING:
+        return compiled(program)
+    known: dict[Any, Any] = {}
+
+    @functools.wraps(program)
+    def run(*args, **options):
+        leaves, structure = jax.tree.flatten((args, options))
+        kinds = (jax.typeof(x) if eqx.is_array(x) else (type(x), x) for x in leaves)
+        key = structure, *kinds, jax.config.read("jax_enable_x64")
+        if key not in known:
+            known[key] = eqx.filter_eval_shape(program, *args, **options)
+        return jax.tree.map(lambda x: jnp.full(x.shape, x.dtype == bool, x.dtype) if is_shape(x) else x, known[key])
+
+    return run
+
+
+if PROGRAM:
+    eqx.filter_jit = traced  # before the package loads
+
+import flowcollapse as fc  # noqa: E402
+from flowcollapse.sweeps.engine import Engine  # noqa: E402
+from flowcollapse.theory import certificate  # noqa: E402
+
+fc.enable_x64()
 KEY = jax.random.key(0)
 SIZES = {"num_classes": 3, "samples_per_class": 3, "num_features": 4}
 MODEL = fc.UFM(num_classes=3, samples_per_class=3, num_features=4)
@@ -40,7 +75,7 @@ COLLAPSED = fc.initial.collapsed(MODEL, key=KEY)
 NO_BIAS = fc.UFM(num_classes=3, samples_per_class=3, num_features=4, use_bias=False)
 TIMES = [0.0, 1.0]
 
-RESULTS = {"Interrupted", "Trajectory", "UsageError", "Verdict"}
+RESULTS = {"Trajectory", "Verdict"}
 """Public classes that the package makes and users only read."""
 
 INTERNAL = {f"flowcollapse.{name}" for name in ("cli", "theory.laws", "sweeps.engine", "comparison_table")}
@@ -71,9 +106,13 @@ def stability_dataset() -> xr.Dataset:
     return xr.Dataset({"snc1": (names, np.full(shape, 0.5)), "verdict": verdicts}, coords, attributes)
 
 
-@functools.cache
-def comparison() -> xr.Dataset:
-    return fc.compare(MODEL, "sphere", ["sgd:learning_rate=0.05"], 2, eps=[0.1, 0.2], seeds=2, metrics=["snc1"])
+def comparison_dataset() -> xr.Dataset:
+    names, shape = ("method", "eps", "seed", "time"), (2, 2, 2, 2)
+    both = dict.fromkeys(("snc1", "relative_distance", "distance_to_flow", "t"), (names, np.full(shape, 0.5)))
+    flags = {"flag_values": [0, 2], "flag_meanings": "plateau time_limit"}
+    ends = {"verdict": (names[:3], np.zeros(shape[:3], np.int8), flags), "steps": (names[:3], np.ones(shape[:3], int))}
+    ends["max_distance_to_flow"] = names[:3], np.full(shape[:3], 0.5)
+    return xr.Dataset(both | ends, {"method": ["flow", "sgd"], "eps": [0.1, 0.2], "seed": [0, 1], "time": TIMES})
 
 
 def run_dataset() -> xr.Dataset:
@@ -89,16 +128,16 @@ CALLS: dict[str, Callable[[], dict[str, Any]]] = {
         "solver": "tsit5", "rtol": 1e-3, "atol": 1e-3, "t1": 1.0, "max_steps": 9, "coordinates": "auto", "mesh": None
     },
     "Descent": lambda: {
-        "optimizer": "sgd", "num_steps": 2, "t1": 1.0, "coordinates": "auto", "learning_rate": 0.1, "momentum": 0.5
+        "optimizer": "sgd", "num_steps": 2, "t1": 1.0, "coordinates": "sample", "learning_rate": 0.1, "momentum": 0.5
     },
     "ModifiedFlow": lambda: {"learning_rate": 0.1, "momentum": 0.5, "nesterov": False, "solver": "tsit5", "t1": 1.0},
     "HeavyBallFlow": lambda: {"learning_rate": 0.1, "momentum": 0.5, "nesterov": False, "solver": "tsit5", "t1": 1.0},
     "compare": lambda: {
-        "model": MODEL, "start": "sphere", "optimizers": ["sgd"], "ts": [1.0], "eps": [0.1], "seeds": 1,
+        "model": MODEL, "start": "sphere", "optimizers": {"sgd": fc.Descent("sgd", 20)}, "ts": [1.0], "eps": [0.1], "seeds": 1,
         "metrics": ["risk"], "flow": fc.Flow("tsit5"), "num_steps": 20, "keep_final": False, "devices": 1,
         "width": 1, "progress": False, "learning_rate": [0.1],
     },
-    "enable_x64": lambda: {"enable": False},
+    "enable_x64": lambda: {"enable": True},
     "use_cpu_cores": lambda: {"count": 1},
     "hessian_spectrum": lambda: {"model": MODEL, "state": START, "num": 2, "which": "largest", "iterations": 4},
     "open_sweep": lambda: {"path": "there is no such folder"},
@@ -125,12 +164,12 @@ CALLS: dict[str, Callable[[], dict[str, Any]]] = {
     "initial.collapsed": lambda: {"model": MODEL, "key": KEY, "dtype": None},
     "metrics.evaluate": lambda: {"model": MODEL, "state": START, "names": ["snc1"], "start": START},
     "metrics.snc": lambda: {"model": MODEL, "state": START},
-    "metrics.from_features": lambda: {
+    "features.from_features": lambda: {
         "features": np.eye(3), "labels": [0, 0, 1], "W": np.ones((2, 3)), "b": np.zeros(2)
     },
-    "plot.comparison.comparison_paths": lambda: {"dataset": comparison(), "name": "snc1", "ax": None},
-    "plot.comparison.comparison_distance": lambda: {"dataset": comparison().isel(eps=0), "ax": None},
-    "plot.comparison.comparison_ends": lambda: {"dataset": comparison(), "name": "snc1", "ax": None, "along": "eps"},
+    "plot.comparison.comparison_paths": lambda: {"dataset": comparison_dataset().isel(eps=0), "name": "snc1", "ax": None},
+    "plot.comparison.comparison_distance": lambda: {"dataset": comparison_dataset().isel(eps=0), "ax": None},
+    "plot.comparison.comparison_ends": lambda: {"dataset": comparison_dataset(), "name": "snc1", "ax": None, "along": "eps"},
     "plot.overview.sweep": lambda: {"dataset": sweep_dataset(), "name": "snc1"},
     "plot.paper.figure1": lambda: {"dataset": sweep_dataset(), "ax": None, "seed": 0},
     "plot.paper.figure2": lambda: {"dataset": sweep_dataset(), "ax": None, "seed": 0},
@@ -138,13 +177,15 @@ CALLS: dict[str, Callable[[], dict[str, Any]]] = {
     "plot.stability.stability": lambda: {"dataset": stability_dataset(), "ax": None, "name": "snc1"},
     "plot.sweeps.bands": lambda: {"dataset": sweep_dataset(), "name": "snc1", "ax": None, "along": "eps"},
     "plot.sweeps.limit": lambda: {"dataset": sweep_dataset(), "name": "snc1", "ax": None, "against": "eps"},
-    "plot.sweeps.heatmap": lambda: {"dataset": sweep_dataset(), "name": "snc1", "ax": None, "x": "eps", "y": "seed"},
+    "plot.sweeps.heatmap": lambda: {
+        "dataset": stability_dataset(), "name": "snc1", "ax": None, "x": "learning_rate", "y": "eps"
+    },
     "plot.sweeps.verdicts": lambda: {"dataset": sweep_dataset(), "ax": None, "along": "eps"},
     "reproduce.run": lambda: {
         "eps": [0.1], "seeds": 1, "seed_shown": 0, "learning_rate": 0.1, "rtol": 1e-2, "solver": "tsit5", "t1": 1.0,
         "progress": False,
     },
-    "theory.certificate.verify": lambda: {"only": ["there is no such law"], "report": None},
+    "theory.certificate.verify": lambda: {"only": ["origin-modes"], "report": None},
     "theory.curves.learning_curve": lambda: {"model": MODEL, "start": START, "ts": TIMES, "corrected": True},
     "theory.curves.descent_curve": lambda: {"model": MODEL, "start": START, "learning_rate": 0.1, "num_steps": 2},
     "theory.curves.mean_modes": lambda: {"model": MODEL, "start": START, "ts": TIMES},
@@ -180,22 +221,27 @@ CALLS: dict[str, Callable[[], dict[str, Any]]] = {
     "theory.subspace.risk_parts": lambda: {"model": MODEL, "state": ON_S, "rtol": 1e-3},
 }
 # fmt: on
-"""A call that works, or is refused for its one wrong name, of each public function."""
+"""A call that works of each public function; that of `open_sweep` finds nothing."""
 
 
 def public_functions() -> dict[str, Callable]:
     """Every function and class that users call, by the name in `CALLS`."""
     found = {name: getattr(fc, name) for name in fc.__all__ if name not in RESULTS}
-    found = {name: value for name, value in found.items() if callable(value)}
+    found = {name: value for name, value in found.items() if callable(value) and not is_warning(value)}
     known = set(map(id, found.values()))
     for module in pkgutil.walk_packages(fc.__path__, "flowcollapse."):
-        if module.name.endswith("__main__") or any(module.name.startswith(name) for name in INTERNAL):
+        if "._" in module.name or any(module.name.startswith(name) for name in INTERNAL):
             continue
         for name, value in vars(importlib.import_module(module.name)).items():
             own = isinstance(value, types.FunctionType) and value.__module__ == module.name and not name.startswith("_")
             if own and id(value) not in known and ">>>" in (value.__doc__ or ""):
                 found[f"{module.name.removeprefix('flowcollapse.')}.{name}"] = value
     return found
+
+
+def is_warning(value: Any) -> bool:
+    """Whether it is a kind of warning or error, which users catch and never make."""
+    return isinstance(value, type) and issubclass(value, BaseException)
 
 
 class Stranger:
@@ -241,20 +287,21 @@ KINDS: dict[str, Callable[[], Any]] = {
     "jnp.array(2)": lambda: jnp.array(2),
     "jnp bool": lambda: jnp.ones(3, bool),
     "a key": lambda: KEY,
-    "keys": lambda: jax.random.split(KEY, 2),
+    "keys": functools.cache(lambda: jax.random.split(KEY, 2)),
     "a model": lambda: MODEL,
-    "another model": lambda: fc.UFM(num_classes=2, samples_per_class=(1, 2), num_features=1, weight_decay=0.1),
+    "another model": functools.cache(lambda: fc.UFM(num_classes=2, samples_per_class=(1, 2), num_features=1, weight_decay=0.1)),
     "the class of models": lambda: fc.UFM,
     "a state": lambda: START,
-    "states": lambda: jax.tree.map(lambda x: jnp.stack([x, x]), START),
-    "class means": lambda: fc.to_class_means(MODEL, START),
-    "drawn class means": lambda: fc.initial.sphere(MODEL, 0.1, key=KEY, reduced=True),
-    "a large state": lambda: fc.initial.sphere(MODEL, 1e3, key=KEY),
-    "a state of NaN": lambda: jax.tree.map(lambda x: x * jnp.nan, START),
-    "a state of integers": lambda: fc.State(H=np.ones((4, 9), int), W=np.ones((3, 4), int)),
+    "states": functools.cache(lambda: jax.tree.map(lambda x: jnp.stack([x, x]), START)),
+    "class means": functools.cache(lambda: fc.to_class_means(MODEL, START)),
+    "drawn class means": functools.cache(lambda: fc.initial.sphere(MODEL, 0.1, key=KEY, reduced=True)),
+    "a large state": functools.cache(lambda: fc.initial.sphere(MODEL, 1e3, key=KEY)),
+    "a state in 32 bits": functools.cache(lambda: jax.tree.map(lambda x: x.astype(jnp.float32), START)),
+    "a state of NaN": functools.cache(lambda: jax.tree.map(lambda x: x * jnp.nan, START)),
+    "a state of integers": functools.cache(lambda: fc.State(H=np.ones((4, 9), int), W=np.ones((3, 4), int))),
     "a state of numbers": lambda: fc.State(H=1, W=2, b=3),
     "a state of lists": lambda: fc.State(H=[1.0], W=[2.0], b=[3.0]),
-    "a method": lambda: fc.Flow(max_steps=2),
+    "a method": functools.cache(lambda: fc.Flow(max_steps=2)),
     "the class of flows": lambda: fc.Flow,
     "a dataset": lambda: xr.Dataset({"snc1": ("x", [1.0])}),
     "an empty dataset": xr.Dataset,
@@ -326,21 +373,20 @@ def attempt(function: Callable, options: dict[str, Any]) -> str | None:
 
 
 class Reached(Exception):
-    """A sweep or a comparison has checked its arguments and would begin to compute."""
+    """A sweep or a comparison has checked its arguments and would begin to compute, or a certificate."""
 
 
 def stop_before_computing() -> None:
-    """Let simulations be traced alone, and sweeps and comparisons end before the first lane."""
+    """Let sweeps and comparisons end before the first lane, and certificates before the first law."""
 
     def reached(*args, **options):
         raise Reached
 
-    run = fc.simulation._simulate
-    fc.simulation._simulate = lambda *args: eqx.filter_eval_shape(run, *args)
     Engine.__init__ = reached
+    certificate.measure = reached
 
 
-def main(file: str, *names: str, examples: int = 12) -> None:
+def main(file: str, *names: str, examples: int = 6) -> None:
     functions, calls = public_functions(), {name: CALLS[name]() for name in names or CALLS}
     stop_before_computing()
     with Path(file).open("w") as lines:
@@ -348,9 +394,10 @@ def main(file: str, *names: str, examples: int = 12) -> None:
             failures = list(failures_of(functions[name], valid, examples))
             lines.write(json.dumps({"function": name, "failures": failures}) + "\n")
             lines.flush()
+            fc.enable_x64()  # if it was switched off
 
 
-if __name__ == "__main__":
+if PROGRAM:
     import matplotlib as mpl
 
     mpl.use("agg")

@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import Formatter, FuncFormatter, Locator, LogFormatterSciNotation, LogLocator, MaxNLocator
 
+from .._checks import shown
 from .._errors import UsageError
 from .._files import check_picture, local_path, replacing
 
@@ -54,15 +55,22 @@ LEGEND: dict[str, Any] = {"frameon": False, "handlelength": 1.8, "labelspacing":
 def panels(ax: Any, count: int, size: tuple[float, float], rows: int = 1) -> Iterator[np.ndarray]:
     """The axes given, or new ones in the style of this package, row by row."""
     if ax is not None:
-        given = np.array([ax] if isinstance(ax, Axes) else ax, dtype=object)
-        if given.shape != (count,) or not all(isinstance(one, Axes) for one in given):
-            raise UsageError(f"ax must be {count} matplotlib Axes, got {ax!r}.")
-        yield given
+        given = _each(ax)
+        if len(given) != count or not all(isinstance(one, Axes) for one in given):
+            raise UsageError(f"ax must be {count} matplotlib Axes, got {shown(ax)}.")
+        yield np.array(given, dtype=object)
         return
     with mpl.rc_context(STYLE):
         figure, new = plt.subplots(rows, count // rows, figsize=size, layout="constrained", squeeze=False)
         yield new.ravel()
         figure.draw_without_rendering()  # ticks are made, and take their looks, when they are first drawn
+
+
+def _each(axes: Any) -> list[Any]:
+    """The axes that an array or a list holds, or the one object."""
+    if isinstance(axes, np.ndarray):
+        return list(axes.ravel())
+    return list(axes) if isinstance(axes, list | tuple) else [axes]
 
 
 def save(axes: Any, file: str | Path) -> None:
@@ -85,10 +93,10 @@ def save(axes: Any, file: str | Path) -> None:
     """
     file = local_path(file, "file")
     check_picture(file)
-    first = np.ravel(np.asarray(axes, dtype=object))[:1]
-    figure = first[0].get_figure(root=True) if first and isinstance(first[0], Axes | Figure | SubFigure) else None
+    first = next(iter(_each(axes)), None)
+    figure = first.get_figure(root=True) if isinstance(first, Axes | Figure | SubFigure) else None
     if not isinstance(figure, Figure):
-        raise UsageError(f"axes must be what a picture returns, matplotlib Axes, got {axes!r}.")
+        raise UsageError(f"axes must be what a picture returns, matplotlib Axes, got {shown(axes)}.")
     with mpl.rc_context({"pdf.fonttype": 42}), replacing(file) as part:
         figure.savefig(part, format=file.suffix[1:].lower(), dpi=300)
 

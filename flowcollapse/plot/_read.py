@@ -90,7 +90,7 @@ def kind_of(dataset: xr.Dataset) -> str:
     """Which of `KINDS` a Dataset is, or `""`."""
     if "method" in dataset.dims:
         return "comparison" if "distance_to_flow" in dataset else "figures"
-    if "seed" in dataset.coords or "eps" in dataset.coords:
+    if {"seed", "eps"} & {*dataset.dims, *dataset.coords}:  # one run that was selected is drawn as a sweep, too
         return "sweep"
     return "run" if any(values.dims == ("time",) for values in dataset.data_vars.values()) else ""
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from .._checks import shown
 from .._errors import UsageError
 from ._axes import LABELS, tex
 from ._read import known_name
@@ -129,8 +130,10 @@ def only(values: xr.DataArray, *axes: str) -> xr.DataArray:
     return values.squeeze([axis for axis in values.dims if axis not in axes]).transpose(*axes)
 
 
-def drawable(axis: str | None) -> None:
-    """Raise `UsageError` for an axis that every curve, point or cell has to itself."""
+def drawable(axis: Any) -> None:
+    """Raise `UsageError` unless `axis` is None, or a name, and that of no axis which each curve, point or cell has."""
+    if axis is not None and not isinstance(axis, str):
+        raise UsageError(f"axis must be a name, such as 'eps', got {shown(axis)}.")
     if axis in ("seed", "time"):
         raise UsageError(f"axis {axis!r} cannot be chosen here: choose another, such as 'eps'.")
 

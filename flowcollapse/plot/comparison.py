@@ -10,6 +10,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator
 
+from .._checks import shown
 from .._errors import UsageError
 from ._axes import OKABE_ITO, log_against_time, panels
 from ._read import Source, another_picture, known_name, read
@@ -121,16 +122,16 @@ def comparison_ends(
     if along is None:
         several = [str(axis) for axis in end.dims if axis not in ("method", *OVER) and end.sizes[axis] > 1]
         along = several[0] if several else "eps"
-    if along not in end.dims or along not in end.coords:
+    if not isinstance(along, str) or along not in end.dims or along not in end.coords:
         raise UsageError(
-            f"dataset has no axis {along!r} of single numbers: choose one of {', '.join(map(str, end.dims))}."
+            f"dataset has no axis {shown(along)} of single numbers: choose one of {', '.join(map(str, end.dims))}."
         )
     end = end.sortby(along)
     values = _starts_last(end.to_dataset(name=name), name, along)
     with panels(ax, 1, (5.2, 3.3)) as (one,):
         few = end.sizes[along] <= 8
-        shown = values[1:] if name == "max_distance_to_flow" else values
-        _draw(one, dataset, shown.where(shown > 0), end[along].values, marker="." if few else None)
+        drawn = values[1:] if name == "max_distance_to_flow" else values
+        _draw(one, dataset, drawn.where(drawn > 0), end[along].values, marker="." if few else None)
         one.set_xscale("log")
         if few:
             one.set_xticks(end[along].values, [f"{value:g}" for value in end[along].values])

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from .._checks import shown
 from .._errors import UsageError
 from ._axes import BAND, DASHED, DOTTED, GREY, LABELS, LEGEND, OKABE_ITO, log_against_time, palette, panels, spread, tex
 from ._read import Source, another_picture, known_name, read
@@ -164,6 +165,8 @@ def _full(dataset: xr.Dataset, name: str) -> xr.DataArray:
 
 def _shown(dataset: xr.Dataset, values: xr.DataArray, seed: int | None) -> int:
     """The position of the seed to draw."""
+    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int | np.integer)):
+        raise UsageError(f"seed must be one of the dataset's seeds, got {shown(seed)}.")
     seed = dataset.attrs.get("seed_shown") if seed is None else seed
     if seed is None or ("seed" not in values.coords and values.sizes["seed"] == 1):
         return 0

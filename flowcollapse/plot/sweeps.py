@@ -281,7 +281,7 @@ def _two_axes(values: xr.DataArray, x: str | None, y: str | None) -> tuple[str, 
             f"heatmap needs two axes with several values, and the dataset has these: {there}; name x and y, and select "
             "one value of each of the others with dataset.sel."
         )
-    return x or left[-1], y or left[0]
+    return left[-1] if x is None else x, left[0] if y is None else y
 
 
 def verdicts(dataset: Source, ax: Axes | None = None, *, along: str = "eps") -> Axes:

@@ -53,7 +53,8 @@ def connect(
         raise UsageError(f"{address} needs certificates: give the authority's, this client's, and its key.")
     security = Security(require_encryption=True, **given) if given else None
     try:
-        return Client(address, security=security, timeout=PATIENCE)
+        # Not the default of the process: Dask would keep it if nobody answers, and read files through it.
+        return Client(address, security=security, timeout=PATIENCE, set_as_default=False)
     except (OSError, ValueError, TypeError) as error:
         raise UsageError(f"scheduler {address} does not answer: {error}.") from None
 
@@ -66,7 +67,7 @@ def connected(scheduler: Any) -> "Iterator[distributed.Client | None]":
         UsageError: as `connect`, and for anything else.
     """
     if isinstance(scheduler, str):
-        with connect(scheduler) as client:
+        with connect(scheduler) as client, client.as_current():
             yield client
     elif scheduler is None or hasattr(scheduler, "scheduler_info"):
         yield scheduler

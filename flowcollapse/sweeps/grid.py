@@ -115,13 +115,13 @@ def checked_axes(allowed: Sequence[str], eps: Any, seeds: Any, axes: Mapping[str
         if name not in allowed:
             raise UsageError(f"axis {name!r} is not one of {', '.join(allowed)}{nearest(name, allowed) or '.'}")
     ordered = sorted(axes, key=lambda name: SHAPE_AXES.index(name) if name in SHAPE_AXES else len(SHAPE_AXES))
-    checked = {name: _checked_axis(name, axes[name]) for name in ordered}
-    checked |= {"eps": _checked_axis("eps", eps), "seed": _checked_seeds(seeds)}
+    checked = {name: checked_axis(name, axes[name]) for name in ordered}
+    checked |= {"eps": checked_axis("eps", eps), "seed": _checked_seeds(seeds)}
     check_positive("eps", list(checked["eps"]))
     return checked
 
 
-def _checked_axis(name: str, values: Any) -> tuple[Any, ...]:
+def checked_axis(name: str, values: Any) -> tuple[Any, ...]:
     """The values of an axis as a tuple of at least one, all different; numbers as floats unless they are sizes."""
     given = tuple(_number(name, value) for value in _listed(name, values))
     _check_values(name, given)

@@ -1,16 +1,9 @@
 """The verb `sweep`: every lane of a grid, on every device, into memory or into a store that can be resumed."""
 
 import contextlib
-import dataclasses
 import functools
-import itertools
 import math
 import os
-import signal
-import sys
-import threading
-import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
 from .._checks import Number, check_flag, check_integer, shown
 from .._errors import UsageError, nearest
@@ -31,13 +23,13 @@ from ..model import UFM
 from ..provenance import provenance
 from ..settings import tell_precision
 from ..simulation import checked_times
-from ..stopping import Verdict
 from .engine import Device, chosen_devices
+from .filling import fill
 from .grid import Batch, Grid, Task, batches, chunk_sides, make_grid, task_sides, tasks
 from .identity import configuration, united
 from .lanes import Plan, common_metrics, empty_dataset
 from .local import Local, Result, default_lanes
-from .store import GROUP, MARK, Store, check_place, configuration_of, locked, open_sweep, put
+from .store import GROUP, Store, check_place, configuration_of, locked, open_sweep, put
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -185,7 +177,7 @@ def _into_memory(plan: Plan, capacity: int, compute: Compute, progress: bool, ab
     dataset.attrs = provenance(plan.grid.model, plan.grid.method, title="flowcollapse sweep")
     sides = task_sides(plan.grid, capacity)
     todo, most = [(task,) for task in tasks(plan.grid, sides)], math.prod(sides)
-    report = _fill(plan, todo, plan.grid.num_lanes, lambda left: compute(plan, left, most), keep, progress)
+    report = fill(plan, todo, plan.grid.num_lanes, lambda left: compute(plan, left, most), keep, progress)
     dataset.attrs |= report.attributes | about
     if report.interrupted:
         raise Interrupted("Interrupted. The lanes that were finished are in this exception's `dataset`.", dataset)
@@ -214,7 +206,7 @@ def _into_store(
         mine = (task for task in tasks(whole.grid, store.sides) if task.index % count == index)
         lanes, left = _left(mine, store, asked)
         todo = list(batches(whole.grid, left, capacity))
-        report = _fill(plan, todo, lanes, lambda left: compute(whole, left, capacity), store.write, progress)
+        report = fill(plan, todo, lanes, lambda left: compute(whole, left, capacity), store.write, progress)
     dataset = _selected(open_sweep(path), plan, asked).assign_attrs(report.attributes)
     if report.interrupted:
         left = lanes - report.lanes_before - report.lanes
@@ -256,82 +248,6 @@ def _selected(dataset: "xr.Dataset", plan: Plan, asked: Mapping[str, np.ndarray]
     dataset = dataset.isel({name: places for name, places in asked.items() if not whole[name]})
     dataset = dataset.drop_vars([name for name in dataset.data_vars if name in METRICS and name not in plan.metrics])
     return dataset.transpose(*plan.grid.axes, ...)
-
-
-@dataclasses.dataclass
-class Report:
-    """How a sweep went: lanes finished before and now, steps taken and paid for, seconds."""
-
-    lanes_before: int
-    lanes: int = 0
-    taken: int = 0
-    paid: int = 0
-    seconds: float = 0.0
-    interrupted: bool = False
-    verdicts: Counter[str] = dataclasses.field(default_factory=Counter)
-
-    @property
-    def attributes(self) -> dict[str, Any]:
-        return {
-            "lanes_computed": self.lanes,
-            "lanes_per_second": self.lanes / self.seconds if self.seconds else 0.0,
-            "lane_efficiency": self.taken / self.paid if self.paid else 1.0,
-        }
-
-
-def _fill(
-    plan: Plan,
-    todo: list[Batch],
-    lanes: int,
-    compute: Callable[[Iterator[Batch]], Iterator[Result]],
-    keep: Callable[[Task, dict[str, np.ndarray]], None],
-    progress: bool,
-) -> Report:
-    """Keep each result as it comes. After Ctrl-C no batch is begun, and those under way are finished and kept."""
-    report = Report(lanes_before=lanes - sum(task.num_lanes for batch in todo for task in batch))
-    begin = time.perf_counter()
-    bar = tqdm(
-        desc=plan.grid.method.name,
-        total=lanes,
-        initial=report.lanes_before,
-        unit="lane",
-        unit_scale=True,
-        disable=not progress,
-    )
-    with bar, _interruptible() as asked:
-        for result in compute(itertools.takewhile(lambda _: not asked.is_set(), todo)):
-            for task, variables in result.of_tasks():
-                keep(task, variables)
-            report.lanes += result.num_lanes
-            report.taken, report.paid = report.taken + result.taken, report.paid + result.paid
-            report.seconds = time.perf_counter() - begin
-            codes, counts = np.unique(result.variables[MARK], return_counts=True)
-            for code, number in zip(codes.tolist(), counts.tolist(), strict=True):
-                report.verdicts[Verdict(code).name] += number
-            bar.set_postfix(report.verdicts, refresh=False)
-            bar.update(result.num_lanes)
-    report.interrupted = report.lanes_before + report.lanes < lanes
-    return report
-
-
-@contextlib.contextmanager
-def _interruptible() -> Iterator[threading.Event]:
-    """An event that the first Ctrl-C sets; the second one interrupts at once. Signals reach the main thread only."""
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield asked
-        return
-
-    def ask(number, frame):
-        signal.signal(signal.SIGINT, before)
-        tqdm.write("Ending after what is under way; Ctrl-C again ends at once.", file=sys.stderr)
-        asked.set()
-
-    before = signal.signal(signal.SIGINT, ask)
-    try:
-        yield asked
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _times(ts: Any, grid: Grid) -> tuple[float, ...] | int:

@@ -117,11 +117,12 @@ def verify(only: str | Iterable[str] | None = None, *, report: Callable[[Row], N
         >>> fc.theory.certificate.verify(["origin-modes"]).passed
         True
     """
-    if only is not None and not isinstance(only, Iterable):
-        raise UsageError(f"only must be a list of names of laws, got {shown(only)}.")
     if report is not None and not callable(report):
         raise UsageError(f"report must be a function of a row, got {shown(report)}.")
-    names = list(LAWS) if only is None else [only] if isinstance(only, str) else list(only)
+    try:
+        names = list(LAWS) if only is None else [only] if isinstance(only, str) else list(only)
+    except TypeError:  # what has no parts
+        raise UsageError(f"only must be a list of names of laws, got {shown(only)}.") from None
     for name in names:
         if not isinstance(name, str) or name not in LAWS:
             hint = nearest(name, LAWS) or f"; choose from {', '.join(LAWS)}."
