@@ -155,7 +155,9 @@ def evaluate(
     if start is not None:
         check_state(model, start, "start")
         if start.W.ndim != 2:
-            raise UsageError(f"start has leading axes {start.W.shape[:-2]}, and it must be one state: take one of them.")
+            raise UsageError(
+                f"start has leading axes {start.W.shape[:-2]}, and it must be one state: take one of them."
+            )
         reference = problem_of(model, start)[1]
     with jax.default_matmul_precision("highest"):
         return over_batch(lambda one: observe(*problem_of(model, one), names, reference), state)
