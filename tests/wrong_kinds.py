@@ -326,7 +326,7 @@ def stop_before_computing() -> None:
 
     Engine.__init__ = reached
     certificate.measure = reached
-    Figure.draw_without_rendering = lambda figure: None
+    Figure.draw_without_rendering = lambda self: None
 
 
 def main(file: str, *names: str, examples: int = 6) -> None:
