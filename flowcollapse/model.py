@@ -370,7 +370,7 @@ def check_columns(model: UFM, columns: Columns | None) -> None:
 
 
 def check_state(model: UFM, state: State, argument: str = "state") -> None:
-    """Raise `UsageError` unless the shapes of `state`, an argument of that name, are those of `model`, and its columns fit the loss."""
+    """Raise `UsageError` unless `state`, which users know as `argument`, has the model's shapes and fits its loss."""
     check_model(model)
     if not isinstance(state, State):
         kind = type(state).__name__

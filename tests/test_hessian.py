@@ -79,6 +79,21 @@ def test_spectrum_sharpness_trace_and_products_are_those_of_the_whole_matrix(nam
         np.testing.assert_allclose(trace[i], values.sum(), rtol=64 * EPS)
 
 
+def test_products_are_of_the_wider_precision():
+    """Linear in the direction and exact in small integers, whichever of the two is in 32 bits."""
+    model = ufm(2, 1, 2)
+    state, direction = (fc.State(H=np.eye(2) * k, W=np.eye(2), b=np.ones(2)) for k in (1.0, 2.0))
+    wide = hessian_vector_product(model, state, direction)
+
+    def narrow(one: fc.State) -> fc.State:
+        return jax.tree.map(lambda x: x.astype(jnp.float32), one)
+
+    for pair in ((narrow(state), direction), (state, narrow(direction))):
+        product = hessian_vector_product(model, *pair)
+        assert product.W.dtype == jnp.float64
+        assert jax.tree.all(jax.tree.map(jnp.array_equal, product, wide))
+
+
 def test_large_problems_give_the_ends_of_the_spectrum():
     """4,090 parameters on the samples by SciPy's Lanczos, 234 directions in the coordinates here."""
     model = ufm(10, 50, 8)

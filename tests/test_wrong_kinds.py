@@ -1,6 +1,6 @@
 """No argument of a public function, whatever its value, raises anything but a `UsageError` of one line.
 
-The values and the calls stand in `wrong_kinds.py`; a function that is new needs a call there.
+The calls stand in `wrong_kinds.py`, the values in `wrong_values.py`; a function that is new needs a call there.
 """
 
 import json
@@ -41,14 +41,17 @@ def test_a_wrong_value_is_refused_in_one_line_or_gives_a_result(failures, name):
 
 
 def test_a_function_that_fails_is_found_out():
-    """The trial itself: raw errors and hangers-on are failures, results and refusals are not."""
+    """The trial itself: raw errors are failures; results, and refusals of wrong values, are not."""
 
     def half(number):
         if isinstance(number, str):
-            raise fc.UsageError(f"number must be a number, got {number!r}:\nuse 1.")
+            raise fc.UsageError(f"number must be a number, got {number!r}: use 1.")
         return number / 2
 
     found = list(wrong_kinds.failures_of(half, {"number": 1}, examples=0))
-    assert found
-    assert all(error.startswith(("TypeError", "UFuncTypeError")) for _, _, error in found)
-    assert "[]" in {shown for _, shown, _ in found}
+    shortest = {error.partition(":")[0]: shown for _, shown, error in found}
+    assert "TypeError" in shortest
+    assert shortest.keys() <= {"TypeError", "UFuncTypeError"}
+    assert shortest["TypeError"] == "()"  # of the shortest values, the first
+    name, _, error = next(wrong_kinds.failures_of(half, {"number": "1"}, examples=0))
+    assert (name, error) == ("a call that works", "a refusal: number must be a number, got '1': use 1.")

@@ -2,8 +2,9 @@
 
 Run as a program, from an empty folder, because the suite's own shape checks would refuse such values before the
 package sees them. `python wrong_kinds.py FILE` writes, for each function, what gave neither a result nor a
-`UsageError`. Programs are traced and not compiled, and give zeros; sweeps end where they would begin to compute: by then
-all has been checked. A function is public if it is a public name of the package or has an example in its docstring.
+`UsageError`. Programs are traced and not compiled, and give zeros; sweeps end where they would begin to compute: by
+then all has been checked. A function is public if it is a public name of the package or has an example in its
+docstring.
 """
 
 import contextlib
@@ -16,7 +17,6 @@ import sys
 import types
 import warnings
 from collections.abc import Callable, Iterator
-from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import xarray as xr
-from hypothesis import HealthCheck, given, settings, strategies as st
+from hypothesis import HealthCheck, given, settings
+from matplotlib.figure import Figure
 
 PROGRAM = __name__ == "__main__"
 
@@ -41,7 +42,7 @@ def is_shape(x: Any) -> bool:
 
 
 def traced(program: Callable) -> Callable:
-    """In place of a compiled program: it is traced, once for all arguments of the same kinds, and gives zeros and yes."""
+    """In place of a compiled program: it is traced, once for arguments of the same kinds, and gives zeros, or yes."""
     if program.__name__ in DECIDING:
         return compiled(program)
     known: dict[Any, Any] = {}
@@ -61,18 +62,12 @@ def traced(program: Callable) -> Callable:
 if PROGRAM:
     eqx.filter_jit = traced  # before the package loads
 
+from wrong_values import KEY, KINDS, MODEL, NO_BIAS, ON_S, SIZES, START, nested  # noqa: E402
+
 import flowcollapse as fc  # noqa: E402
 from flowcollapse.sweeps.engine import Engine  # noqa: E402
 from flowcollapse.theory import certificate  # noqa: E402
 
-fc.enable_x64()
-KEY = jax.random.key(0)
-SIZES = {"num_classes": 3, "samples_per_class": 3, "num_features": 4}
-MODEL = fc.UFM(num_classes=3, samples_per_class=3, num_features=4)
-START = fc.initial.sphere(MODEL, 0.1, key=KEY)
-ON_S = fc.initial.on_subspace(MODEL, 0.1, key=KEY)
-COLLAPSED = fc.initial.collapsed(MODEL, key=KEY)
-NO_BIAS = fc.UFM(num_classes=3, samples_per_class=3, num_features=4, use_bias=False)
 TIMES = [0.0, 1.0]
 
 RESULTS = {"Trajectory", "Verdict"}
@@ -120,6 +115,13 @@ def run_dataset() -> xr.Dataset:
     return xr.Dataset({name: ("time", [0.5, 0.4]) for name in names}, {"time": TIMES})
 
 
+def store() -> str:
+    """The store of a sweep that has ended before its first lane."""
+    with contextlib.suppress(Reached):
+        fc.sweep(MODEL, fc.Flow("tsit5"), eps=[0.1], seeds=1, ts=2, metrics="risk", store="a store", progress=False)
+    return "a store"
+
+
 # fmt: off
 CALLS: dict[str, Callable[[], dict[str, Any]]] = {
     "UFM": lambda: SIZES | {"weight_decay": 0.0, "use_bias": True, "loss": "squared"},
@@ -133,14 +135,14 @@ CALLS: dict[str, Callable[[], dict[str, Any]]] = {
     "ModifiedFlow": lambda: {"learning_rate": 0.1, "momentum": 0.5, "nesterov": False, "solver": "tsit5", "t1": 1.0},
     "HeavyBallFlow": lambda: {"learning_rate": 0.1, "momentum": 0.5, "nesterov": False, "solver": "tsit5", "t1": 1.0},
     "compare": lambda: {
-        "model": MODEL, "start": "sphere", "optimizers": {"sgd": fc.Descent("sgd", 20)}, "ts": [1.0], "eps": [0.1], "seeds": 1,
+        "model": MODEL, "start": "sphere", "optimizers": {"sgd": fc.Descent("sgd", 20)}, "ts": [1.0], "eps": [0.1],
         "metrics": ["risk"], "flow": fc.Flow("tsit5"), "num_steps": 20, "keep_final": False, "devices": 1,
-        "width": 1, "progress": False, "learning_rate": [0.1],
+        "width": 1, "progress": False, "learning_rate": [0.1], "seeds": 1,
     },
     "enable_x64": lambda: {"enable": True},
     "use_cpu_cores": lambda: {"count": 1},
     "hessian_spectrum": lambda: {"model": MODEL, "state": START, "num": 2, "which": "largest", "iterations": 4},
-    "open_sweep": lambda: {"path": "there is no such folder"},
+    "open_sweep": lambda: {"path": store()},
     "predict": lambda: {"model": MODEL, "start": START, "ts": TIMES, "metrics": ["risk"]},
     "risk": lambda: {"model": MODEL, "state": START},
     "sharpness": lambda: {"model": MODEL, "state": START, "iterations": 4},
@@ -167,9 +169,13 @@ CALLS: dict[str, Callable[[], dict[str, Any]]] = {
     "features.from_features": lambda: {
         "features": np.eye(3), "labels": [0, 0, 1], "W": np.ones((2, 3)), "b": np.zeros(2)
     },
-    "plot.comparison.comparison_paths": lambda: {"dataset": comparison_dataset().isel(eps=0), "name": "snc1", "ax": None},
+    "plot.comparison.comparison_paths": lambda: {
+        "dataset": comparison_dataset().isel(eps=0), "name": "snc1", "ax": None
+    },
     "plot.comparison.comparison_distance": lambda: {"dataset": comparison_dataset().isel(eps=0), "ax": None},
-    "plot.comparison.comparison_ends": lambda: {"dataset": comparison_dataset(), "name": "snc1", "ax": None, "along": "eps"},
+    "plot.comparison.comparison_ends": lambda: {
+        "dataset": comparison_dataset(), "name": "snc1", "ax": None, "along": "eps"
+    },
     "plot.overview.sweep": lambda: {"dataset": sweep_dataset(), "name": "snc1"},
     "plot.paper.figure1": lambda: {"dataset": sweep_dataset(), "ax": None, "seed": 0},
     "plot.paper.figure2": lambda: {"dataset": sweep_dataset(), "ax": None, "seed": 0},
@@ -221,7 +227,7 @@ CALLS: dict[str, Callable[[], dict[str, Any]]] = {
     "theory.subspace.risk_parts": lambda: {"model": MODEL, "state": ON_S, "rtol": 1e-3},
 }
 # fmt: on
-"""A call that works of each public function; that of `open_sweep` finds nothing."""
+"""A call that works of each public function."""
 
 
 def public_functions() -> dict[str, Callable]:
@@ -244,79 +250,12 @@ def is_warning(value: Any) -> bool:
     return isinstance(value, type) and issubclass(value, BaseException)
 
 
-class Stranger:
-    """An object of no library."""
-
-    def __repr__(self) -> str:
-        return "a stranger"
-
-
-KINDS: dict[str, Callable[[], Any]] = {
-    **{repr(value): (lambda value=value: value) for value in (
-        None, True, False, 0, 1, -1, 3, 10**30, -(10**30), 0.0, -1.0, 0.5, 2.5, 1e300, float("nan"), float("inf"),
-        1 + 2j, "", "abc", "a\0b", "snc1\n", b"x", (), (1,), (1, 2, 3), (0.5, "a"), [], [1], [1.0, "a"], [[1, 2], [3]],
-        [[0.1], [0.2]], [None], [True], [float("nan")], [-1.0], [[]], ["risk", 3], {}, {"a": 1}, {1: 2}, {"sgd": None},
-        range(3), slice(3), ..., NotImplemented, Decimal("0.1"), Path("x"), 1e-30, "1", "0.1",
-    )},
-    "set()": set,
-    "{0.5}": lambda: {0.5},
-    "object()": object,
-    "stranger": Stranger,
-    "a class": lambda: int,
-    "a module": lambda: json,
-    "a builtin": lambda: len,
-    "a lambda": lambda: lambda *args, **options: None,
-    "a generator": lambda: (x for x in (0.5, 1.0)),
-    "an error": lambda: ValueError("x"),
-    "np.zeros((2, 2))": lambda: np.zeros((2, 2)),
-    "np.zeros(0)": lambda: np.zeros(0),
-    "np.ones((3, 4), int)": lambda: np.ones((3, 4), int),
-    "np text": lambda: np.array(["a", "b"]),
-    "np objects": lambda: np.array([object(), None]),
-    "np.int64(2)": lambda: np.int64(2),
-    "np.int64(-2)": lambda: np.int64(-2),
-    "np.float32(0.1)": lambda: np.float32(0.1),
-    "np.bool_(True)": lambda: np.bool_(True),
-    "np.array(1)": lambda: np.array(1),
-    "np.array(0.1)": lambda: np.array(0.1),
-    "np.array([0.1])": lambda: np.array([0.1]),
-    "np complex": lambda: np.ones((3, 4), complex),
-    "np date": lambda: np.datetime64("2026-01-01"),
-    "jnp.ones(3)": lambda: jnp.ones(3),
-    "jnp.array(0.1)": lambda: jnp.array(0.1),
-    "jnp.array(2)": lambda: jnp.array(2),
-    "jnp bool": lambda: jnp.ones(3, bool),
-    "a key": lambda: KEY,
-    "keys": functools.cache(lambda: jax.random.split(KEY, 2)),
-    "a model": lambda: MODEL,
-    "another model": functools.cache(lambda: fc.UFM(num_classes=2, samples_per_class=(1, 2), num_features=1, weight_decay=0.1)),
-    "the class of models": lambda: fc.UFM,
-    "a state": lambda: START,
-    "states": functools.cache(lambda: jax.tree.map(lambda x: jnp.stack([x, x]), START)),
-    "class means": functools.cache(lambda: fc.to_class_means(MODEL, START)),
-    "drawn class means": functools.cache(lambda: fc.initial.sphere(MODEL, 0.1, key=KEY, reduced=True)),
-    "a large state": functools.cache(lambda: fc.initial.sphere(MODEL, 1e3, key=KEY)),
-    "a state in 32 bits": functools.cache(lambda: jax.tree.map(lambda x: x.astype(jnp.float32), START)),
-    "a state of NaN": functools.cache(lambda: jax.tree.map(lambda x: x * jnp.nan, START)),
-    "a state of integers": functools.cache(lambda: fc.State(H=np.ones((4, 9), int), W=np.ones((3, 4), int))),
-    "a state of numbers": lambda: fc.State(H=1, W=2, b=3),
-    "a state of lists": lambda: fc.State(H=[1.0], W=[2.0], b=[3.0]),
-    "a method": functools.cache(lambda: fc.Flow(max_steps=2)),
-    "the class of flows": lambda: fc.Flow,
-    "a dataset": lambda: xr.Dataset({"snc1": ("x", [1.0])}),
-    "an empty dataset": xr.Dataset,
-    "a DataArray": lambda: xr.DataArray([1.0, 2.0]),
-}  # fmt: skip
-
-scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.complex_numbers() | st.text(max_size=3)
-nested = st.recursive(
-    scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=2), inner, max_size=2)
-)
-
-
 def failures_of(function: Callable, valid: dict[str, Any], examples: int) -> Iterator[tuple[str, str, str]]:
-    """`(argument, value, error)` for each error that is no `UsageError`, or takes more than one line."""
-    error = attempt(function, valid)
+    """`(argument, value, error)` for each error that is no `UsageError`, or takes more than one line.
+
+    The call that works is one without any.
+    """
+    error = attempt(function, valid, refusals=False)
     if error is not None:
         yield "a call that works", "", error
     for argument in valid:
@@ -353,8 +292,8 @@ def throw_at(check: Callable[[Any, str], None], examples: int) -> None:
     throw()
 
 
-def attempt(function: Callable, options: dict[str, Any]) -> str | None:
-    """What went wrong; None for a result or a `UsageError` of one line."""
+def attempt(function: Callable, options: dict[str, Any], refusals: bool = True) -> str | None:
+    """What went wrong; None for a result or, if there may be `refusals`, a `UsageError` of one line."""
     from matplotlib import pyplot
 
     try:
@@ -364,7 +303,7 @@ def attempt(function: Callable, options: dict[str, Any]) -> str | None:
     except Reached:
         return None
     except fc.UsageError as error:
-        return None if "\n" not in str(error) else f"an error of several lines: {error}"
+        return None if refusals and "\n" not in str(error) else f"a refusal: {error}"
     except Exception as error:
         return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
     finally:
@@ -377,18 +316,22 @@ class Reached(Exception):
 
 
 def stop_before_computing() -> None:
-    """Let sweeps and comparisons end before the first lane, and certificates before the first law."""
+    """Let sweeps and comparisons end before the first lane, and certificates before the first law.
+
+    Pictures are not laid out.
+    """
 
     def reached(*args, **options):
         raise Reached
 
     Engine.__init__ = reached
     certificate.measure = reached
+    Figure.draw_without_rendering = lambda self: None
 
 
 def main(file: str, *names: str, examples: int = 6) -> None:
-    functions, calls = public_functions(), {name: CALLS[name]() for name in names or CALLS}
     stop_before_computing()
+    functions, calls = public_functions(), {name: CALLS[name]() for name in names or CALLS}
     with Path(file).open("w") as lines:
         for name, valid in calls.items():
             failures = list(failures_of(functions[name], valid, examples))

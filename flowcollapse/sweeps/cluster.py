@@ -41,6 +41,7 @@ def connect(
         UsageError: if the extra `cluster` is not installed, a file is missing, or nobody answers.
     """
     try:
+        import dask
         from distributed import Client, Security
     except ImportError:
         raise UsageError('scheduler needs Dask distributed: pip install "flowcollapse[cluster]".') from None
@@ -52,10 +53,11 @@ def connect(
     if address.startswith("tls://") and len(given) < 3:
         raise UsageError(f"{address} needs certificates: give the authority's, this client's, and its key.")
     security = Security(require_encryption=True, **given) if given else None
+    before = dask.config.get("scheduler", None)
     try:
-        # Not the default of the process: Dask would keep it if nobody answers, and read files through it.
-        return Client(address, security=security, timeout=PATIENCE, set_as_default=False)
+        return Client(address, security=security, timeout=PATIENCE)
     except (OSError, ValueError, TypeError) as error:
+        dask.config.set(scheduler=before)  # or Dask would read all files through the client that there is not
         raise UsageError(f"scheduler {address} does not answer: {error}.") from None
 
 
@@ -67,7 +69,7 @@ def connected(scheduler: Any) -> "Iterator[distributed.Client | None]":
         UsageError: as `connect`, and for anything else.
     """
     if isinstance(scheduler, str):
-        with connect(scheduler) as client, client.as_current():
+        with connect(scheduler) as client:
             yield client
     elif scheduler is None or hasattr(scheduler, "scheduler_info"):
         yield scheduler

@@ -189,7 +189,7 @@ def _number(name: str, value: Any) -> Any:
 
 def _not_numbers(name: str, value: Any) -> UsageError:
     if callable(value):
-        cure = "an axis varies numbers, so call fc.sweep once for each schedule or other function"
+        cure = "an axis varies numbers, so run once for each schedule or other function"
     else:
         cure = f"give numbers, as [0.1, 0.2]{f', or lists of {LISTS[name]}' if name in LISTS else ''}"
     return UsageError(f"{name} must be a list of numbers, got {shown(value)}: {cure}.")
