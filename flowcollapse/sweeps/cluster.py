@@ -41,7 +41,7 @@ def connect(
         UsageError: if the extra `cluster` is not installed, a file is missing, or nobody answers.
     """
     try:
-        import dask
+        import dask.config
         from distributed import Client, Security
     except ImportError:
         raise UsageError('scheduler needs Dask distributed: pip install "flowcollapse[cluster]".') from None
