@@ -12,6 +12,7 @@ from flowcollapse.rosenbrock import Rodas5P, conjugate_gradients
 
 # The gradient flow of a quartic with a symmetric, coupled quadratic part, as two leaves.
 M = np.array([[2.0, 0.5, 0.2], [0.5, 1.0, -0.3], [0.2, -0.3, 3.0]])
+EPS = np.finfo(np.float64).eps
 START = (jnp.array([1.0, -0.7]), jnp.array([0.4]))
 
 
@@ -80,7 +81,8 @@ def test_conjugate_gradients_solve_or_say_that_they_cannot():
         return A @ v
 
     x = conjugate_gradients(matrix, rhs, jnp.asarray(1e-10))
-    assert float(jnp.linalg.norm(A @ x - rhs)) < 1e-9 * float(jnp.linalg.norm(rhs))
+    # Beside the tolerance, the residual has the rounding of a matrix of norm 1e7.
+    assert float(jnp.linalg.norm(A @ x - rhs)) < (1e-10 + 10 * EPS * 1e7) * float(jnp.linalg.norm(rhs))
     indefinite = jnp.asarray(Q * np.where(np.arange(30) < 15, 1.0, -1.0) @ Q.T)
     assert np.all(np.isnan(conjugate_gradients(lambda v: indefinite @ v, rhs, jnp.asarray(1e-10))))
 
