@@ -199,7 +199,7 @@ def checked_saves(steps: np.ndarray, last: int, ts: Any, label: str) -> Any:
 
 
 def spread(last: Any, count: int) -> Any:
-    """So many steps, equally far apart, up to the last one."""
+    """That number of steps, equally far apart, up to the last one."""
     xp = np if isinstance(last, int) else jnp
     return xp.round(xp.linspace(last, 0, count)[::-1]).astype(int)
 

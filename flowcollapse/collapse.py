@@ -19,7 +19,7 @@ from .model import Point, Problem
 
 
 class Measured(abc.ABC):
-    """What metrics of collapse read: class means, the scatter within the classes, and a classifier."""
+    """The data that collapse metrics read: class means, the scatter within the classes, and a classifier."""
 
     @property
     @abc.abstractmethod

@@ -53,7 +53,7 @@ def adjoint_of(adjoint: Any) -> dfx.AbstractAdjoint:
 
 
 class Integrable(Protocol):
-    """What the integrations ask of a flow."""
+    """The part of a flow that the integrations use."""
 
     rtol: Any
     atol: Any

@@ -1,4 +1,4 @@
-"""What a command prints, and the files that it writes at its end."""
+"""The output of a command: its text, and the files that it writes at its end."""
 
 import dataclasses
 import importlib.util

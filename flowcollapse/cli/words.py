@@ -18,7 +18,7 @@ from .._files import local_path
 
 
 class Kind(enum.Enum):
-    """What several mentions of a flag mean. A field names its kind in `Annotated`, or has it from its type."""
+    """How several mentions of a flag combine. A field names its kind in `Annotated`, or has it from its type."""
 
     SWITCH = "switch"
     """On or off; both is an error."""
