@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 from ._algebra import qr
 from ._checks import check_choice
 from ._errors import UsageError
-from .columns import ClassMeanColumns, Columns, class_mean_columns
+from .columns import ClassMeanColumns, Columns, SampleColumns, class_mean_columns
 from .model import UFM, Point, Problem, State, check_columns, check_state, loss_of, problem_of
 
 COORDINATES = ("auto", "sample", "class-mean")
@@ -37,6 +37,10 @@ class Frame(eqx.Module):
             rows = self.rows.reshape(self.rows.shape[:-2] + (1,) * (W.ndim - self.rows.ndim) + self.rows.shape[-2:])
             W, X = W @ jnp.swapaxes(rows, -1, -2), rows @ X
         return State(X=X, W=W, b=b, columns=self.columns)
+
+    def problem(self, model: UFM) -> Problem:
+        """The problem in this frame."""
+        return Problem(model, SampleColumns(model.counts) if self.columns is None else self.columns)
 
     @property
     def name(self) -> str:

@@ -252,7 +252,7 @@ class Descent(Method):
         last = self.num_steps if self.t1 is None else int(nearest(steps, np.asarray(self.t1, dtype)))
         return checked_saves(steps, last, ts, self.label)
 
-    def run(self, problem: Problem, start: Point, ts: Array | int, observe: Callable[[Point], Any]) -> Run:
+    def run(self, problem: Problem, start: Point, ts: Array | int, observe: Callable[[Point], Any] | None) -> Run:
         """Descend from `start` and observe at the steps whose times are nearest to `ts`, or at that many of them."""
         dtype = start.X.dtype
         optimizer = on_points(self.transformation(), self._kind, start)
@@ -275,7 +275,7 @@ class Descent(Method):
             carry = eqxi.while_loop(
                 lambda c: c[0] < step, advance, carry, max_steps=self.num_steps, kind="checkpointed"
             )
-            return carry, observe(carry[1])
+            return carry, carry[1] if observe is None else observe(carry[1])
 
         # The end is one more save, so that the step is compiled once.
         carry = (jnp.zeros((), int), start, optimizer.init(start))

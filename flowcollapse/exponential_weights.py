@@ -17,6 +17,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -54,27 +55,23 @@ FURTHER_SET = (0, 5, 9, 10, 12)
 OUTPUT_SET = (0, 5, 9, 12, 14, 15)
 NUM_PHI = max(len(END_SET), len(OUTPUT_SET))
 """The largest set, and with it the number of phi functions."""
-TAYLOR_TERMS = 16
+TAYLOR_TERMS = 20
 
 
 def phi(z: Float[Array, "*shape"], count: int) -> list[Float[Array, "*shape"]]:
     """`phi_0(-z) ... phi_count(-z)` for `z >= 0`, with `phi_k(w) = sum_j w^j / (j + k)!`.
 
-    Taylor's series below z = 1 (downward recursion from the highest), the upward recursion above, each where it is
-    stable. Relative accuracy about 1e-13 in float64.
+    Taylor's series below z = 1, the upward recursion above, each where it is stable. Relative accuracy about 1e-13 in float64.
     """
     small, large = jnp.minimum(z, 1.0), jnp.maximum(z, 1.0)
-    series = jnp.zeros_like(z)
-    for j in reversed(range(TAYLOR_TERMS)):
-        series = 1 / math.factorial(j + count) - small * series
-    below = [series]
-    for k in reversed(range(count)):
-        below.append(1 / math.factorial(k) - small * below[-1])
-    below.reverse()
+    terms = np.arange(TAYLOR_TERMS)
+    series = np.array([[(-1.0) ** j / math.factorial(j + k) for k in range(count + 1)] for j in terms])
+    powers = small[..., None] ** jnp.asarray(terms, z.dtype)
+    below = jnp.tensordot(powers, jnp.asarray(series, z.dtype), 1, precision="highest")
     above = [jnp.exp(-large)]
     for k in range(count):
         above.append((1 / math.factorial(k) - above[-1]) / large)
-    return [jnp.where(z < 1.0, low, high) for low, high in zip(below, above, strict=True)]
+    return [jnp.where(z < 1.0, below[..., k], high) for k, high in enumerate(above)]
 
 
 def interpolation(stages: Sequence[int], num_stages: int) -> tuple[np.ndarray, np.ndarray]:
@@ -171,38 +168,46 @@ USED = STEP.used
 USED[NEAR_STAGE - 1] |= USED[NEAR]
 FURTHER = rows_of(C[NUM_STAGES + 1 :], [A[i] for i in range(NUM_STAGES + 1, len(C))], [FURTHER_SET] * 3)
 """The three further stages for the output."""
+_wide = (0, len(C) - NUM_STAGES)
+STEP_AND_FURTHER = Rows(
+    np.concatenate([STEP.nodes, FURTHER.nodes]),
+    np.concatenate([np.pad(STEP.polynomials, ((0, 0), (0, 0), _wide)), FURTHER.polynomials], axis=1),
+    np.concatenate([np.pad(STEP.lawson, (_wide, (0, 0), _wide)), FURTHER.lawson], axis=1),
+)
 
 
-def step_weights(z: Float[Array, ""]) -> tuple[Float[Array, " row"], Float[Array, "row stage"]]:
-    """`exp(-z x)` and the weights over the step size for the rows of a step.
+def step_weights(z: Float[Array, ""], further: bool = False) -> tuple[Float[Array, " row"], Float[Array, "row stage"]]:
+    """`exp(-z x)` and the weights over the step size for the rows of a step, and of the `further` stages of the output.
 
     Row i - 1 is stage i, row `END` the step end; rows `FIFTH` and `THIRD` are differences between the step end and
-    embedded rows of these orders.
+    embedded rows of these orders. After row `NEAR`, which is for this function alone, come the further stages.
     """
-    decay, weights = STEP.weights(z)
-    to_stage = np.eye(len(STEP.nodes), 1, 1 - NEAR_STAGE)
+    rows = STEP_AND_FURTHER if further else STEP
+    decay, weights = rows.weights(z)
+    to_stage = np.eye(len(rows.nodes), 1, 1 - NEAR_STAGE)
     return decay, weights + _fading(z, Z_NEAR, 4) * jnp.asarray(to_stage, z.dtype) * weights[NEAR]
 
 
 _pad = (0, len(C) - NUM_STAGES)
 _whole, _first, _last = np.pad(B, _pad), np.eye(len(C))[0], np.eye(len(C))[NUM_STAGES]
-_OUTPUT_ROWS = np.stack([_whole, _first - _whole, 2 * _whole - _last - _first, *D])
+OUTPUT_ROWS = np.stack([_whole, _first - _whole, 2 * _whole - _last - _first, *D])
 """What the field value of each stage adds to the coefficients of DOP853's output polynomial, as `nested` reads them."""
 _OUTPUT_POLYNOMIALS, _OUTPUT_MISSED = interpolation(OUTPUT_SET, len(C))
-_REST = tuple(int(j) for j in np.flatnonzero(_OUTPUT_ROWS.any(axis=0)) if j not in OUTPUT_SET)
+_REST = tuple(int(j) for j in np.flatnonzero(OUTPUT_ROWS.any(axis=0)) if j not in OUTPUT_SET)
 
 
-def output_coefficients(z: Float[Array, ""], g: Sequence[Array]) -> tuple[Array, Array]:
+def output_coefficients(z: Float[Array, ""], g: Sequence[Array] | Array) -> tuple[Array, Array]:
     """The forcing of all stages as output needs it: the coefficients that `nested` reads, of Lawson's integral of what
     the interpolant misses, and `m!` times the coefficients of the interpolant."""
-    inside, outside = (jnp.stack([g[j] for j in stages]) for stages in (OUTPUT_SET, _REST))
+    stacked = g if isinstance(g, jax.Array) else jnp.stack(list(g))
+    inside, outside = (stacked[np.array(stages)] for stages in (OUTPUT_SET, _REST))
 
     def product(matrix, values):
         return jnp.tensordot(jnp.asarray(matrix, values.dtype), values, 1, precision="highest")
 
     missed = outside + product(_OUTPUT_MISSED[np.ix_(_REST, OUTPUT_SET)], inside)
     growth = lawson_growth(z)[np.array(_REST)].reshape(-1, *(1,) * (missed.ndim - 1))
-    return product(_OUTPUT_ROWS[:, _REST], growth * missed), product(_OUTPUT_POLYNOMIALS[:, OUTPUT_SET], inside)
+    return product(OUTPUT_ROWS[:, _REST], growth * missed), product(_OUTPUT_POLYNOMIALS[:, OUTPUT_SET], inside)
 
 
 def nested(x, coefficients):

@@ -13,15 +13,14 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, PyTree
 
-from ._algebra import in_blocks
 from ._checks import Number, check_choice, check_integer, check_positive, is_traced, shown
 from ._errors import UsageError
 from .coordinates import check_coordinates
 from .integration import Legs, adjoint_of
 from .layout import Layout, SecondOrder
 from .method import Method
-from .metrics import observed_size
-from .model import UFM, Point, Problem
+from .model import UFM, Point, Problem, State
+from .programs import under_vmap
 from .solvers import solver_of, splits_stiff_part
 from .stopping import Run, Verdict, default_times, escape_time, plateau_time
 
@@ -30,14 +29,13 @@ PACK_UP_TO = 4096
 
 APPROACHES = ("auto", "explicit", "implicit")
 
+STAGES = ("auto", "looped", "written-out")
+
 EXPLICIT_UP_TO = 6000.0
 """Up to this time, in units of the fastest decay at rest, explicit steps are few: about a thousand."""
 
 LONGEST_UNTIL_REST = 1e3
 """A run until rest ends at the latest after this many plateau times."""
-
-SAVED_AT_ONCE = 2**22
-"""Up to this many saved numbers, states are saved and observed in one batch; above, one by one as they pass."""
 
 
 class AbstractFlow(Method):
@@ -53,6 +51,7 @@ class AbstractFlow(Method):
     until: str | None = eqx.field(static=True, default=None)
     approach: str = eqx.field(static=True, default="auto")
     adjoint: str | dfx.AbstractAdjoint = eqx.field(static=True, default="reverse")
+    stages: str = eqx.field(static=True, default="auto")
 
     symmetric: ClassVar[bool] = True
     """Whether the field has a symmetric Jacobian, as that of a gradient flow has."""
@@ -70,6 +69,7 @@ class AbstractFlow(Method):
         until: Any = None,
         approach: Any = "auto",
         adjoint: Any = "reverse",
+        stages: Any = "auto",
     ):
         method = solver_of(solver)
         for name, value in (("rtol", rtol), ("atol", atol), ("t1", t1)):
@@ -79,12 +79,13 @@ class AbstractFlow(Method):
         if until is not None:
             check_choice("until", until, ("rest",))
         check_choice("approach", approach, APPROACHES)
+        check_choice("stages", stages, STAGES)
         if mesh is not None and not isinstance(mesh, Mesh):
             raise UsageError(f"mesh must be a jax.sharding.Mesh, got {shown(mesh)}: make one with jax.make_mesh.")
         adjoint_of(adjoint)
         self.rtol, self.atol, self.t1 = rtol, atol, t1
         self.solver, self.max_steps, self.coordinates, self.mesh = solver, max_steps, coordinates, mesh
-        self.until, self.approach, self.adjoint = until, approach, adjoint
+        self.until, self.approach, self.adjoint, self.stages = until, approach, adjoint, stages
         if not self.symmetric and getattr(method, "symmetric_jacobian", False):
             raise UsageError(
                 f"solver {solver!r} rests on a symmetric Jacobian, which the {self.name} has not: use another solver."
@@ -137,18 +138,22 @@ class AbstractFlow(Method):
         """The state that the flow begins with, in its layout."""
         return self.layout_of_point(start).state(problem, start)
 
-    def prepared(self, model: UFM, ts: Any) -> "AbstractFlow":
-        """The same flow with `approach="auto"` decided, as far as what is known outside of jit allows."""
-        if self.approach != "auto":
-            return self
-        explicit = not self._can_be_implicit or (self.until is None and _few_steps_at_rest(model, self.t1, ts))
-        return self._with(approach="explicit" if explicit else "implicit")
+    def prepared(self, model: UFM, start: State | None, ts: Any) -> "AbstractFlow":
+        """The same flow with what is `"auto"` decided, as far as what is known outside of a program allows."""
+        changed = {}
+        if self.approach == "auto":
+            explicit = not self._can_be_implicit or (self.until is None and _few_steps_at_rest(model, self.t1, ts))
+            changed["approach"] = "explicit" if explicit else "implicit"
+        if self.stages == "auto" and start is not None:
+            single = start.W.size + start.X.size <= PACK_UP_TO and not under_vmap(start.W)
+            changed["stages"] = "looped" if single else "written-out"
+        return self._with(**changed) if changed else self
 
     @property
     def _can_be_implicit(self) -> bool:
         return self.symmetric and not isinstance(solver_of(self.solver), dfx.AbstractImplicitSolver)
 
-    def run(self, problem: Problem, start: Point, ts: Array | int, observe: Callable[[Point], Any]) -> Run:
+    def run(self, problem: Problem, start: Point, ts: Array | int, observe: Callable[[Point], Any] | None) -> Run:
         """Integrate from `start` and observe at `ts`, or at that many times that show the run up to its end."""
         solver, dtype = solver_of(self.solver), start.X.dtype
         if splits_stiff_part(solver) and not problem.loss.squared_error:
@@ -167,9 +172,8 @@ class AbstractFlow(Method):
         escape = escape_time(problem, start)
         t1 = self._end(problem, start, ts)
         ts = default_times(ts, escape, t1) if isinstance(ts, int) else ts.astype(dtype)
-        observing = bool(jax.tree.leaves(jax.eval_shape(observe, start)))
-        at_once = len(ts) * sum(x.size for x in start) <= SAVED_AT_ONCE
-        legs = Legs(self, problem, start, ts if observing else None, None if at_once else observe)
+        observing = observe is None or bool(jax.tree.leaves(jax.eval_shape(observe, start)))
+        legs = Legs(self, problem, start, ts if observing else None, observe)
 
         if self.approach == "implicit" or (self.approach == "auto" and self._can_be_implicit):
             first = legs.explicit(jnp.minimum(escape, t1))
@@ -183,11 +187,8 @@ class AbstractFlow(Method):
             )
         else:
             last = legs.explicit(t1)
-        if not observing:
-            observed = observe(last.end)
-        else:
-            observed = in_blocks(observe, last.saved, observed_size(start)) if at_once else last.saved
-            observed = jax.tree.map(lambda x: choose(ts <= last.t_end, x, jnp.nan), observed)
+        saved = last.saved if observing else observe(last.end)
+        observed = jax.tree.map(lambda x: choose(ts <= last.t_end, x, jnp.nan), saved)
         return Run(ts, observed, last.end, last.t_end, last.ran_out, last.stats, last.at_rest)
 
     def _end(self, problem: Problem, start: Point, ts: Array | int) -> Float[Array, ""]:
@@ -223,6 +224,8 @@ class Flow(AbstractFlow):
             conjugate gradients), which take the slow approach that weight decay causes in a few hundred steps;
             `"explicit"` keeps the solver to the end, with steps as short as its stability wants; `"auto"` is
             `"implicit"` if there is weight decay or the end is far, unless the solver is implicit already.
+        stages: how the steps of an explicit solver are compiled: `"looped"` in half of the time, `"written-out"` to steps
+            that are up to twice as fast; `"auto"` loops for one small state outside of `jax.vmap` and `fc.sweep`.
         adjoint: how the run is differentiated: `"reverse"` (for `jax.grad`, with checkpoints), `"forward"` (for
             `jax.jvp`, `jax.jacfwd` and their repetition, as in second derivatives), or an adjoint of diffrax.
 

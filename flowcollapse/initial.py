@@ -12,9 +12,14 @@ from ._checks import check_flag, check_key, check_number, checked_dtype
 from ._errors import UsageError
 from .columns import ClassMeanColumns
 from .model import UFM, State, check_columns, check_model, loss_of
+from .programs import Program
 
 REDUCED_FROM = 2**22
 """From this many entries of H on, `sphere` draws the start already reduced unless told otherwise."""
+
+
+QUICK_UP_TO = 2**16
+"""Up to this many entries of H, a start is drawn in no time, and its program compiled with little effort."""
 
 
 def sphere(model: UFM, eps, *, key: PRNGKeyArray, reduced: bool | None = None, dtype=None) -> State:
@@ -46,11 +51,17 @@ def sphere(model: UFM, eps, *, key: PRNGKeyArray, reduced: bool | None = None, d
     """
     dtype = _checked(model, key, dtype)
     eps = _checked_eps(eps)
-    C, p, num_samples = model.num_classes, model.num_features, model.num_samples
+    p, num_samples = model.num_features, model.num_samples
     if reduced is None:
         reduced = p * num_samples >= REDUCED_FROM and ClassMeanColumns(model.counts).admits(loss_of(model))
     check_flag("reduced", reduced)
     check_columns(model, ClassMeanColumns(model.counts) if reduced else None)
+    return _sphere(model, eps, key, reduced, dtype, quick=_is_small(model))
+
+
+@Program
+def _sphere(model: UFM, eps: Array, key: PRNGKeyArray, reduced: bool, dtype) -> State:
+    C, p, num_samples = model.num_classes, model.num_features, model.num_samples
     key_H, key_W = jax.random.split(key)
     W = jax.random.normal(key_W, (C, p), dtype)
     if reduced:
@@ -101,8 +112,15 @@ def on_subspace(model: UFM, eps, *, key: PRNGKeyArray, dtype=None) -> State:
         True
     """
     dtype = _checked(model, key, dtype)
+    eps = _checked_eps(eps)
+    _check_balanced(model)
+    return _on_subspace(model, eps, key, dtype, quick=_is_small(model))
+
+
+@Program
+def _on_subspace(model: UFM, eps: Array, key: PRNGKeyArray, dtype) -> State:
     W = jax.random.normal(key, (model.num_classes, model.num_features), dtype)
-    return _collapsed_along(model, _scaled(_centred(W, model), _checked_eps(eps)), jnp.zeros(()))
+    return _collapsed_along(model, _scaled(_centred(W, model), eps), jnp.zeros(()))
 
 
 def balanced(model: UFM, eps, *, key: PRNGKeyArray, dtype=None) -> State:
@@ -131,7 +149,11 @@ def balanced(model: UFM, eps, *, key: PRNGKeyArray, dtype=None) -> State:
         True
     """
     dtype = _checked(model, key, dtype)
-    eps = _checked_eps(eps)
+    return _balanced(model, _checked_eps(eps), key, dtype, quick=_is_small(model))
+
+
+@Program
+def _balanced(model: UFM, eps: Array, key: PRNGKeyArray, dtype) -> State:
     C, p, num_samples = model.num_classes, model.num_features, model.num_samples
     k = min(C, p)
     keys = jax.random.split(key, 4)
@@ -171,6 +193,13 @@ def collapsed(model: UFM, *, key: PRNGKeyArray, dtype=None) -> State:
     rank = model.num_classes - 1 if model.use_bias else model.num_classes
     if model.num_features < rank:
         raise UsageError(f"num_features is {model.num_features} but strong collapse needs at least {rank}: raise it.")
+    _check_balanced(model)
+    return _collapsed(model, key, dtype, quick=_is_small(model))
+
+
+@Program
+def _collapsed(model: UFM, key: PRNGKeyArray, dtype) -> State:
+    rank = model.num_classes - 1 if model.use_bias else model.num_classes
     normal = jax.random.normal(key, (model.num_classes, model.num_features), dtype)
     U, _, Vt = svd(_centred(normal, model))
     root_n = model.counts[0] ** 0.5
@@ -184,14 +213,21 @@ STARTS = {"sphere": sphere, "on-subspace": on_subspace, "balanced": balanced}
 
 def _collapsed_along(model: UFM, W: Float[Array, "C p"], bias: Float[Array, ""]) -> State:
     """The point of S whose classifier is W."""
+    n = model.counts[0]
+    H = jnp.repeat(W, n, axis=0).T / n**0.5
+    return State(H=H, W=W, b=jnp.full(model.num_classes, bias, W.dtype))
+
+
+def _check_balanced(model: UFM) -> None:
     if not model.balanced:
         raise UsageError(
             f"samples_per_class={model.samples_per_class} is imbalanced, but the subspace S and strong collapse are "
             "defined for equal counts: use fc.initial.sphere or equal counts."
         )
-    n = model.counts[0]
-    H = jnp.repeat(W, n, axis=0).T / n**0.5
-    return State(H=H, W=W, b=jnp.full(model.num_classes, bias, W.dtype))
+
+
+def _is_small(model: UFM) -> bool:
+    return model.num_features * model.num_samples <= QUICK_UP_TO
 
 
 def _centred(W: Float[Array, "C p"], model: UFM) -> Float[Array, "C p"]:

@@ -16,10 +16,11 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ._checks import shown
 from ._errors import UsageError
+from ._lean import lean_diffrax
 from .layout import Layout, SecondOrder, stiff_rate
 from .model import Point, Problem
 from .rosenbrock import Rodas5P
-from .solvers import BlockControl, solver_of
+from .solvers import BlockControl, solver_of, suited
 from .stopping import at_rest, target_modes
 
 FIRST_STEP = 3.0
@@ -61,6 +62,7 @@ class Integrable(Protocol):
     max_steps: int
     until: Any
     adjoint: Any
+    stages: str
 
     def layout(self, start: Point) -> Layout | SecondOrder: ...
 
@@ -84,7 +86,7 @@ class Legs(NamedTuple):
     """The integrations that a run is made of.
 
     `ts` are the save times of the run, or None where nothing is saved. A save is the point, or with `observe` what that
-    makes of it, for states that are too large to be kept.
+    makes of it.
     """
 
     flow: Integrable
@@ -95,7 +97,8 @@ class Legs(NamedTuple):
 
     def explicit(self, t1: Float[Array, ""]) -> Outcome:
         """From the start to `t1` with the flow's own solver."""
-        solver, layout = solver_of(self.flow.solver), self.flow.layout(self.start)
+        output, looped = self.ts is not None, self.flow.stages == "looped"
+        solver, layout = suited(solver_of(self.flow.solver), output, looped), self.flow.layout(self.start)
         begin, longest = first_step(self.problem, self.rtol, solver), longest_step(self.problem, solver, t1.dtype)
         y0 = self.flow.initial(self.problem, self.start)
         return self._integrate(solver, layout, y0, y0, jnp.zeros_like(t1), t1, begin, longest)
@@ -121,21 +124,22 @@ class Legs(NamedTuple):
 
         # Where nothing is observed, nothing is saved, and the solver's output costs nothing.
         saves = [] if self.ts is None else [dfx.SubSaveAt(ts=jnp.clip(self.ts, t0, t1), fn=save)]
-        solution = dfx.diffeqsolve(
-            layout.terms(),
-            solver,
-            t0=t0,
-            t1=t1,
-            dt0=begin,
-            y0=y0,
-            args=(problem, observe, self.flow),
-            saveat=dfx.SaveAt(subs=[*saves, dfx.SubSaveAt(t1=True)]),
-            stepsize_controller=self._control(layout, scale, longest),
-            max_steps=self.flow.max_steps,
-            adjoint=adjoint_of(self.flow.adjoint),
-            event=self._event(layout),
-            throw=False,
-        )
+        with lean_diffrax():
+            solution = dfx.diffeqsolve(
+                layout.terms(),
+                solver,
+                t0=t0,
+                t1=t1,
+                dt0=begin,
+                y0=y0,
+                args=(problem, observe, self.flow),
+                saveat=dfx.SaveAt(subs=[*saves, dfx.SubSaveAt(t1=True)]),
+                stepsize_controller=self._control(layout, scale, longest),
+                max_steps=self.flow.max_steps,
+                adjoint=adjoint_of(self.flow.adjoint),
+                event=self._event(layout),
+                throw=False,
+            )
         *saved, last = cast(list, solution.ys)
         end = layout.point(problem, jax.tree.map(lambda leaf: leaf[-1], last))
         if saved and observe is None:

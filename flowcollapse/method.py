@@ -34,8 +34,11 @@ class Method(eqx.Module):
     def with_numbers(self, numbers: Mapping[str, Any]) -> "Method":
         """The same method with some of its `numbers` replaced."""
 
-    def prepared(self, model: UFM, ts: Any) -> "Method":
-        """The same method with decided what depends on numbers that are known before they become arrays."""
+    def prepared(self, model: UFM, start: State | None, ts: Any) -> "Method":
+        """The same method with decided what depends on numbers, or on how the start is traced, outside of a program.
+
+        Without a start, only the numbers count.
+        """
         return self
 
     @property
@@ -60,8 +63,8 @@ class Method(eqx.Module):
         return ts
 
     @abc.abstractmethod
-    def run(self, problem: Problem, start: Point, ts: Array | int, observe: Callable[[Point], Any]) -> Run:
-        """Run from `start` and observe at `ts`, or at that many times up to the end."""
+    def run(self, problem: Problem, start: Point, ts: Array | int, observe: Callable[[Point], Any] | None) -> Run:
+        """Run from `start` and observe at `ts`, or at that many times up to the end; without `observe`, keep points."""
 
 
 def check_method(method: Any) -> None:

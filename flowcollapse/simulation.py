@@ -1,5 +1,6 @@
 """The one verb: run a method on a model from a start."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,7 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Real
+from jaxtyping import Array, Int, Real
 
 from . import metrics as metrics_module
 from ._checks import check_flag, check_integer, is_traced, real_numbers, shown
@@ -15,10 +16,17 @@ from ._errors import UsageError
 from .coordinates import enter
 from .method import Method, check_method
 from .model import UFM, Point, Problem, State, check_model, check_state
-from .stopping import Verdict, verdict
+from .programs import Program
+from .stopping import Ending, Verdict, verdict
 from .trajectory import Trajectory
 
 NUM_SAVES = 101
+
+SMALL = 4096
+"""A run of one state of up to this many numbers takes milliseconds, and is compiled with little effort."""
+
+KEPT = 2**22
+"""Up to this many numbers, the points at all save times are kept and observed afterwards; above, each as it passes."""
 
 
 def simulate(
@@ -67,36 +75,62 @@ def simulate(
     dtype = start.X.dtype
     save_states = check_flag("save_states", save_states)
     times = check_integer("ts", ts) if isinstance(ts, int | np.integer) else checked_times(ts, method, dtype)
-    method = method.prepared(model, times)
+    method = method.prepared(model, start, times)
     model, method = as_arrays((model, method), dtype)
     times = method.saves(times if isinstance(times, int) or is_traced(ts) else np.asarray(ts, dtype), dtype)
     times = times if isinstance(times, int) else jnp.asarray(times)
     return _simulate(model, start, method, times, save_states, names)
 
 
-@eqx.filter_jit
-def _simulate(model: UFM, start: State, method, ts, save_states: bool, names: tuple[str, ...]) -> Trajectory:
+def _simulate(model: UFM, start: State, method: Method, ts, save_states: bool, names: tuple[str, ...]) -> Trajectory:
+    quick = sum(x.size for x in (start.X, start.W, start.b)) <= SMALL
+    keep = bool(names) or save_states
+    # Where the points at all save times fit, they are observed afterwards, by a program that all methods share.
+    afterwards = keep and (ts if isinstance(ts, int) else len(ts)) * (start.X.size + start.W.size) <= KEPT
+    inside = None if afterwards else (names, save_states)
+    frame, point, run = _run(model, start, method, ts, inside, quick=quick)
+    problem, points = frame.problem(model), None
+    if afterwards:
+        observed = _observed(problem, run.observed, names, point, quick=quick) if names else {}
+        points = run.observed if save_states else None
+    else:
+        observed, points = run.observed
+    code = _verdict(without_arrays(problem), point, run.ending, method.limit, quick=quick)
+    return Trajectory(run.ts, observed, run.t_end, code, run.stats, model, method, frame, run.end, points)
+
+
+@Program
+def _run(model: UFM, start: State, method: Method, ts, inside: tuple[tuple[str, ...], bool] | None):
+    """The frame, the start in it, and the run: with metrics and states observed `inside` of it, or its points."""
     with jax.default_matmul_precision("highest"):
         finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in (start.X, start.W, start.b)]))
         # A start that is not finite runs from the origin, at little cost, and its results are struck out afterwards.
         start = jax.tree.map(lambda x: jnp.where(finite, x, 0.0) if eqx.is_inexact_array(x) else x, start)
         frame, problem, point = enter(model, start, method.coordinates_for(model, start))
-        observer = Observer(problem, point, names, save_states)
-        run = method.run(Problem(model, problem.columns.without_arrays()), point, ts, observer)
-        code = verdict(problem, point, run, method.limit)
-        observed, points, end = jax.tree.map(lambda x: jnp.where(finite, x, jnp.nan), (*run.observed, run.end))
-    return Trajectory(
-        ts=run.ts,
-        metrics=observed,
-        t_end=run.t_end,
-        code=jnp.where(finite, code, jnp.int8(Verdict.non_finite)),
-        stats=run.stats,
-        model=model,
-        method=method,
-        frame=frame,
-        end=end,
-        points=points,
-    )
+        observe = None if inside is None else Observer(problem, point, *inside)
+        run = method.run(without_arrays(problem), point, ts, observe)
+        observed, end = jax.tree.map(lambda x: jnp.where(finite, x, jnp.nan), (run.observed, run.end))
+    return frame, point, run._replace(observed=observed, end=end)
+
+
+@Program
+def _observed(problem: Problem, points: Point, names: tuple[str, ...], start: Point) -> dict[str, Array]:
+    """The metrics of points; NaN for points that are not finite."""
+    with jax.default_matmul_precision("highest"):
+        values = metrics_module.observe_many(problem, points, names, start)
+        finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x), axis=range(1, x.ndim)) for x in points]), axis=0)
+    return {name: jnp.where(finite, value, jnp.nan) for name, value in values.items()}
+
+
+@Program
+def _verdict(problem: Problem, start: Point, ending: Ending, limit: Verdict) -> Int[Array, ""]:
+    with jax.default_matmul_precision("highest"):
+        return verdict(problem, start, ending, limit)
+
+
+def without_arrays(problem: Problem) -> Problem:
+    """The problem without what leads back to the samples, which neither the field nor the verdict asks for."""
+    return Problem(problem.model, problem.columns.without_arrays())
 
 
 class Observer(eqx.Module):

@@ -10,6 +10,7 @@ import equinox.internal as eqxi
 import jax
 import jax.numpy as jnp
 import lineax as lx
+import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
@@ -18,57 +19,88 @@ from ._errors import UsageError
 from .exponential import ExponentialDOP853
 
 
-class _WrittenOut(dfx.AbstractERK):
-    """An explicit diffrax solver whose stages are written out instead of looped over.
+class _Explicit(dfx.AbstractERK):
+    """An explicit diffrax solver whose stages are written out, or in a loop that is shorter than diffrax's.
 
-    The same tableau, the same numbers to rounding, the same dense output; a loop over the stages inside the step costs
-    about four times as many kernels, which is what small states spend their time on.
+    The same tableau, the same numbers to rounding, the same dense output. Diffrax's loop over the stages costs about
+    four times as many kernels as stages that are written out, which is what small states spend their time on.
     """
 
+    looped: bool = eqx.field(static=True, default=False)
+
     tableau: ClassVar[dfx.ButcherTableau]
+
+    def suited(self, output: bool, looped: bool) -> "_Explicit":
+        """The same solver with its stages in a loop or not."""
+        return type(self)(looped=looped)
 
     def init(self, terms, t0, t1, y0, args):
         return terms.vf(t0, y0, args) if self.tableau.fsal else None
 
     def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
         tableau, control = self.tableau, terms.contr(t0, t1)
-        reuse = tableau.fsal and made_jump is False
-        f = solver_state if reuse else terms.vf(t0, y0, args)
-        k, y = [terms.prod(f, control)], y0
-        for weights, c in zip(tableau.a_lower, tableau.c, strict=True):
-            y = _plus(y0, weights, k)
-            f = terms.vf(t0 + float(c) * (t1 - t0), y, args)
-            k.append(terms.prod(f, control))
-        y1 = y if tableau.ssal else _plus(y0, tableau.b_sol, k)
-        error = _plus(None, tableau.b_error, k)
-        dense_info = {"y0": y0, "y1": y1, "k": jax.tree.map(lambda *ks: jnp.stack(ks), *k)}
-        return y1, error, dense_info, f if tableau.fsal else None, dfx.RESULTS.successful
+        first = solver_state if tableau.fsal and made_jump is False else terms.vf(t0, y0, args)
+
+        def increment(c, y):
+            return terms.prod(terms.vf(t0 + c * (t1 - t0), y, args), control)
+
+        k = (_looped if self.looped else _written_out)(tableau, increment, y0, terms.prod(first, control))
+        stacked = k if self.looped else jax.tree.map(lambda *ks: jnp.stack(ks), *k)
+        y1 = jax.tree.map(jnp.add, y0, _sum(tableau.b_sol, k))
+        # The last stage is the field at the end; its increment is that times the step.
+        last = jax.tree.map(lambda ks: ks[-1] / (t1 - t0), stacked) if tableau.fsal else None
+        return y1, _sum(tableau.b_error, k), {"y0": y0, "y1": y1, "k": stacked}, last, dfx.RESULTS.successful
 
 
-def _plus(y0: PyTree | None, weights, k: list[PyTree]) -> PyTree:
-    """`y0 + sum_j w_j k_j`, without the zero weights."""
+def _written_out(tableau: dfx.ButcherTableau, increment, y0: PyTree, first: PyTree) -> list[PyTree]:
+    """The increments of the stages, one by one."""
+    k = [first]
+    for weights, c in zip(tableau.a_lower, tableau.c, strict=True):
+        k.append(increment(float(c), jax.tree.map(jnp.add, y0, _sum(weights, k))))
+    return k
+
+
+def _looped(tableau: dfx.ButcherTableau, increment, y0: PyTree, first: PyTree) -> PyTree:
+    """The increments of the stages, stacked."""
+    count = tableau.num_stages
+    weights = np.stack([np.pad(row, (0, count - len(row))) for row in tableau.a_lower])
+
+    def evaluate(k, row):
+        i, c, a = row
+        y = jax.tree.map(lambda y, ks: y + jnp.tensordot(a.astype(ks.dtype), ks, 1), y0, k)
+        return jax.tree.map(lambda ks, one: ks.at[i].set(one), k, increment(c, y)), None
+
+    nothing = jax.tree.map(lambda x: jnp.zeros((count, *x.shape), x.dtype).at[0].set(x), first)
+    dtype = jnp.result_type(*jax.tree.leaves(y0))
+    rows = (np.arange(1, count), jnp.asarray(tableau.c, dtype), jnp.asarray(weights, dtype))
+    return jax.lax.scan(evaluate, nothing, rows)[0]
+
+
+def _sum(weights, k: PyTree | list[PyTree]) -> PyTree:
+    """`sum_j w_j k_j`; without the zero weights where the stages are a list."""
+    if not isinstance(k, list):
+        return jax.tree.map(lambda ks: jnp.tensordot(jnp.asarray(weights, ks.dtype), ks, 1), k)
     terms = [(float(w), ki) for w, ki in zip(weights, k, strict=True) if w != 0]
-    total = jax.tree.map(
+    return jax.tree.map(
         lambda *ks: sum(w * leaf for (w, _), leaf in zip(terms, ks, strict=True)), *(t for _, t in terms)
     )
-    return total if y0 is None else jax.tree.map(jnp.add, y0, total)
 
 
-class Tsit5(_WrittenOut, dfx.Tsit5):
+class Tsit5(_Explicit, dfx.Tsit5):
     """Tsitouras' 5(4) pair (Computers and Mathematics with Applications 62, 2011), stages written out."""
 
     evaluations_per_step: ClassVar[int] = 6
     evaluations_for_output: ClassVar[int] = 0
 
 
-class Dopri5(_WrittenOut, dfx.Dopri5):
+class Dopri5(_Explicit, dfx.Dopri5):
     """Dormand and Prince's 5(4) pair (Journal of Computational and Applied Mathematics 6, 1980), stages written out."""
 
     evaluations_per_step: ClassVar[int] = 6
     evaluations_for_output: ClassVar[int] = 0
 
 
-class Dopri8(_WrittenOut, dfx.Dopri8):
+class Dopri8(_Explicit, dfx.Dopri8):
     """Prince and Dormand's 8(7) pair (Journal of Computational and Applied Mathematics 7, 1981), stages written out."""
 
     evaluations_per_step: ClassVar[int] = 13
@@ -150,6 +182,12 @@ def solver_of(solver: str | dfx.AbstractSolver) -> dfx.AbstractSolver:
     if not isinstance(solver, dfx.AbstractAdaptiveSolver):
         raise UsageError(f"solver must be a name or a diffrax solver with an error estimate, got {solver!r}.")
     return _for_lanes(solver)
+
+
+def suited(solver: dfx.AbstractSolver, output: bool, looped: bool) -> dfx.AbstractSolver:
+    """The solver for a run with or without output, its stages in a loop or written out, if it knows the difference."""
+    known = getattr(solver, "suited", None)
+    return solver if known is None else known(output, looped)
 
 
 def _for_lanes(solver: dfx.AbstractSolver) -> dfx.AbstractSolver:

@@ -49,6 +49,15 @@ _MESSAGES = {
 }
 
 
+class Ending(NamedTuple):
+    """How a run ended: where, when, whether for lack of steps, and whether at rest."""
+
+    end: Point
+    t_end: Float[Array, ""]
+    steps_ran_out: Bool[Array, ""]
+    at_rest: Bool[Array, ""]
+
+
 class Run(NamedTuple):
     """A method's result: observations at `ts` (NaN where the run did not get there), the end, and how it went."""
 
@@ -59,6 +68,10 @@ class Run(NamedTuple):
     steps_ran_out: Bool[Array, ""]
     stats: dict[str, Int[Array, ""]]
     at_rest: Bool[Array, ""] | bool = False
+
+    @property
+    def ending(self) -> Ending:
+        return Ending(self.end, self.t_end, self.steps_ran_out, jnp.asarray(self.at_rest))
 
 
 def target_modes(model: UFM) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -263,7 +276,7 @@ def at_rest(problem: Problem, start: Point, point: Point, tolerance: Float[Array
     return jax.lax.cond(slow, lambda: Modes.of(problem, start, point).done, lambda: jnp.asarray(False))
 
 
-def verdict(problem: Problem, start: Point, run: Run, limit: Verdict) -> Int[Array, ""]:
+def verdict(problem: Problem, start: Point, run: Ending, limit: Verdict) -> Int[Array, ""]:
     """The verdict's code, int8.
 
     A run has settled if its modes have and the start's plateau time is over, or the flow is at rest. Modes that have
