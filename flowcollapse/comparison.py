@@ -197,8 +197,8 @@ def _latest(grid: Grid, kind: str | None, starts: State | None, dtype, devices) 
     numbers, structure = jax.tree.flatten(as_arrays((grid.model, ()), dtype))
     function, shared = Plateau(Setting(structure, (), kind)), Shared(numbers, starts, jnp.zeros(0, dtype))
     lanes = _all_lanes(only)
-    engine = Engine(function, min(only.num_lanes, LANES_A_TASK), width=CPU_WIDTH, devices=devices, shared=shared)
-    escape, plateau = np.max(engine.map(lanes), axis=0)
+    engine = Engine(function, width=CPU_WIDTH, devices=devices, shared=shared)
+    escape, plateau = np.max(engine.submit(lanes).result(), axis=0)
     return float(escape), float(plateau)
 
 
@@ -216,11 +216,11 @@ def _outcome(race: Race, shared: Shared, grid: Grid, width: int, devices, progre
     # Lanes of like cost run side by side: descents of equal step sizes take equally many steps.
     order = expected_cost({"eps": np.zeros(grid.num_lanes), "seed": np.arange(grid.num_lanes)} | lanes)
     capacity = min(grid.num_lanes, max(LANES_A_TASK, width * len(devices)))
-    engine = Engine(race, capacity, width=width, devices=devices, shared=shared)
+    engine = Engine(race, width=width, devices=devices, shared=shared)
     parts = []
     with tqdm(desc="compare", total=grid.num_lanes, unit="lane", disable=not progress) as bar:
-        for first in range(0, grid.num_lanes, engine.capacity):
-            which = order[first : first + engine.capacity]
+        for first in range(0, grid.num_lanes, capacity):
+            which = order[first : first + capacity]
             parts.append(engine.submit({name: values[which] for name, values in lanes.items()}).result())
             bar.update(len(which))
     back = np.argsort(order)

@@ -35,6 +35,7 @@ from .exponential_weights import (
     phi as phi,
     step_weights,
 )
+from .programs import called
 
 
 class Stages(NamedTuple):
@@ -58,8 +59,13 @@ def _combine(coefficients, arrays):
 
 def _advance(slow0: PyTree, h, coefficients: np.ndarray, k: list[PyTree]) -> PyTree:
     """`slow0 + h sum_j c_j k_j`."""
-    numbers = [float(c) for c in coefficients]
-    return jax.tree.map(lambda y, *ks: y + h * _combine(numbers, ks), slow0, *k)
+    used = [(i, float(c)) for i, c in enumerate(coefficients) if c != 0]
+
+    @called
+    def combined(slow0, h, *k):
+        return jax.tree.map(lambda y, *ks: y + h * _combine([c for _, c in used], ks), slow0, *k)
+
+    return combined(slow0, h, *[k[i] for i, _ in used])
 
 
 class ExponentialDOP853(dfx.AbstractAdaptiveSolver):
@@ -112,10 +118,14 @@ class ExponentialDOP853(dfx.AbstractAdaptiveSolver):
         z = -h * relaxation.vf(t0, (slow0, jnp.ones((), fast0.dtype)), args)[1]
         first = solver_state if made_jump is False else forcing.vf(t0, y0, args)
 
-        def field(c, slow, fast):
-            return forcing.vf(t0 + c * h, (slow, fast), args)
+        @called
+        def field(t, y, args):
+            return forcing.vf(t, y, args)
 
-        stages = (_looped if self.looped else _written_out)(field, h, z, y0, first, self.output)
+        def at(c, slow, fast):
+            return field(t0 + c * h, (slow, fast), args)
+
+        stages = (_looped if self.looped else _written_out)(at, h, z, y0, first, self.output)
         dense_info = {"y0": y0, "y1": stages.y1}
         if self.output:
             lawson, polynomial = output_coefficients(z, stages.g)

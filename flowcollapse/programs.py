@@ -6,6 +6,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
+from jax.experimental.xla_metadata import set_xla_metadata
 
 from ._checks import is_traced
 
@@ -41,6 +42,18 @@ class Program:
 
 _ARRAY = object()
 """Stands for an array among what is no array."""
+
+
+def called(function: Callable) -> Callable:
+    """The same function as a call that XLA's inliner leaves alone, so that it is compiled once, however often it is
+    used, and its operands are computed once: a fusion would compute them anew for each entry that reads them."""
+    program = jax.jit(function)
+
+    def call(*args: Any) -> Any:
+        with set_xla_metadata(inlineable="false"):
+            return program(*args)
+
+    return call
 
 
 def under_vmap(x: jax.Array) -> bool:

@@ -134,8 +134,7 @@ def plateau_times(model: UFM, eps: Sequence[float], seeds: Sequence[int]) -> np.
         return plateau_time(*problem_of(model, initial.sphere(model, e, key=jax.random.key(seed))))
 
     lanes = np.repeat(np.asarray(eps, dtype=float), len(seeds)), np.tile(np.asarray(seeds), len(eps))
-    engine = Engine(one, capacity=len(lanes[0]), width=CPU_WIDTH)
-    return engine.map(lanes).reshape(len(eps), len(seeds))
+    return Engine(one, width=CPU_WIDTH).submit(lanes).result().reshape(len(eps), len(seeds))
 
 
 def check(

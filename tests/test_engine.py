@@ -26,7 +26,7 @@ def sums_and_products(shared, lane):
 @pytest.mark.parametrize(("devices", "width"), [(1, 1), (1, 8), (2, 3)])
 def test_lanes_in_blocks_are_lanes_one_by_one(lanes, devices, width):
     x, y = np.arange(float(lanes)), np.arange(2.0 * lanes).reshape(lanes, 2)
-    run = Engine(sums_and_products, 37, width=width, devices=jax.local_devices()[:devices], shared=np.float64(0.5))
+    run = Engine(sums_and_products, width=width, devices=jax.local_devices()[:devices], shared=np.float64(0.5))
     found = run.submit((x, y)).result()
     np.testing.assert_array_equal(found["sum"], x[:, None] + y + 0.5)
     np.testing.assert_array_equal(found["product"], x * y[:, 0])
@@ -34,7 +34,7 @@ def test_lanes_in_blocks_are_lanes_one_by_one(lanes, devices, width):
 
 def test_more_lanes_than_fit_come_part_after_part():
     x, y = np.arange(20.0), np.arange(40.0).reshape(20, 2)
-    found = Engine(sums_and_products, 6, width=2, shared=np.float64(0)).map((x, y))
+    found = Engine(sums_and_products, width=2, shared=np.float64(0), blocks=2).submit((x, y)).result()
     np.testing.assert_array_equal(found["product"], x * y[:, 0])
 
 
@@ -43,7 +43,7 @@ def test_one_program_for_any_number_of_lanes():
         return 2 * x
 
     before = compiled()
-    run = Engine(double, 32, width=4)
+    run = Engine(double, width=4)
     for lanes in (32, 5, 17):
         assert run.submit(np.arange(lanes)).result().tolist() == (2 * np.arange(lanes)).tolist()
     assert compiled() == before + 1
@@ -96,7 +96,7 @@ FACTORISATIONS = {
 def test_factorisations_in_blocks_are_those_of_each_matrix(name):
     factorise = FACTORISATIONS[name]
     matrices = np.random.default_rng(0).normal(size=(12, 5, 3))
-    found = Engine(lambda _, A: factorise(A), 12, width=3).map(matrices)
+    found = Engine(lambda _, A: factorise(A), width=3).submit(matrices).result()
     np.testing.assert_allclose(found, [factorise(jnp.asarray(A)) for A in matrices], rtol=1e-9)
 
 
@@ -116,5 +116,5 @@ def test_derivatives_of_factorisations_in_blocks(name):
 def test_factorisations_on_all_devices_end():
     """Handed to LAPACK as batches, they wait for each other for ever where there are no more threads than devices."""
     matrices = np.random.default_rng(0).normal(size=(1024, 60, 30))
-    found = Engine(lambda _, A: jnp.abs(_algebra.qr(A)[1]).sum(), 1024, width=16).map(matrices)
+    found = Engine(lambda _, A: jnp.abs(_algebra.qr(A)[1]).sum(), width=16).submit(matrices).result()
     np.testing.assert_allclose(found, [np.abs(np.linalg.qr(A)[1]).sum() for A in matrices], rtol=1e-10)

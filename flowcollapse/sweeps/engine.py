@@ -17,6 +17,12 @@ from ..model import UFM
 CPU_WIDTH = 16
 ACCELERATOR_WIDTH = 4096
 
+CPU_BLOCKS = 16
+"""Blocks that a CPU device takes in one call: a fixed number, so that all sweeps of some shapes share a program."""
+
+BYTES_A_CALL = 2**26
+"""What a device keeps of one call fits into this, or the call is a single block."""
+
 CPU_WIDTHS = ((512, CPU_WIDTH), (2**16, 8))
 """On a CPU, states of up to so many numbers run so many lanes in lockstep, larger ones a lane at a time. Against that,
 blocks take 0.4 of the time for the paper's task, 0.8 to 1 from 600 numbers on, 0.5 at 5,000 (`benchmarks/sweep.py`)."""
@@ -31,16 +37,16 @@ class Engine:
 
     Args:
         function: from `shared` and a pytree of one lane's numbers to a pytree of arrays. One compilation serves all
-            engines whose functions are equal.
-        capacity: most lanes of one call. Fewer lanes use the same program, which skips the blocks they do not fill.
+            engines whose functions are equal, whatever the number of lanes.
         width: lanes of a block. They run in lockstep, so lanes of like cost should follow each other.
         devices: where to run; default all local devices. Each takes every so-many-th block and stops by itself.
         shared: a pytree of arrays that all lanes have in common.
+        blocks: how many blocks a device takes in one call of the program, which skips those that are not filled.
 
     Example:
         >>> import numpy as np
         >>> from flowcollapse.sweeps.engine import Engine
-        >>> add = Engine(lambda shared, lane: shared + lane, capacity=8, width=4, shared=np.int32(10))
+        >>> add = Engine(lambda shared, lane: shared + lane, width=4, shared=np.int32(10))
         >>> add.submit(np.arange(3)).result().tolist()
         [10, 11, 12]
     """
@@ -48,65 +54,53 @@ class Engine:
     def __init__(
         self,
         function: Callable[[Any, Any], PyTree],
-        capacity: int,
         *,
         width: int,
         devices: Sequence[Device] | None = None,
         shared: PyTree = None,
+        blocks: int | None = None,
     ):
-        self.function, self.shared = function, shared
+        self.function, self.shared, self.width = function, shared, width
         self.devices = list(devices or jax.local_devices())
-        self.width = width
-        self.blocks = -(-capacity // (self.width * len(self.devices)))
-
-    @property
-    def capacity(self) -> int:
-        """Most lanes of one call."""
-        return len(self.devices) * self.blocks * self.width
+        self.blocks = blocks or CPU_BLOCKS if self.devices[0].platform == "cpu" else 1
 
     def submit(self, lanes: PyTree) -> "Submitted":
-        """Start the computation and return at once.
+        """Start the computation of lanes, given as arrays with the lanes in front, and return at once."""
+        count, at_once = len(jax.tree.leaves(lanes)[0]), len(self.devices) * self.blocks * self.width
+        parts = (jax.tree.map(lambda x, i=i: x[i : i + at_once], lanes) for i in range(0, count, at_once))
+        return Submitted([self._call(part) for part in parts], self.width)
 
-        Args:
-            lanes: arrays with the lanes in front, at most `capacity` of them.
-        """
-        count = len(jax.tree.leaves(lanes)[0])
-        used = -(-count // self.width)
-        devices = len(self.devices)
+    def _call(self, lanes: PyTree) -> tuple[PyTree, Int[np.ndarray, " lanes"]]:
+        """The flat outcome of one call of the program, and where the lanes stand in it."""
+        count, devices = len(jax.tree.leaves(lanes)[0]), len(self.devices)
+        used, blocks = -(-count // self.width), devices * self.blocks
         # Block j goes to device j mod devices. The last one is filled up with copies of the last lane.
-        blocks = np.minimum(np.arange(self.capacity), count - 1).reshape(-1, self.width)
-        dealt = np.arange(len(blocks)).reshape(self.blocks, devices).T.ravel()
-        index = blocks[dealt]
+        members = np.minimum(np.arange(blocks * self.width), count - 1).reshape(-1, self.width)
+        dealt = np.arange(blocks).reshape(self.blocks, devices).T.ravel()
+        index = members[dealt]
         mesh = Mesh(np.array(self.devices), ("lanes",))
         outcome = _run(self.function, mesh, self.shared, dealt < used, jax.tree.map(lambda x: x[index], lanes))
         place = np.argsort(dealt)[:used, None] * self.width + np.arange(self.width)
-        return Submitted(outcome, place, count)
-
-    def map(self, lanes: PyTree) -> PyTree:
-        """The results of any number of lanes, in order, as NumPy arrays."""
-        count = len(jax.tree.leaves(lanes)[0])
-        parts = [
-            self.submit(jax.tree.map(lambda x, i=first: x[i : i + self.capacity], lanes)).result()
-            for first in range(0, count, self.capacity)
-        ]
-        return jax.tree.map(lambda *several: np.concatenate(several), *parts)
+        return outcome, place.ravel()[:count]
 
 
 class Submitted(NamedTuple):
-    """Lanes under way; `place` says where the lanes of each block stand in the flat outcome."""
+    """Lanes under way: the calls that compute them, and how many run in lockstep."""
 
-    outcome: PyTree
-    place: Int[np.ndarray, "blocks width"]
-    count: int
+    calls: list[tuple[PyTree, Int[np.ndarray, " lanes"]]]
+    width: int
 
     def result(self) -> PyTree:
         """The results as NumPy arrays, in the order of the lanes; waits for them."""
-        place = self.place.ravel()[: self.count]
-        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[place], jax.device_get(self.outcome))
+        parts = [
+            jax.tree.map(lambda x, place=place: x.reshape(-1, *x.shape[2:])[place], jax.device_get(outcome))
+            for outcome, place in self.calls
+        ]
+        return jax.tree.map(lambda *several: np.concatenate(several), *parts)
 
     def lockstep(self, steps: Int[np.ndarray, " lanes"]) -> tuple[int, int]:
         """The steps that the lanes took, and those that were paid for because lanes of a block wait for the last."""
-        width = self.place.shape[1]
+        width = self.width
         paid = sum(width * int(steps[i : i + width].max()) for i in range(0, len(steps), width))
         return int(steps.sum()), paid
 
@@ -133,12 +127,23 @@ def _run(function, mesh: Mesh, shared: PyTree, used: Bool[Array, " blocks"], blo
 
 
 def block_width(model: UFM, devices: Sequence[Device], lanes: int) -> int:
-    """How many of some lanes run in lockstep: a few on a CPU, many on an accelerator, and no more than leave every
-    device a block."""
+    """How many of some lanes run in lockstep: a few on a CPU, many on an accelerator.
+
+    Small states always fill their block. Large ones, and accelerators, take the power of two that leaves every device
+    a block, so that few lanes are not paid for as many.
+    """
     widest = ACCELERATOR_WIDTH
     if devices[0].platform == "cpu":
         widest = next((width for numbers, width in CPU_WIDTHS if state_size(model) <= numbers), 1)
-    return max(1, min(widest, -(-lanes // len(devices))))
+        if widest == CPU_WIDTH:
+            return widest
+    fair = -(-lanes // len(devices))
+    return max(1, min(widest, 2 ** (fair - 1).bit_length()))
+
+
+def blocks_a_call(bytes_a_lane: int, width: int) -> int:
+    """How many blocks a CPU device takes in one call, by what is kept of a lane."""
+    return max(1, min(CPU_BLOCKS, BYTES_A_CALL // (width * bytes_a_lane)))
 
 
 def state_size(model: UFM) -> int:

@@ -1,6 +1,7 @@
 """What becomes of one lane, and the labelled dataset that all of them make."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -90,16 +91,21 @@ class Plan(NamedTuple):
         lane = Lane(structure, tuple(shapes.items()), self.start, num_saves, self.metrics, self.keep_final)
         return lane, (numbers, ts)
 
-    def outcomes(self) -> list[dict[str, jax.ShapeDtypeStruct]]:
+    def outcomes(self) -> tuple[dict[str, jax.ShapeDtypeStruct], ...]:
         """The shapes of a lane's variables, for each combination of the axes that change shapes."""
         axes = self.grid.axes
-        numbers = {name: jnp.asarray(values[0]) for name, values in axes.items() if name not in SHAPE_AXES}
-        found = []
-        for shapes in self.grid.shapes():
-            lane, shared = self.lane(shapes)
-            outcome = jax.eval_shape(lane, shared, numbers)
-            found.append({name: outcome[name] for name in (*self.metrics, *sorted(set(outcome) - set(self.metrics)))})
-        return found
+        numbers = {name: np.asarray(values[0]) for name, values in axes.items() if name not in SHAPE_AXES}
+        return tuple(self._outcome(*self.lane(shapes), numbers) for shapes in self.grid.shapes())
+
+    def _outcome(self, lane: Lane, shared: Any, numbers: dict[str, np.ndarray]) -> dict[str, jax.ShapeDtypeStruct]:
+        leaves, structure = jax.tree.flatten((shared, numbers))
+        outcome = _outcome_of(lane, structure, tuple(jax.typeof(leaf) for leaf in leaves))
+        return {name: outcome[name] for name in (*self.metrics, *sorted(set(outcome) - set(self.metrics)))}
+
+
+@functools.lru_cache(maxsize=64)
+def _outcome_of(lane: Lane, structure: Any, leaves: tuple[Any, ...]) -> dict[str, jax.ShapeDtypeStruct]:
+    return jax.eval_shape(lane, *jax.tree.unflatten(structure, leaves))
 
 
 def common_metrics(grid: Grid, start: str, names: Any) -> tuple[str, ...]:

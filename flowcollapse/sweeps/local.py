@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .engine import ACCELERATOR_WIDTH, Device, Engine, block_width, state_size
+from .engine import ACCELERATOR_WIDTH, Device, Engine, block_width, blocks_a_call, state_size
 from .grid import Batch, Task, lane_values, shape_values, with_values
 from .lanes import Plan
 
@@ -93,7 +93,8 @@ class Local:
             model = with_values(self.plan.grid.model, shapes)
             width = self.width or block_width(model, self.devices, self.capacity)
             lane, shared = self.plan.lane(shapes)
-            self._engines[name] = Engine(lane, self.capacity, width=width, devices=self.devices, shared=shared)
+            blocks = blocks_a_call(bytes_kept(self.plan), width)
+            self._engines[name] = Engine(lane, width=width, devices=self.devices, shared=shared, blocks=blocks)
         return self._engines[name]
 
 
@@ -107,8 +108,12 @@ def expected_cost(lanes: dict[str, np.ndarray]) -> np.ndarray:
 def default_lanes(plan: Plan, devices: Sequence[Device], width: int | None) -> int:
     """How many lanes a task has: few where states are large, at least a block for every device."""
     largest = max((with_values(plan.grid.model, shapes) for shapes in plan.grid.shapes()), key=state_size)
-    kept = max(sum(int(np.prod(x.shape)) * x.dtype.itemsize for x in out.values()) for out in plan.outcomes())
     most = LANES_A_TASK if devices[0].platform == "cpu" else ACCELERATOR_WIDTH
     block = width or block_width(largest, devices, plan.grid.num_lanes)
     on_one = max(min(most, NUMBERS_A_TASK // state_size(largest)), block)
-    return max(1, min(on_one * len(devices), BYTES_A_TASK // kept))
+    return max(1, min(on_one * len(devices), BYTES_A_TASK // bytes_kept(plan)))
+
+
+def bytes_kept(plan: Plan) -> int:
+    """The bytes that are kept of a lane, at most."""
+    return max(sum(int(np.prod(x.shape)) * x.dtype.itemsize for x in out.values()) for out in plan.outcomes())
