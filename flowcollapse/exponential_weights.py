@@ -61,7 +61,8 @@ TAYLOR_TERMS = 20
 def phi(z: Float[Array, "*shape"], count: int) -> list[Float[Array, "*shape"]]:
     """`phi_0(-z) ... phi_count(-z)` for `z >= 0`, with `phi_k(w) = sum_j w^j / (j + k)!`.
 
-    Taylor's series below z = 1, the upward recursion above, each where it is stable. Relative accuracy about 1e-13 in float64.
+    Taylor's series below z = 1, the upward recursion above, each where it is stable. Relative accuracy about 1e-13 in
+    float64.
     """
     small, large = jnp.minimum(z, 1.0), jnp.maximum(z, 1.0)
     terms = np.arange(TAYLOR_TERMS)

@@ -224,8 +224,8 @@ class Flow(AbstractFlow):
             conjugate gradients), which take the slow approach that weight decay causes in a few hundred steps;
             `"explicit"` keeps the solver to the end, with steps as short as its stability wants; `"auto"` is
             `"implicit"` if there is weight decay or the end is far, unless the solver is implicit already.
-        stages: how the steps of an explicit solver are compiled: `"looped"` in half of the time, `"written-out"` to steps
-            that are up to twice as fast; `"auto"` loops for one small state outside of `jax.vmap` and `fc.sweep`.
+        stages: how the steps of an explicit solver are compiled: `"looped"` in half of the time, `"written-out"` to
+            steps that are up to twice as fast; `"auto"` loops for one small state outside of `jax.vmap` and `fc.sweep`.
         adjoint: how the run is differentiated: `"reverse"` (for `jax.grad`, with checkpoints), `"forward"` (for
             `jax.jvp`, `jax.jacfwd` and their repetition, as in second derivatives), or an adjoint of diffrax.
 

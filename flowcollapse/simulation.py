@@ -1,6 +1,5 @@
 """The one verb: run a method on a model from a start."""
 
-import functools
 from collections.abc import Sequence
 from typing import Any
 

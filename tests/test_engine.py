@@ -50,7 +50,7 @@ def test_one_program_for_any_number_of_lanes():
 
 
 def test_lockstep_pays_for_the_slowest_of_each_block():
-    submitted = Engine(lambda _, x: x, 6, width=2).submit(np.arange(5))
+    submitted = Engine(lambda _, x: x, width=2).submit(np.arange(5))
     assert submitted.lockstep(np.array([3, 5, 2, 2, 7])) == (19, 2 * 5 + 2 * 2 + 2 * 7)
 
 
@@ -59,7 +59,8 @@ def test_blocks_are_narrow_where_states_are_large():
     small, medium, large = (UFM(num_classes=c, samples_per_class=n, num_features=p) for c, n, p in sizes)
     devices = jax.local_devices()
     assert engine.block_width(small, devices, lanes=1000) == engine.CPU_WIDTH
-    assert engine.block_width(small, devices, lanes=6) == 3  # both devices have work
+    assert engine.block_width(small, devices, lanes=6) == engine.CPU_WIDTH  # the same program
+    assert engine.block_width(medium, devices, lanes=6) == 4  # both devices have work
     assert 1 < engine.block_width(medium, devices, lanes=1000) < engine.CPU_WIDTH
     assert engine.block_width(large, devices, lanes=1000) == 1
     assert engine.state_size(medium) == engine.state_size(

@@ -1,0 +1,160 @@
+"""How programs are made: few of them, without callbacks, and with the same numbers however they are compiled."""
+
+import threading
+
+import diffrax as dfx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from systems import random_state
+
+import flowcollapse as fc
+from flowcollapse._lean import lean_diffrax
+from flowcollapse.programs import Program, under_vmap
+
+MODEL = fc.UFM(num_classes=3, samples_per_class=4, num_features=6)
+
+
+class Compilations:
+    """Counts the programs that XLA compiles while it listens."""
+
+    def __init__(self):
+        self.count = 0
+        jax.monitoring.register_event_duration_secs_listener(self._hear)
+
+    def _hear(self, event: str, duration: float, **_):
+        self.count += event == "/jax/core/compile/backend_compile_duration"
+
+    def during(self, call) -> int:
+        before = self.count
+        jax.block_until_ready(jax.tree.leaves(call()))
+        return self.count - before
+
+
+@pytest.fixture(scope="module")
+def compilations():
+    return Compilations()
+
+
+def lane_values(data):
+    return {name: values.values for name, values in data.data_vars.items()}
+
+
+def test_a_session_compiles_little(compilations):
+    """New numbers are no new programs, and what methods have in common is compiled once."""
+    start, other = random_state(MODEL, 0, 0.1), random_state(MODEL, 1, 0.2)
+    decayed = fc.UFM(num_classes=3, samples_per_class=4, num_features=6, weight_decay=1e-9)
+    ts = np.linspace(0, 2, 7)
+
+    def simulate(method, start=start, model=MODEL, ts=ts):
+        path = fc.simulate(model, start, method, ts)
+        return path.metrics, path.end
+
+    assert 3 <= compilations.during(lambda: simulate(fc.Flow(rtol=1e-5))) <= 8  # the run, the metrics, the verdict
+    assert compilations.during(lambda: simulate(fc.Flow(rtol=1e-6), other)) == 0
+    assert compilations.during(lambda: simulate(fc.Flow(rtol=1e-6), ts=ts / 2)) == 0
+    assert compilations.during(lambda: simulate(fc.Flow(rtol=1e-6), model=decayed)) == 0
+    assert compilations.during(lambda: simulate(fc.Flow("tsit5", rtol=1e-5))) <= 2
+    descent = fc.Descent("sgd", 50, learning_rate=0.05)
+    simulate(descent)
+    assert compilations.during(lambda: simulate(fc.Descent("sgd", 50, learning_rate=0.06), other)) <= 1
+
+
+def test_a_sweep_of_another_size_compiles_nothing(compilations):
+    def sweep(eps, seeds, **options):
+        return lane_values(
+            fc.sweep(MODEL, fc.Flow(), eps=eps, seeds=seeds, ts=3, metrics=("risk",), progress=False, **options)
+        )
+
+    assert compilations.during(lambda: sweep([0.5], 2, rtol=[1e-3])) >= 1
+    assert compilations.during(lambda: sweep([0.25, 0.5], 40, rtol=[1e-3, 1e-4])) == 0
+    assert compilations.during(lambda: sweep([1], 3, rtol=[0.01])) == 0
+
+
+@pytest.mark.parametrize("solver", ["exponential", "tsit5", "dopri5", "dopri8"])
+def test_stages_in_a_loop_are_stages_written_out(solver):
+    """The same steps, and the same states to rounding."""
+    start = random_state(MODEL, 2, 0.3)
+    looped, written = (
+        fc.simulate(
+            MODEL, start, fc.Flow(solver, rtol=1e-7, stages=stages), np.linspace(0, 3, 9), save_states=True, metrics=()
+        )
+        for stages in ("looped", "written-out")
+    )
+    assert looped.stats["accepted"] == written.stats["accepted"]
+    for name in ("H", "W", "b"):
+        one, other = getattr(looped.states, name), getattr(written.states, name)
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-10 * np.abs(other).max())
+
+
+def test_lanes_are_written_out_and_a_lone_run_is_not():
+    start = random_state(MODEL, 0, 0.1)
+
+    def stages(start):
+        seen.append(fc.Flow().prepared(MODEL, start, 5).stages)
+        return start.W
+
+    seen: list[str] = []
+    stages(start)
+    jax.jit(stages)(start)
+    jax.vmap(stages)(jax.tree.map(lambda x: x[None], start))
+    jax.jit(jax.vmap(stages))(jax.tree.map(lambda x: x[None], start))
+    jax.grad(lambda W: stages(fc.State(H=start.H, W=W, b=start.b)).sum())(start.W)
+    assert seen == ["looped", "looped", "written-out", "written-out", "looped"]
+    assert not under_vmap(start.W)
+
+
+@pytest.mark.parametrize(
+    "method", [fc.Flow(), fc.Flow("tsit5"), fc.Flow("kvaerno5"), fc.Descent("sgd", 9, learning_rate=0.1)]
+)
+@pytest.mark.parametrize("lanes", [False, True])
+def test_programs_hold_no_callbacks(method, lanes):
+    """jax 0.10.1 caches no program that holds one, and they stop accelerators."""
+    start = random_state(MODEL, 0, 0.1)
+
+    def run(start):
+        path = fc.simulate(MODEL, start, method, 5)
+        return path.metrics, path.end
+
+    if lanes:
+        run, start = jax.vmap(run), jax.tree.map(lambda x: x[None], start)
+    text = jax.jit(run).lower(start).as_text()
+    assert "while" in text
+    assert "callback" not in text
+
+
+def solve_backwards():
+    """A solve whose first step goes the wrong way, which diffrax refuses at run time."""
+    term, solver = dfx.ODETerm(lambda t, y, args: -y), dfx.Tsit5()
+    return dfx.diffeqsolve(term, solver, 0.0, 1.0, jnp.asarray(-0.1), jnp.ones(1)).ys
+
+
+def test_others_keep_the_checks_of_diffrax():
+    """Before, after and beside a run, in another thread."""
+    fc.simulate(MODEL, random_state(MODEL, 0, 0.1), fc.Flow(), 2, metrics=())
+    with pytest.raises(Exception, match="Must have"):
+        solve_backwards()
+    with lean_diffrax():
+        failures = []
+
+        def beside():
+            try:
+                solve_backwards()
+            except Exception as error:
+                failures.append(str(error))
+
+        thread = threading.Thread(target=beside)
+        thread.start()
+        thread.join()
+    assert "Must have" in failures[0]
+
+
+def test_a_program_takes_arrays_as_its_input_and_the_rest_as_what_it_is(compilations):
+    scaled = Program(lambda x, factor, name: {name: factor * x})
+    scaled(jnp.ones(2), 2, "a")
+    assert compilations.during(lambda: scaled(jnp.zeros(2), 2, "a")) == 0
+    assert scaled(jnp.ones(2), 3, "b", quick=True)["b"].tolist() == [3.0, 3.0]
+    assert jax.jit(lambda x: scaled(x, 2, "a", quick=True)["a"])(jnp.ones(2)).tolist() == [2.0, 2.0]
+    gradient = jax.grad(lambda x: scaled(x, 2.0, "a", quick=True)["a"].sum())(jnp.ones(2))
+    assert gradient.tolist() == [2.0, 2.0]
