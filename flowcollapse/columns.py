@@ -72,6 +72,10 @@ class Columns(eqx.Module):
         """The same columns without what leads back to the samples: all that the risk and its field need."""
         return self
 
+    def leading_to(self, H: Float[Array, "*lanes p samples"]) -> "Columns":
+        """The same columns with what leads back to the samples that they were made from."""
+        return self
+
     @property
     def batch_ndim(self) -> int:
         """How many leading axes (lanes) the columns' own arrays have."""
@@ -135,14 +139,15 @@ class ClassMeanColumns(Columns):
 
     The rotation `Q` that leads back to the samples is one of three:
 
-    - `basis=None, key=None`: the fixed Helmert basis of the within-class space (`r = n_tot - C`, for few samples);
-    - `basis=Q` (n_tot x r): made from the features the state came from;
+    - neither `origin` nor `key`: the fixed Helmert basis of the within-class space (`r = n_tot - C`, for few samples);
+    - `origin` (p x n_tot): the features that the state came from, held and not copied. `Q` is made from their QR
+      factorisation when it is asked for;
     - `key`: the state was drawn already reduced; `Q` is drawn from this key, uniformly among the orthonormal frames of
       the within-class space, when `H` is asked for, and single samples are unknown before that.
     """
 
     counts: tuple[int, ...] = eqx.field(static=True)
-    basis: Float[Array, "*lanes samples r"] | None = None
+    origin: Float[Array, "*lanes p samples"] | None = None
     key: PRNGKeyArray | None = None
 
     @property
@@ -152,11 +157,16 @@ class ClassMeanColumns(Columns):
     def without_arrays(self) -> Columns:
         return ClassMeanColumns(self.counts)
 
+    def leading_to(self, H: Float[Array, "*lanes p samples"]) -> Columns:
+        if self.num_samples - self.num_classes <= H.shape[-2]:
+            return self.without_arrays()
+        return ClassMeanColumns(self.counts, origin=H)
+
     @property
     def batch_ndim(self) -> int:
         if self.key is not None:
             return self.key.ndim
-        return 0 if self.basis is None else self.basis.ndim - 2
+        return 0 if self.origin is None else self.origin.ndim - 2
 
     @property
     def knows_samples(self) -> bool:
@@ -181,14 +191,14 @@ class ClassMeanColumns(Columns):
 
     def deviations(self, L: Float[Array, "*batch p r"]) -> Float[Array, "*batch p samples"]:
         if self.key is not None:
-            draw = functools.partial(_random_within_basis, self.counts, L.shape[-1], dtype=L.dtype)
-            for _ in self.key.shape:
-                draw = jax.vmap(draw)
-            Q = draw(self.key)
-        elif self.basis is not None:
-            Q = self.basis
+            make, given = functools.partial(_random_within_basis, self.counts, L.shape[-1], dtype=L.dtype), self.key
+        elif self.origin is not None:
+            make, given = functools.partial(_within_basis_of, self.counts), self.origin
         else:
             return from_within_basis(L, self.counts)
+        for _ in range(self.batch_ndim):
+            make = jax.vmap(make)
+        Q = make(given)
         Q = Q.reshape(Q.shape[:-2] + (1,) * (L.ndim - Q.ndim) + Q.shape[-2:])
         return L @ jnp.swapaxes(Q, -1, -2)
 
@@ -212,7 +222,8 @@ def class_mean_columns(H: Float[Array, "p samples"], counts: tuple[int, ...]):
     Returns:
         `(X, columns)` with `X = [B, L]` of shape (p, C + r), `r = min(p, n_tot - C)`, so that
         `columns.lift(X)` is `H`. For `n_tot - C <= p` the within-class basis is fixed and nothing is factorised;
-        otherwise `L` and `Q` come from a QR factorisation of the deviations (derived here).
+        otherwise `L` and `Q` come from the QR factorisation of the deviations whose R has no negative diagonal entry
+        (derived here).
     """
     p, num_samples = H.shape
     sample = SampleColumns(counts)
@@ -220,8 +231,19 @@ def class_mean_columns(H: Float[Array, "p samples"], counts: tuple[int, ...]):
     if num_samples - len(counts) <= p:
         L = times_within_basis(deviations, counts)
         return jnp.concatenate([B, L], axis=1), ClassMeanColumns(counts)
-    Q, R = qr(deviations.T)
-    return jnp.concatenate([B, R.T], axis=1), ClassMeanColumns(counts, basis=Q)
+    return jnp.concatenate([B, _positive_qr(deviations.T)[1].T], axis=1), ClassMeanColumns(counts, origin=H)
+
+
+def _positive_qr(A: Float[Array, "m r"]) -> tuple[Float[Array, "m r"], Float[Array, "r r"]]:
+    """`A = Q R` without a negative entry on the diagonal of R, which makes it the same wherever it is computed."""
+    Q, R = qr(A)
+    signs = jnp.where(jnp.diagonal(R) < 0, -1.0, 1.0).astype(R.dtype)
+    return Q * signs, signs[:, None] * R
+
+
+def _within_basis_of(counts: tuple[int, ...], H: Float[Array, "p samples"]) -> Float[Array, "samples r"]:
+    """The orthonormal frame Q of the within-class space that `class_mean_columns` has taken for these features."""
+    return _positive_qr(SampleColumns(counts).split(H)[1].T)[0]
 
 
 def root_counts(counts: tuple[int, ...], dtype) -> Float[Array, " C"]:
@@ -305,9 +327,7 @@ def _running_sums(x: Float[Array, "*batch n"], first: np.ndarray) -> Float[Array
 
 def _random_within_basis(counts: tuple[int, ...], r: int, key: PRNGKeyArray, *, dtype) -> Float[Array, "samples r"]:
     """A uniformly random orthonormal frame of `r` vectors in the within-class space."""
-    normal = jax.random.normal(key, (r, sum(counts)), dtype)
-    Q, R = qr((normal - repeat_columns(class_means(normal, counts), counts)).T)
-    return Q * jnp.sign(jnp.diagonal(R))
+    return _within_basis_of(counts, jax.random.normal(key, (r, sum(counts)), dtype))
 
 
 def check_counts(counts: object, num_classes: int) -> tuple[int, ...]:

@@ -38,6 +38,16 @@ class Frame(eqx.Module):
             W, X = W @ jnp.swapaxes(rows, -1, -2), rows @ X
         return State(X=X, W=W, b=b, columns=self.columns)
 
+    def without_samples(self) -> "Frame":
+        """The same frame without what leads back to the samples, which a program would copy."""
+        return Frame(None if self.columns is None else self.columns.without_arrays(), self.rows)
+
+    def of(self, start: State) -> "Frame":
+        """The same frame with what leads back to the samples of the start that it was made for."""
+        if self.columns is None:
+            return self
+        return Frame(self.columns.leading_to(start.X) if start.columns is None else start.columns, self.rows)
+
     def problem(self, model: UFM) -> Problem:
         """The problem in this frame."""
         return Problem(model, SampleColumns(model.counts) if self.columns is None else self.columns)

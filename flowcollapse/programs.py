@@ -57,7 +57,7 @@ def called(function: Callable) -> Callable:
 
 
 def under_vmap(x: jax.Array) -> bool:
-    """Whether an array is one lane of many, as far as that is known: not inside of a `jax.jit` that is mapped itself."""
+    """Whether an array is one lane of many, as far as is known: not inside of a `jax.jit` that is mapped itself."""
     seen = []
 
     @jax.custom_batching.custom_vmap

@@ -88,6 +88,7 @@ def _simulate(model: UFM, start: State, method: Method, ts, save_states: bool, n
     afterwards = keep and (ts if isinstance(ts, int) else len(ts)) * (start.X.size + start.W.size) <= KEPT
     inside = None if afterwards else (names, save_states)
     frame, point, run = _run(model, start, method, ts, inside, quick=quick)
+    frame = frame.of(start)
     problem, points = frame.problem(model), None
     if afterwards:
         observed = _observed(problem, run.observed, names, point, quick=quick) if names else {}
@@ -109,7 +110,7 @@ def _run(model: UFM, start: State, method: Method, ts, inside: tuple[tuple[str, 
         observe = None if inside is None else Observer(problem, point, *inside)
         run = method.run(without_arrays(problem), point, ts, observe)
         observed, end = jax.tree.map(lambda x: jnp.where(finite, x, jnp.nan), (run.observed, run.end))
-    return frame, point, run._replace(observed=observed, end=end)
+    return frame.without_samples(), point, run._replace(observed=observed, end=end)
 
 
 @Program

@@ -359,3 +359,33 @@ def test_a_state_made_for_other_counts_is_refused():
 def test_counts_that_are_not_one_positive_integer_a_class_are_refused(counts):
     with pytest.raises(fc.UsageError, match="samples_per_class"):
         check_counts(counts, 3)
+
+
+# ---- what leads back to the samples is held, not copied
+
+
+@pytest.mark.parametrize("rank", [0, 1, 2])
+def test_features_with_few_directions_come_back_though_their_factors_are_not_unique(rank):
+    counts, p = (20, 30), 4
+    rng = np.random.default_rng(5)
+    H = rng.normal(size=(p, rank)) @ rng.normal(size=(rank, sum(counts))) + rng.normal(size=(p, 1))
+    state = fc.State(H=jnp.asarray(H), W=jnp.ones((2, p)), b=jnp.zeros(2))
+    assert_close(fc.to_class_means(model_of(counts, p), state).H, H, 64 * EPS)
+
+
+def test_lanes_hold_the_features_that_they_came_from_and_no_array_as_large():
+    counts, p, lanes = (200, 200), 3, 4
+    model = model_of(counts, p)
+    starts = jax.tree.map(lambda *x: jnp.stack(x), *(random_state(counts, p, seed) for seed in range(lanes)))
+    run = jax.vmap(lambda start: fc.simulate(model, start, fc.Flow(rtol=1e-4, t1=1.0, stages="looped"), 2, metrics=()))
+    path = run(starts)
+    columns = path.frame.columns
+    assert isinstance(columns, fc.columns.ClassMeanColumns)
+    assert columns.origin is not None
+    held = sum(leaf.nbytes for leaf in jax.tree.leaves(path)) - columns.origin.nbytes
+    assert held < starts.X.nbytes / 10
+    alone = fc.simulate(model, jax.tree.map(lambda x: x[1], starts), fc.Flow(rtol=1e-4, t1=1.0), 2, metrics=())
+    assert_close(path.final.H[1], alone.final.H, 1e-6 * 1e-4)  # the same steps, at rtol = 1e-4
+    first = fc.simulate(model, random_state(counts, p, 1), fc.Flow(rtol=1e-4), [0.0], save_states=True, metrics=())
+    assert first.states is not None
+    assert_close(first.states.H[0], random_state(counts, p, 1).H, 64 * EPS)
