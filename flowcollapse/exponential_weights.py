@@ -67,7 +67,7 @@ def phi(z: Float[Array, "*shape"], count: int) -> list[Float[Array, "*shape"]]:
     small, large = jnp.minimum(z, 1.0), jnp.maximum(z, 1.0)
     terms = np.arange(TAYLOR_TERMS)
     series = np.array([[(-1.0) ** j / math.factorial(j + k) for k in range(count + 1)] for j in terms])
-    powers = small[..., None] ** jnp.asarray(terms, z.dtype)
+    powers = small[..., None] ** jnp.asarray(terms)  # as integers, whose derivatives are right at zero
     below = jnp.tensordot(powers, jnp.asarray(series, z.dtype), 1, precision="highest")
     above = [jnp.exp(-large)]
     for k in range(count):

@@ -22,38 +22,49 @@ class Program:
 
     def __init__(self, function: Callable):
         functools.update_wrapper(self, function)
-
-        @functools.wraps(function)  # its name is that of the program
-        def of_leaves(static: Any, arrays: list) -> Any:
-            tree, others = static
-            numbers = iter(arrays)
-            return function(*jax.tree.unflatten(tree, [next(numbers) if x is _ARRAY else x for x in others]))
-
+        of_leaves = _of_leaves(function)
         self._thorough = jax.jit(of_leaves, static_argnums=0)
         self._quick = jax.jit(of_leaves, static_argnums=0, compiler_options=QUICK)
 
     def __call__(self, *args: Any, quick: bool = False) -> Any:
-        leaves, tree = jax.tree.flatten(args)
-        arrays = [leaf for leaf in leaves if eqx.is_array(leaf)]
-        others = tuple(_ARRAY if eqx.is_array(leaf) else leaf for leaf in leaves)
+        static, arrays = _leaves_of(args)
         quick = quick and not any(map(is_traced, arrays)) and jax.default_backend() == "cpu"
-        return (self._quick if quick else self._thorough)((tree, others), arrays)
+        return (self._quick if quick else self._thorough)(static, arrays)
+
+
+def called(function: Callable) -> Callable:
+    """The same function as a call that XLA's inliner leaves alone, so that it is compiled once, however often it is
+    used, and its operands are computed once: a fusion would compute them anew for each entry that reads them."""
+    program = jax.jit(_of_leaves(function), static_argnums=0)
+
+    def call(*args: Any) -> Any:
+        with set_xla_metadata(inlineable="false"):
+            return program(*_leaves_of(args))
+
+    return call
 
 
 _ARRAY = object()
 """Stands for an array among what is no array."""
 
 
-def called(function: Callable) -> Callable:
-    """The same function as a call that XLA's inliner leaves alone, so that it is compiled once, however often it is
-    used, and its operands are computed once: a fusion would compute them anew for each entry that reads them."""
-    program = jax.jit(function)
+def _leaves_of(args: Any) -> tuple[Any, list[Any]]:
+    """What is no array in some pytrees, and the arrays."""
+    leaves, tree = jax.tree.flatten(args)
+    others = tuple(_ARRAY if eqx.is_array(leaf) else leaf for leaf in leaves)
+    return (tree, others), [leaf for leaf in leaves if eqx.is_array(leaf)]
 
-    def call(*args: Any) -> Any:
-        with set_xla_metadata(inlineable="false"):
-            return program(*args)
 
-    return call
+def _of_leaves(function: Callable) -> Callable:
+    """The function of what `_leaves_of` gives."""
+
+    @functools.wraps(function)  # its name is that of the program
+    def of_leaves(static: Any, arrays: list[Any]) -> Any:
+        tree, others = static
+        numbers = iter(arrays)
+        return function(*jax.tree.unflatten(tree, [next(numbers) if x is _ARRAY else x for x in others]))
+
+    return of_leaves
 
 
 def under_vmap(x: jax.Array) -> bool:

@@ -1,10 +1,16 @@
 """Settings of the whole suite: float64, and every shape that the package's signatures promise checked at run time."""
 
+import importlib
 import os
 from collections.abc import Callable
+from pathlib import Path
 
-# Most of the suite's time is the compiler's, and no law asks for speed. Programs that tests start inherit it.
+# Most of the suite's time is the compiler's, and no law asks for speed. What is compiled is kept for the other worker,
+# the other files and the next run. Programs that tests start inherit both.
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "programs"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.05")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # XLA names the processor's features whenever it loads a program
 
 import jax
 import jaxtyping
@@ -16,6 +22,9 @@ jaxtyping.install_import_hook("flowcollapse", "beartype.beartype")
 import systems  # noqa: E402
 
 import flowcollapse as fc  # noqa: E402
+
+# Lanes take stages in a loop, as a lone run does: half the program. `test_programs` compares them with the others.
+importlib.import_module("flowcollapse.flow").under_vmap = lambda _: False  # pyright: ignore
 
 fc.enable_x64()
 fc.use_cpu_cores(2)  # sweeps are tested on one device and on two

@@ -1,5 +1,6 @@
 """How programs are made: few of them, without callbacks, and with the same numbers however they are compiled."""
 
+import sys
 import threading
 
 import diffrax as dfx
@@ -88,7 +89,8 @@ def test_stages_in_a_loop_are_stages_written_out(solver):
         np.testing.assert_allclose(one, other, rtol=0, atol=1e-10 * np.abs(other).max())
 
 
-def test_lanes_are_written_out_and_a_lone_run_is_not():
+def test_lanes_are_written_out_and_a_lone_run_is_not(monkeypatch):
+    monkeypatch.setattr(sys.modules["flowcollapse.flow"], "under_vmap", under_vmap)
     start = random_state(MODEL, 0, 0.1)
 
     def stages(start):
