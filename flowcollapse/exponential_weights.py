@@ -64,7 +64,7 @@ def phi(z: Float[Array, "*shape"], count: int) -> list[Float[Array, "*shape"]]:
     Taylor's series below z = 1, the upward recursion above, each where it is stable. Relative accuracy about 1e-13 in
     float64.
     """
-    small, large = jnp.minimum(z, 1.0), jnp.maximum(z, 1.0)
+    small, large = jnp.where(z < 1.0, z, 1.0), jnp.where(z < 1.0, 1.0, z)
     terms = np.arange(TAYLOR_TERMS)
     series = np.array([[(-1.0) ** j / math.factorial(j + k) for k in range(count + 1)] for j in terms])
     powers = small[..., None] ** jnp.asarray(terms)  # as integers, whose derivatives are right at zero
