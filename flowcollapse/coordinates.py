@@ -20,6 +20,7 @@ from ._checks import check_choice
 from ._errors import UsageError
 from .columns import ClassMeanColumns, Columns, SampleColumns, class_mean_columns
 from .model import UFM, Point, Problem, State, check_columns, check_state, loss_of, problem_of
+from .programs import SMALL, Program
 
 COORDINATES = ("auto", "sample", "class-mean")
 
@@ -34,8 +35,7 @@ class Frame(eqx.Module):
         """The state, with the user's p rows, that a point of this frame stands for. Leading axes are allowed."""
         W, X, b = point
         if self.rows is not None:
-            rows = self.rows.reshape(self.rows.shape[:-2] + (1,) * (W.ndim - self.rows.ndim) + self.rows.shape[-2:])
-            W, X = W @ jnp.swapaxes(rows, -1, -2), rows @ X
+            W, X = _all_rows(self.rows, W, X, quick=X.size <= SMALL)
         return State(X=X, W=W, b=b, columns=self.columns)
 
     def without_samples(self) -> "Frame":
@@ -57,6 +57,12 @@ class Frame(eqx.Module):
         """What a trajectory says of its coordinates."""
         columns = "sample" if self.columns is None else self.columns.name
         return columns if self.rows is None else f"{columns}, {self.rows.shape[-2]} rows as {self.rows.shape[-1]}"
+
+
+@Program
+def _all_rows(rows: Array, W: Array, X: Array) -> tuple[Array, Array]:
+    rows = rows.reshape(rows.shape[:-2] + (1,) * (W.ndim - rows.ndim) + rows.shape[-2:])
+    return W @ jnp.swapaxes(rows, -1, -2), rows @ X
 
 
 def check_coordinates(coordinates: str) -> None:

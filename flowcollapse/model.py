@@ -22,6 +22,7 @@ from ._checks import as_array, check_choice, check_flag, check_integer, is_trace
 from ._errors import UsageError
 from .columns import Columns, SampleColumns, check_counts
 from .losses import LOSSES, Loss
+from .programs import SMALL, Program
 
 CURE = "pass numbers, a list or an array of them"
 
@@ -117,6 +118,11 @@ def _checked_decay(decay):
     return values
 
 
+@Program
+def _lift(columns: Columns, X: Float[Array, "*batch p n"]) -> Float[Array, "*batch p samples"]:
+    return columns.lift(X)
+
+
 class State(eqx.Module):
     """A point of the model: features H, classifier W and bias b.
 
@@ -166,7 +172,7 @@ class State(eqx.Module):
     @property
     def H(self) -> Float[Array, "*batch p samples"]:
         """The features, one column a sample."""
-        return self.X if self.columns is None else self.columns.lift(self.X)
+        return self.X if self.columns is None else _lift(self.columns, self.X, quick=self.X.size <= SMALL)
 
     @property
     def B(self) -> Float[Array, "*batch p C"]:

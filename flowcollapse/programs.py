@@ -13,6 +13,9 @@ from ._checks import is_traced
 QUICK = {"xla_backend_optimization_level": 0}
 """How XLA compiles a program that runs for milliseconds: in 0.6 of the time, to code that takes up to twice as long."""
 
+SMALL = 4096
+"""What is computed of one state of up to this many numbers takes milliseconds, and is compiled with little effort."""
+
 
 class Program:
     """A function of pytrees as a program: arrays are its input, and all else decides which program it is.

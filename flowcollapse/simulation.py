@@ -15,14 +15,11 @@ from ._errors import UsageError
 from .coordinates import enter
 from .method import Method, check_method
 from .model import UFM, Point, Problem, State, check_model, check_state
-from .programs import Program
+from .programs import SMALL, Program
 from .stopping import Ending, Verdict, verdict
 from .trajectory import Trajectory
 
 NUM_SAVES = 101
-
-SMALL = 4096
-"""A run of one state of up to this many numbers takes milliseconds, and is compiled with little effort."""
 
 KEPT = 2**22
 """Up to this many numbers, the points at all save times are kept and observed afterwards; above, each as it passes."""
