@@ -6,6 +6,10 @@ from collections.abc import Callable
 # Most of the suite's time is the compiler's, and no law asks for speed. Programs that tests start inherit it.
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
 
+# Nothing is left in the caches of who runs the tests; who names a folder for JAX's gets it used.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+
 import jax
 import jaxtyping
 import pytest
