@@ -146,7 +146,7 @@ def _tell(place: Path, error: Exception) -> None:
         _told.add(place)
         reason = getattr(error, "strerror", None) or error
         warn_user(
-            f"compiled programs cannot be kept in {place} ({reason}), so that later runs compile again: make room there, "
+            f"compiled programs cannot be kept in {place} ({reason}), so that later runs compile again: make room, "
             "or choose another folder.",
             CacheWarning,
         )

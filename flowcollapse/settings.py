@@ -110,15 +110,15 @@ def tell_idle_cores(devices: list[Any], blocks: int) -> None:
         blocks: how many there are to run.
     """
     global _told
-    if _told or devices[0].platform != "cpu" or blocks <= len(devices) or len(devices) >= cpu_cores():
+    there, cores = len(devices), cpu_cores()
+    if _told or devices[0].platform != "cpu" or blocks <= there or there >= cores or _cores_chosen():
         return
-    if not _cores_chosen():
-        _told = True
-        warn_user(
-            f"JAX was in use before this call, with {len(devices)} CPU device for {cpu_cores()} cores, so that blocks "
-            "of lanes run one after the other: call fc.use_cpu_cores() at the top of the program.",
-            DevicesWarning,
-        )
+    _told = True
+    warn_user(
+        f"JAX was in use before this call, with {there} CPU device{'s' * (there > 1)}, so that lanes run on {there} of "
+        f"{cores} cores: call fc.use_cpu_cores() at the top of the program.",
+        DevicesWarning,
+    )
 
 
 def warn_user(message: str, category: type[Warning]) -> None:
@@ -126,7 +126,7 @@ def warn_user(message: str, category: type[Warning]) -> None:
     package, level, frame = __package__ or "", 2, sys._getframe(1)
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == package:
         level, frame = level + 1, frame.f_back
-    warnings.warn(message, category, stacklevel=level - 1)
+    warnings.warn(message, category, stacklevel=level)
 
 
 THREADS = "NPROC"

@@ -156,13 +156,14 @@ class Method:
     """Steps of the descent."""
 
     def build(self) -> "Flow | Descent":
-        from ..descent import Descent
-        from ..flow import Flow
-
         coordinates = self.coordinates.lower()
         if self.method == "flow":
+            from ..flow import Flow
+
             options: dict[str, Any] = {name: getattr(self, name) for name in ("rtol", "atol", "t1", "max_steps")}
             return Flow(self.solver, coordinates=coordinates, **options)
+        from ..descent import Descent
+
         numbers = {"learning_rate": self.learning_rate}
         if self.momentum is not None:
             numbers["momentum"] = self.momentum
