@@ -94,7 +94,7 @@ def growing() -> None:
 
 def predict() -> None:
     fc, model, start = ours()
-    twice("predict", lambda seed: fc.predict(model, start(seed)).metrics["snc1"])
+    twice("predict", lambda seed: fc.predict(model, start(seed))["snc1"].values)
 
 
 def grad() -> None:
