@@ -130,7 +130,7 @@ def warn_user(message: str, category: type[Warning]) -> None:
 
 
 THREADS = "NPROC"
-"""The environment variable from which JAX takes, at its start, over how many threads XLA splits a computation.
+"""The environment variable from which XLA takes, whenever it compiles, over how many threads it splits a computation.
 
 Over more than one it splits even sums over a few dozen numbers, which takes up to 1.8 times as long and fills the cores
 that the other devices need.
