@@ -1,5 +1,6 @@
 """What the program that runs chooses, never an import: the precision, and the CPU cores that count as devices."""
 
+import importlib.util
 import os
 import sys
 import warnings
@@ -52,8 +53,8 @@ def use_cpu_cores(count: int | None = None) -> None:
     """Make each CPU core a device of its own, so that a sweep uses all of them. Call it before JAX is first used.
 
     `fc.sweep`, `fc.compare` and `reproduce.run` do so by themselves where JAX has not been used yet and nothing else
-    was chosen: by this function, `jax_num_cpu_devices` or `--xla_force_host_platform_device_count`, `devices=1`, or
-    another platform.
+    was chosen: by this function, `jax_num_cpu_devices`, `--xla_force_host_platform_device_count` or `devices=1`. With
+    an accelerator they leave the CPU alone.
 
     Each of several devices then runs on one thread: what it computes is not split any further. A single large problem
     is better left to one device and all threads, without this call.
@@ -84,10 +85,14 @@ def use_cpu_cores(count: int | None = None) -> None:
 def take_cpu_cores(devices: Any) -> None:
     """`use_cpu_cores` by default: for work on many lanes, before JAX is first used, if nothing else was chosen.
 
+    Where JAX has a plugin, lanes most likely run on an accelerator, and the CPU keeps its threads.
+
     Args:
         devices: those that the user asks for, as a number or a list, or None.
     """
-    if not _cores_chosen() and (devices is None or (isinstance(devices, int | np.integer) and devices > 1)):
+    plugin = not jax.config.jax_platforms and any(map(importlib.util.find_spec, ("jax_plugins", "libtpu")))
+    several = devices is None or (isinstance(devices, int | np.integer) and devices > 1)
+    if several and not plugin and not _cores_chosen():
         use_cpu_cores()
 
 

@@ -228,6 +228,7 @@ DEVICES = {
     "jax.config.update('jax_num_cpu_devices', 1); " + SWEEP: 1,
     "os.environ['XLA_FLAGS'] = '--xla_force_host_platform_device_count=3'; " + SWEEP: 3,
     "jax.config.update('jax_platforms', 'cpu'); " + SWEEP: 2,
+    "import importlib.util; importlib.util.find_spec = lambda name: name == 'jax_plugins'; " + SWEEP: 1,
     "fc.simulate(model, fc.initial.sphere(model, 0.1, key=jax.random.key(0)), descent, 2)": 1,
     "fc.initial.sphere(model, 0.1, key=jax.random.key(0)); " + SWEEP: 1,
 }
