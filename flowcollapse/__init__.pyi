@@ -1,6 +1,12 @@
 from . import initial as initial, metrics as metrics, plot as plot, theory as theory
-from ._errors import PrecisionWarning as PrecisionWarning, UsageError as UsageError
+from ._errors import (
+    CacheWarning as CacheWarning,
+    DevicesWarning as DevicesWarning,
+    PrecisionWarning as PrecisionWarning,
+    UsageError as UsageError,
+)
 from .comparison import compare as compare
+from .compilation_cache import enable_compilation_cache as enable_compilation_cache
 from .coordinates import to_class_means as to_class_means
 from .descent import Descent as Descent
 from .flow import Flow as Flow

@@ -1,4 +1,4 @@
-"""The one error for bad input: a sentence that names the argument, the value and the cure; and the one warning."""
+"""The one error for bad input: a sentence that names the argument, the value and the cure; and the warnings."""
 
 import difflib
 from collections.abc import Iterable
@@ -16,6 +16,14 @@ class UsageError(ValueError):
 
 class PrecisionWarning(UserWarning):
     """Runs in float32, which hide much of what neural collapse is about. Ignore it where that is what you want."""
+
+
+class DevicesWarning(UserWarning):
+    """A sweep that leaves CPU cores idle, because JAX was in use before it with fewer devices."""
+
+
+class CacheWarning(UserWarning):
+    """Compiled programs cannot be kept on disk. Runs go on as without `fc.enable_compilation_cache`."""
 
 
 def nearest(name: object, known: Iterable[str]) -> str:

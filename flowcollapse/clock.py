@@ -117,7 +117,8 @@ def rule_of(optimizer: optax.GradientTransformation, label: str) -> str:
 
     Where the value matters, three steps under the force decide, along which the loss falls as fast as it can.
     """
-    point = Point(jnp.zeros((1, 1)), jnp.zeros((1, 1)), jnp.zeros(1))
+    # Shapes alone: an array would start JAX, and with it settle the number of devices.
+    point = jax.eval_shape(lambda: Point(jnp.zeros((1, 1)), jnp.zeros((1, 1)), jnp.zeros(1)))
     try:
         uses = on_points(optimizer, label, point).uses
     except UsageError:  # told once the shapes are known, with which it may do better

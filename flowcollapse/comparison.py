@@ -19,7 +19,7 @@ from .model import UFM, State, check_model
 from .provenance import options, provenance
 from .race import Plateau, Race, Setting, Shared
 from .rivals import Rival, check_axes, ending_at, given_times, rival, rivals_of, save_times
-from .settings import tell_precision
+from .settings import take_cpu_cores, tell_idle_cores, tell_precision
 from .simulation import as_arrays, checked_starts
 from .sweeps.engine import CPU_WIDTH, Device, Engine, block_width, chosen_devices, state_size
 from .sweeps.grid import MODEL_AXES, SHAPE_AXES, Grid, Task, checked_axes, checked_axis, lane_values, with_values
@@ -81,7 +81,7 @@ def compare(
         flow: what the others are compared with, a flow or its text.
         num_steps: how many steps the optimizers may take. Default: what they need to reach the last time.
         keep_final: keep `H`, `W` and `b` at the last time.
-        devices: how many, or which; default all local ones.
+        devices: how many, or which; default all local ones, every CPU core, as in `fc.sweep`.
         width: lanes that run in lockstep; default by the platform and the size of the state.
         progress: show a bar on standard error.
         **axes: further axes: `learning_rate=[...]`, or any other number that optimizers given as texts leave open, and
@@ -100,6 +100,7 @@ def compare(
     Raises:
         UsageError: for optimizers, numbers or axes that are unknown or cannot be, starts that do not fit the model, or
             a number of steps that is too small.
+        DevicesWarning: as a warning, if cores stay idle because JAX was in use before.
 
     Source: the time of a step is the distance that the optimizer goes under a unit force, see `fc.Descent`. In this
     time the distance of descent to the gradient flow is O(step size), and to `fc.ModifiedFlow` O(its square).
@@ -114,6 +115,7 @@ def compare(
         >>> bool(near < 0.6 * far)
         True
     """
+    take_cpu_cores(devices)
     check_model(model)
     for name, value in (("num_steps", num_steps), ("width", width)):
         if value is not None:
@@ -145,6 +147,8 @@ def compare(
     setting = Setting(structure, tuple(one.open for one in rivals), kind)
     shared = Shared(numbers, starts, jnp.asarray(times, dtype))
     width = width or _lane_width(model, methods, len(times), chosen, grid.num_lanes)
+    if devices is None:
+        tell_idle_cores(chosen, -(-grid.num_lanes // width))
     outcome = _outcome(Race(setting, names, keep_final), shared, grid, width, chosen, progress)
     dataset = _dataset(outcome, grid, [one.name for one in rivals], times)
     if isinstance(start, State) and start.W.ndim == 2:

@@ -20,6 +20,7 @@ from .flow import Flow
 from .model import UFM, problem_of
 from .powers import FIT_UP_TO, POWERS, fitted_eps, fitted_power
 from .provenance import options, provenance
+from .settings import take_cpu_cores
 from .stopping import plateau_time
 from .sweeps.engine import CPU_WIDTH, Engine
 from .sweeps.grid import checked_axes
@@ -84,6 +85,7 @@ def run(
         >>> data["snc1"].dims, int(data["verdict"].max())
         (('method', 'eps', 'seed', 'time'), 0)
     """
+    take_cpu_cores(None)
     settings = {"seed_shown": seed_shown, "learning_rate": learning_rate, "rtol": rtol, "solver": solver, "t1": t1}
     eps, seeds = check(eps, seeds, **settings)
     settings["seed_shown"] = seeds[0] if seed_shown is None else int(seed_shown)

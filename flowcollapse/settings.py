@@ -1,14 +1,17 @@
 """What the program that runs chooses, never an import: the precision, and the CPU cores that count as devices."""
 
+import importlib.util
 import os
+import sys
 import warnings
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ._checks import check_flag, check_integer
-from ._errors import PrecisionWarning, UsageError
+from ._errors import DevicesWarning, PrecisionWarning, UsageError
 
 
 def enable_x64(enable: bool = True) -> None:
@@ -49,6 +52,10 @@ def tell_precision(dtype: Any, stacklevel: int = 3) -> dict[str, str]:
 def use_cpu_cores(count: int | None = None) -> None:
     """Make each CPU core a device of its own, so that a sweep uses all of them. Call it before JAX is first used.
 
+    `fc.sweep`, `fc.compare` and `reproduce.run` do so by themselves where JAX has not been used yet and nothing else
+    was chosen: by this function, `jax_num_cpu_devices`, `--xla_force_host_platform_device_count` or `devices=1`. With
+    an accelerator they leave the CPU alone.
+
     Each of several devices then runs on one thread: what it computes is not split any further. A single large problem
     is better left to one device and all threads, without this call.
 
@@ -57,6 +64,10 @@ def use_cpu_cores(count: int | None = None) -> None:
 
     Raises:
         UsageError: if `count` is not a positive integer, or JAX is in use already with fewer CPU devices.
+
+    Example:
+        >>> import flowcollapse as fc
+        >>> fc.use_cpu_cores()
     """
     wanted = cpu_cores() if count is None else check_integer("count", count)
     try:
@@ -71,8 +82,60 @@ def use_cpu_cores(count: int | None = None) -> None:
             ) from None
 
 
+def take_cpu_cores(devices: Any) -> None:
+    """`use_cpu_cores` by default: for work on many lanes, before JAX is first used, if nothing else was chosen.
+
+    Where JAX has a plugin, lanes most likely run on an accelerator, and the CPU keeps its threads.
+
+    Args:
+        devices: those that the user asks for, as a number or a list, or None.
+    """
+    plugin = not jax.config.jax_platforms and any(map(importlib.util.find_spec, ("jax_plugins", "libtpu")))
+    several = devices is None or (isinstance(devices, int | np.integer) and devices > 1)
+    if several and not plugin and not _cores_chosen():
+        use_cpu_cores()
+
+
+def _cores_chosen() -> bool:
+    """Whether the user has said how many CPU devices there are to be, or that others are meant."""
+    by_jax = jax.config.jax_num_cpu_devices >= 0
+    by_xla = "--xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    platforms = jax.config.jax_platforms
+    return by_jax or by_xla or bool(platforms and not platforms.startswith("cpu"))
+
+
+_told = False
+
+
+def tell_idle_cores(devices: list[Any], blocks: int) -> None:
+    """Warn, once, if blocks of lanes are to run on fewer CPU devices than there are cores, and nobody chose so.
+
+    Args:
+        devices: all that JAX has.
+        blocks: how many there are to run.
+    """
+    global _told
+    there, cores = len(devices), cpu_cores()
+    if _told or devices[0].platform != "cpu" or blocks <= there or there >= cores or _cores_chosen():
+        return
+    _told = True
+    warn_user(
+        f"JAX was in use before this call, with {there} CPU device{'s' * (there > 1)}, so that lanes run on {there} of "
+        f"{cores} cores: call fc.use_cpu_cores() at the top of the program.",
+        DevicesWarning,
+    )
+
+
+def warn_user(message: str, category: type[Warning]) -> None:
+    """Warn in the name of the first caller outside of this package."""
+    package, level, frame = __package__ or "", 2, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == package:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, category, stacklevel=level)
+
+
 THREADS = "NPROC"
-"""The environment variable from which JAX takes, at its start, over how many threads XLA splits a computation.
+"""The environment variable from which XLA takes, whenever it compiles, over how many threads it splits a computation.
 
 Over more than one it splits even sums over a few dozen numbers, which takes up to 1.8 times as long and fills the cores
 that the other devices need.

@@ -24,6 +24,7 @@ import numpy as np
 import flowcollapse as fc
 
 fc.enable_x64()
+fc.use_cpu_cores()
 model = fc.UFM(num_classes=3, samples_per_class=3, num_features=15)
 start = fc.initial.sphere(model, eps=1e-2, key=jax.random.key(0))
 

@@ -29,6 +29,7 @@ DESCENT = "--method descent --num-steps 20 --metrics risk --num-saves 2 --num-fe
 def begin(words: str, before: str = "", **more) -> subprocess.Popen:
     """The command as a process of its own, without compiled programs of earlier ones."""
     environment = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
+    environment["JAX_ENABLE_COMPILATION_CACHE"] = "false"
     environment |= {"JAX_LOG_COMPILES": "1"} if "stderr" not in more else {}
     streams: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | more
     program = PROGRAM.format(words=words.split(), before=before)

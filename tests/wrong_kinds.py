@@ -139,6 +139,7 @@ CALLS: dict[str, Callable[[], dict[str, Any]]] = {
         "metrics": ["risk"], "flow": fc.Flow("tsit5"), "num_steps": 20, "keep_final": False, "devices": 1,
         "width": 1, "progress": False, "learning_rate": [0.1], "seeds": 1,
     },
+    "enable_compilation_cache": lambda: {"folder": None},
     "enable_x64": lambda: {"enable": True},
     "use_cpu_cores": lambda: {"count": 1},
     "hessian_spectrum": lambda: {"model": MODEL, "state": START, "num": 2, "which": "largest", "iterations": 4},

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from .console import Console, check_apart, check_output, check_picture_file, draw_without_a_window, options_of, write
-from .options import Command, Lanes, Model, check_devices, seeds_of
+from .options import Computing, Lanes, Model, check_devices, seeds_of
 from .words import Kind
 
 
@@ -51,7 +51,7 @@ class Kept:
 
 
 @dataclasses.dataclass(frozen=True)
-class Compare(Command):
+class Compare(Computing):
     """Run the flow and optimizers from the same starts, matched in time, and tell how far apart they are."""
 
     against: Against = dataclasses.field(default_factory=Against)
@@ -69,7 +69,7 @@ class Compare(Command):
         check_devices(kept.devices)
         seeds = seeds_of(self.lanes.seeds)
         axes: dict[str, Any] = self.lanes.axes(fc.compare)
-        fc.enable_x64(kept.precision == "float64")
+        self.prepare(kept.precision)
         fc.use_cpu_cores(kept.devices)
         dataset = fc.compare(
             self.model.build(),

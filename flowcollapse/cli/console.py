@@ -20,6 +20,9 @@ SUFFIXES = (".nc", ".zarr", ".csv", ".parquet")
 TABLES = (".csv", ".parquet")
 """Those that are one table, a row for each run and time."""
 
+UNTOLD = ("quiet", "config", "cache")
+"""Flags that results do not depend on."""
+
 STATE = ("H", "W", "b")
 
 
@@ -141,7 +144,7 @@ def table(dataset: "xr.Dataset") -> Any:
 def options_of(command: Any) -> str:
     """The flags of a command as text for a file's attributes."""
     told = dataclasses.asdict(command)
-    return json.dumps({name: value for name, value in told.items() if name not in ("quiet", "config")}, default=str)
+    return json.dumps({name: value for name, value in told.items() if name not in UNTOLD}, default=str)
 
 
 def draw_without_a_window() -> None:

@@ -29,6 +29,26 @@ class Command:
     """Print nothing but errors: results are in the files, and the exit code tells the rest."""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Computing(Command):
+    """The flags of every command that computes."""
+
+    cache: bool = True
+    """Keep compiled programs for later commands, in flowcollapse in the folder for caches (~/.cache), or where
+    JAX_COMPILATION_CACHE_DIR says."""
+
+    def prepare(self, precision: str = "float64") -> None:
+        """Settings of JAX that come before anything else: the precision, and where compiled programs are kept."""
+        from ..compilation_cache import disable_compilation_cache, enable_compilation_cache
+        from ..settings import enable_x64
+
+        enable_x64(precision == "float64")
+        if self.cache:
+            enable_compilation_cache()
+        else:
+            disable_compilation_cache()
+
+
 @dataclasses.dataclass(frozen=True)
 class Model:
     """The model."""
@@ -136,13 +156,14 @@ class Method:
     """Steps of the descent."""
 
     def build(self) -> "Flow | Descent":
-        from ..descent import Descent
-        from ..flow import Flow
-
         coordinates = self.coordinates.lower()
         if self.method == "flow":
+            from ..flow import Flow
+
             options: dict[str, Any] = {name: getattr(self, name) for name in ("rtol", "atol", "t1", "max_steps")}
             return Flow(self.solver, coordinates=coordinates, **options)
+        from ..descent import Descent
+
         numbers = {"learning_rate": self.learning_rate}
         if self.momentum is not None:
             numbers["momentum"] = self.momentum

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 import traceback
+import warnings
 from typing import Any, NoReturn
 
 FAULT, PIPE, INTERRUPTED = 70, 141, 130
@@ -27,6 +28,7 @@ def run() -> NoReturn:
     interrupts = Interrupts()
     try:
         open_closed_streams()
+        warnings.formatwarning = one_line
         from . import OUTPUT_FAILED, main, tell
         from .console import flush
 
@@ -108,6 +110,11 @@ def leave(message: str = "") -> NoReturn:
     except BaseException:  # a closed pipe, another Ctrl-C: the end is the same
         pass
     os._exit(INTERRUPTED)
+
+
+def one_line(message: Warning | str, *_: Any) -> str:
+    """A warning as the command line prints it: where it was raised tells nothing to those who type."""
+    return f"flowcollapse: warning: {' '.join(str(message).split())}\n"
 
 
 def open_closed_streams() -> None:

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Annotated
 
 from .console import Console, draw_without_a_window
-from .options import Command, seeds_of
+from .options import Computing, seeds_of
 from .words import Kind
 
 
 @dataclasses.dataclass(frozen=True)
-class Reproduce(Command):
+class Reproduce(Computing):
     """Draw the two figures of the paper (arXiv 2011.11619) from new runs: gradient flow and gradient descent from the
     same random starts, for C = N = 3 and p = 15."""
 
@@ -36,7 +36,7 @@ class Reproduce(Command):
 
         from .. import reproduce
 
-        fc.enable_x64()
+        self.prepare()
         fc.use_cpu_cores()
         options = {name: getattr(self, name) for name in ("seed_shown", "learning_rate", "rtol", "solver", "t1")}
         seeds = seeds_of(self.seeds)

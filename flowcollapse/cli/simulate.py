@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from .console import Console, check_apart, check_output, check_picture_file, draw_without_a_window, options_of, write
-from .options import Command, Method, Model, Start
+from .options import Computing, Method, Model, Start
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Output:
 
 
 @dataclasses.dataclass(frozen=True)
-class Simulate(Command):
+class Simulate(Computing):
     """Run one trajectory and print what became of it."""
 
     model: Model = dataclasses.field(default_factory=Model)
@@ -47,7 +47,7 @@ class Simulate(Command):
         check_output(output.out, states="--save-states" * output.save_states)
         check_picture_file(output.plot)
         check_apart(out=output.out, plot=output.plot)
-        fc.enable_x64(output.precision == "float64")
+        self.prepare(output.precision)
         model = self.model.build()
         method = self.method.build()
         start = self.start.build(model)

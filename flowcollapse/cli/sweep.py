@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from .._errors import UsageError
 from .console import Console, check_apart, check_output, options_of, write
-from .options import Command, Lanes, Method, Model, check_devices, seeds_of
+from .options import Computing, Lanes, Method, Model, check_devices, seeds_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +66,7 @@ NEEDED = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Sweep(Command):
+class Sweep(Computing):
     """Run a method from many starts: over scales, seeds and any other numbers, on all devices. The first word may be a
     TOML file, as after --config."""
 
@@ -89,7 +89,7 @@ class Sweep(Command):
                     raise UsageError(f"{name} is for --{needed}, which is not given: add it, or leave {name} out.")
         seeds = seeds_of(self.lanes.seeds)
         axes: dict[str, Any] = self.lanes.axes(fc.sweep)
-        fc.enable_x64(where.precision == "float64")
+        self.prepare(where.precision)
         fc.use_cpu_cores(where.devices)
         scheduler = self._scheduler()  # before JAX is first used, which the model does
         try:

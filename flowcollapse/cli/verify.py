@@ -4,11 +4,11 @@ import dataclasses
 from pathlib import Path
 
 from .console import Console
-from .options import Command
+from .options import Computing
 
 
 @dataclasses.dataclass(frozen=True)
-class Verify(Command):
+class Verify(Computing):
     """Measure the laws of the model on this machine, a row a law: how far runs are from the closed forms, how far they
     may be, and the verdict. The exit code is 1 if a law fails."""
 
@@ -18,13 +18,11 @@ class Verify(Command):
     """File for the rows, with versions, device and precision."""
 
     def run(self, console: Console) -> int:
-        import flowcollapse as fc
-
         from .._files import check_writable, replacing
 
         if self.json is not None:
             check_writable(self.json)
-        fc.enable_x64()
+        self.prepare()
         from ..theory import certificate
 
         shown = False

@@ -173,7 +173,7 @@ def chosen_devices(devices: Any) -> list[Device]:
         if count > len(chosen):
             raise UsageError(
                 f"devices={devices}, but JAX sees {len(chosen)}: ask for at most that many, or, on a CPU, call "
-                "fc.use_cpu_cores() before JAX is first used."
+                f"fc.use_cpu_cores({count}) before JAX is first used."
             )
         return chosen[:count]
     return chosen

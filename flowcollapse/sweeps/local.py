@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..settings import tell_idle_cores
 from .engine import ACCELERATOR_WIDTH, Device, Engine, block_width, blocks_a_call, state_size
 from .grid import Batch, Task, lane_values, shape_values, with_values
 from .lanes import Plan
@@ -49,10 +50,14 @@ class Local:
         capacity: most lanes of a batch.
         devices: where to run.
         width: lanes in lockstep; default by the platform and the size of the state.
+        by_default: whether these are the devices that JAX has, and nobody chose them.
     """
 
-    def __init__(self, plan: Plan, capacity: int, devices: Sequence[Device], width: int | None):
+    def __init__(
+        self, plan: Plan, capacity: int, devices: Sequence[Device], width: int | None, by_default: bool = False
+    ):
         self.plan, self.capacity, self.devices, self.width = plan, capacity, devices, width
+        self.by_default = by_default
         self._engines: dict[str, Engine] = {}
 
     def results(self, todo: Iterable[Batch]) -> Iterator[Result]:
@@ -75,7 +80,10 @@ class Local:
         parts = [lane_values(self.plan.grid, task) for task in batch]
         lanes = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         order = expected_cost(lanes)
-        submitted = self._engine(batch[0]).submit({name: values[order] for name, values in lanes.items()})
+        engine = self._engine(batch[0])
+        if self.by_default:
+            tell_idle_cores(engine.devices, -(-len(order) // engine.width))
+        submitted = engine.submit({name: values[order] for name, values in lanes.items()})
 
         def wait() -> Result:
             ordered = submitted.result()

@@ -21,7 +21,7 @@ from ..method import Method
 from ..metrics import METRICS
 from ..model import UFM
 from ..provenance import provenance
-from ..settings import tell_precision
+from ..settings import take_cpu_cores, tell_precision
 from ..simulation import checked_times
 from .engine import Device, chosen_devices
 from .filling import fill
@@ -77,7 +77,8 @@ def sweep(
         store: a folder of this machine that the sweep is written to while it runs. The same call resumes it. A call
             with more seeds, or other values on any axis, adds them and computes the lanes that are new; one with fewer
             returns those. Both leave what is there as it is.
-        devices: how many, or which; default all local ones. See `fc.use_cpu_cores`.
+        devices: how many, or which; default all local ones. Every CPU core is one, unless JAX was in use before: see
+            `fc.use_cpu_cores`.
         progress: show a bar on standard error.
         start: `"sphere"`, `"on-subspace"` or `"balanced"`, the functions of `fc.initial`.
         keep_final: keep `H`, `W` and `b` at the end of every lane.
@@ -100,6 +101,7 @@ def sweep(
             another sweep, is in use or cannot be written to, and, with a store, a method that cannot be described to
             the last number: a ready optimizer, a schedule or function that no module holds under its name.
         PrecisionWarning: as a warning, for float32.
+        DevicesWarning: as a warning, if cores stay idle because JAX was in use before.
         Interrupted: after Ctrl-C, once what was under way is finished and written.
 
     Example:
@@ -110,6 +112,7 @@ def sweep(
         >>> dict(grid.sizes)
         {'eps': 2, 'seed': 4, 'time': 5}
     """
+    take_cpu_cores(devices)
     for name, value in (("progress", progress), ("keep_final", keep_final), ("distributed", distributed)):
         check_flag(name, value)
     plan = _plan(make_grid(model, method, eps, seeds, axes), start, ts, metrics, keep_final)
@@ -130,7 +133,7 @@ def sweep(
 
         def compute(plan: Plan, todo: Iterator[Batch], capacity: int) -> Iterator[Result]:
             if client is None:
-                return Local(plan, capacity, chosen, width).results(todo)
+                return Local(plan, capacity, chosen, width, by_default=devices is None).results(todo)
             return _cluster().on_cluster(client, plan, capacity, width, todo)
 
         if path is None:
