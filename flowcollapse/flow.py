@@ -172,7 +172,9 @@ class AbstractFlow(Method):
         legs = Legs(self, problem, start, ts if observing else None, None if at_once else observe)
 
         if self.approach == "implicit" or (self.approach == "auto" and self._can_be_implicit):
-            first = legs.explicit(jnp.minimum(escape, t1))
+            # The mean mode can take hundreds of times as long as the others. Steps that are short beside its growth
+            # bring it up, and its decay to rest is left to the implicit ones.
+            first = legs.explicit(jnp.minimum(escape_time(problem, start, mean_decay=0.0), t1))
             over = first.ran_out | first.at_rest
             last = legs.implicit(first.end, first.t_end, jnp.where(over, first.t_end, t1))
             last = last._replace(

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flowcollapse.rosenbrock import Rodas5P, conjugate_gradients
+from flowcollapse.extended_bdf import ExtendedBDF, conjugate_gradients
 
 # The gradient flow of a quartic with a symmetric, coupled quadratic part, as two leaves.
 M = np.array([[2.0, 0.5, 0.2], [0.5, 1.0, -0.3], [0.2, -0.3, 3.0]])
@@ -26,7 +26,7 @@ def solve(steps: int, ts, rate=field, y0=START, solver=None, control=None) -> An
     """The flow to t = 1, in equal steps unless they are controlled."""
     return dfx.diffeqsolve(
         dfx.ODETerm(rate),
-        solver or Rodas5P(1e-14),
+        solver or ExtendedBDF(1e-14),
         0.0,
         1.0,
         1.0 / steps,
@@ -62,7 +62,7 @@ def test_the_stiff_part_is_damped_whatever_the_step():
     """L-stability: one step damps rates r of 1e2 to 1e8 by about `12.5 / r`, and the slow rate beside them is right."""
     rates = jnp.array([1e-1, 1e2, 1e5, 1e8])
     # Conjugate gradients need an iteration for each rate.
-    y = solve(1, [1.0], lambda t, y, args: -rates * y, jnp.ones(4), Rodas5P(1e-12))[0]
+    y = solve(1, [1.0], lambda t, y, args: -rates * y, jnp.ones(4), ExtendedBDF(1e-12))[0]
     np.testing.assert_allclose(y[0], np.exp(-0.1), rtol=1e-8)
     assert np.all(np.abs(y[1:]) < 15 / rates[1:])
 
