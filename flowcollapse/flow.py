@@ -221,8 +221,9 @@ class Flow(AbstractFlow):
         mesh: a `jax.sharding.Mesh` over whose devices the columns of the features are spread, for one large problem.
         until: `"rest"` ends the run where the flow has come to rest: every mode that the start has has escaped, and
             W, the features and b each have less than `10 rtol` of their norm to go. Then `t1` is the latest end.
-        approach: how the flow goes on once every mode has escaped. `"implicit"` changes to implicit steps (Rodas5P with
-            conjugate gradients), which take the slow approach that weight decay causes in a few hundred steps;
+        approach: how the flow goes on once every mode has escaped. `"implicit"` changes to implicit steps (backward
+            differentiation with conjugate gradients), which take the slow approach that weight decay causes in a few
+            hundred steps;
             `"explicit"` keeps the solver to the end, with steps as short as its stability wants; `"auto"` is
             `"implicit"` if there is weight decay or the end is far, unless the solver is implicit already.
         adjoint: how the run is differentiated: `"reverse"` (for `jax.grad`, with checkpoints), `"forward"` (for
