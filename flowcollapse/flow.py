@@ -176,7 +176,9 @@ class AbstractFlow(Method):
         legs = Legs(self, problem, start, ts if observing else None, observe)
 
         if self.approach == "implicit" or (self.approach == "auto" and self._can_be_implicit):
-            first = legs.explicit(jnp.minimum(escape, t1))
+            # The mean mode can take hundreds of times as long as the others. Steps that are short beside its growth
+            # bring it up, and its decay to rest is left to the implicit ones.
+            first = legs.explicit(jnp.minimum(escape_time(problem, start, mean_decay=0.0), t1))
             over = first.ran_out | first.at_rest
             last = legs.implicit(first.end, first.t_end, jnp.where(over, first.t_end, t1))
             last = last._replace(
@@ -220,8 +222,9 @@ class Flow(AbstractFlow):
         mesh: a `jax.sharding.Mesh` over whose devices the columns of the features are spread, for one large problem.
         until: `"rest"` ends the run where the flow has come to rest: every mode that the start has has escaped, and
             W, the features and b each have less than `10 rtol` of their norm to go. Then `t1` is the latest end.
-        approach: how the flow goes on once every mode has escaped. `"implicit"` changes to implicit steps (Rodas5P with
-            conjugate gradients), which take the slow approach that weight decay causes in a few hundred steps;
+        approach: how the flow goes on once every mode has escaped. `"implicit"` changes to implicit steps (backward
+            differentiation with conjugate gradients), which take the slow approach that weight decay causes in a few
+            hundred steps;
             `"explicit"` keeps the solver to the end, with steps as short as its stability wants; `"auto"` is
             `"implicit"` if there is weight decay or the end is far, unless the solver is implicit already.
         stages: how the steps of an explicit solver are compiled: `"looped"` in half of the time, `"written-out"` to

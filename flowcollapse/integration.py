@@ -17,9 +17,9 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from ._checks import shown
 from ._errors import UsageError
 from ._lean import lean_diffrax
+from .extended_bdf import ExtendedBDF
 from .layout import Layout, SecondOrder, stiff_rate
 from .model import Point, Problem
-from .rosenbrock import Rodas5P
 from .solvers import BlockControl, solver_of, suited
 from .stopping import at_rest, target_modes
 
@@ -99,16 +99,18 @@ class Legs(NamedTuple):
         """From the start to `t1` with the flow's own solver."""
         output, looped = self.ts is not None, self.flow.stages == "looped"
         solver, layout = suited(solver_of(self.flow.solver), output, looped), self.flow.layout(self.start)
-        begin, longest = first_step(self.problem, self.rtol, solver), longest_step(self.problem, solver, t1.dtype)
+        begin, longest = first_step(self.problem, self.rtol, solver), longest_step(self.problem, solver, t1)
         y0 = self.flow.initial(self.problem, self.start)
         return self._integrate(solver, layout, y0, y0, jnp.zeros_like(t1), t1, begin, longest)
 
     def implicit(self, point: Point, t0: Float[Array, ""], t1: Float[Array, ""]) -> Outcome:
         """From a point at `t0` to `t1` with implicit steps, which nothing but their error limits."""
-        solver = Rodas5P(jnp.maximum(LINEAR * self.rtol, 4 * jnp.finfo(t0.dtype).eps))
+        solver = ExtendedBDF(jnp.maximum(LINEAR * self.rtol, 4 * jnp.finfo(t0.dtype).eps))
         layout = dataclasses.replace(self.flow.layout_of_point(point), mean_residual=False)
         y0, scale = layout.state(self.problem, point), layout.state(self.problem, self.start)
-        return self._integrate(solver, layout, y0, scale, t0, t1, 1 / fastest_at_rest(self.problem, t0.dtype), None)
+        begin = jnp.sqrt(self.rtol) / fastest_at_rest(self.problem, t0)
+        begin = jnp.maximum(begin, 256 * jnp.finfo(t0.dtype).eps * t0)
+        return self._integrate(solver, layout, y0, scale, t0, t1, begin, None)
 
     @property
     def rtol(self) -> Float[Array, ""]:
@@ -188,17 +190,22 @@ def first_step(problem: Problem, rtol: Float[Array, ""], solver: dfx.AbstractSol
     return FIRST_STEP * rtol ** (1 / order) / fastest
 
 
-def longest_step(problem: Problem, solver: dfx.AbstractSolver, dtype) -> Float[Array, ""] | None:
-    """The longest step in which the solver is stable, if it says how far it is and takes the mean residual apart."""
+def longest_step(problem: Problem, solver: dfx.AbstractSolver, t1: Float[Array, ""]) -> Float[Array, ""] | None:
+    """The longest step in which the solver is stable up to t1, if it says how far it is and splits the residual."""
     stable = getattr(solver, "real_stability", None)
-    return None if stable is None else stable / fastest_at_rest(problem, dtype)
+    return None if stable is None else stable / fastest_at_rest(problem, t1)
 
 
-def fastest_at_rest(problem: Problem, dtype) -> Float[Array, ""]:
-    """The fastest decay near a critical point, but for the mean residual's.
+def fastest_at_rest(problem: Problem, t: Float[Array, ""]) -> Float[Array, ""]:
+    """The fastest decay near a critical point up to the time t, but for the mean residual's.
 
-    It is `2 s` with the largest singular value s of the targets, `sqrt N` for balanced classes, plus what weight decay
-    adds (derived here from the Hessian's spectrum).
+    It is `s (r + 1/r)` with the largest singular value s of the targets, `sqrt N` for balanced classes, plus what
+    weight decay adds. The ratio r is 1 where W and the features are balanced. Decays that differ take it to the root of
+    their quotient, and with the larger decay lam no faster than `sqrt(1 + 4 lam t)` (derived here from the Hessian's
+    spectrum, and from `(r - 1/r)' <= 2 lam / r` for the imbalance).
     """
-    lam_W, lam_H, _ = problem.decays(dtype)
-    return 2 * float(target_modes(problem.model)[1][0]) + jnp.maximum(lam_W, lam_H)
+    lam_W, lam_H, _ = jax.lax.stop_gradient(problem.decays(t.dtype))
+    lam, least = jnp.maximum(lam_W, lam_H), jnp.minimum(lam_W, lam_H)
+    end = lam / jnp.where(least > 0, least, jnp.finfo(t.dtype).tiny)
+    ratio = jnp.sqrt(jnp.clip(end, 1.0, 1 + 4 * lam * jax.lax.stop_gradient(t)))
+    return float(target_modes(problem.model)[1][0]) * (ratio + 1 / ratio) + lam

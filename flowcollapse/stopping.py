@@ -174,21 +174,24 @@ def slowest_decay(problem: Problem, dtype) -> Float[Array, ""]:
     return jnp.min(jnp.stack([jnp.where(lam > 0, lam, jnp.inf) for lam in decays]))
 
 
-def escape_time(problem: Problem, point: Point, decay: float = DECAY) -> Float[Array, ""]:
+def escape_time(
+    problem: Problem, point: Point, decay: float = DECAY, mean_decay: float | None = None
+) -> Float[Array, ""]:
     """The time at which every mode that the start has has escaped from the origin, whatever weight decay does later.
 
     `T = (ln(sqrt s / sigma_min) + 20) / s` with the slowest growth rate s (`sqrt N`, less the decay) and the smallest
     growing singular value of the start that is not zero; likewise for the mean mode, which grows if the bias decays.
-    `decay` replaces the 20. Derived here.
+    `decay` replaces the 20, and `mean_decay` that of the mean mode. Derived here.
     """
     dtype = point.X.dtype
+    mean_decay = decay if mean_decay is None else mean_decay
     _, s, _ = target_modes(problem.model)
     growth, mean = Growth.of(problem, point), mean_mode(problem, dtype)
     rate = jnp.abs(growth_rate(problem, s[-1]))
     rate = jnp.maximum(rate, 1e-3 * s[-1])
     smallest = jnp.min(jnp.where(growth.values > 0, growth.values, jnp.inf))
     time = (_logarithm(math.sqrt(s[0]), smallest) + decay) / rate
-    mean_time = (_logarithm(jnp.sqrt(mean.strength), growth.mean) + decay) / jnp.where(mean.grows, mean.rate, 1.0)
+    mean_time = (_logarithm(jnp.sqrt(mean.strength), growth.mean) + mean_decay) / jnp.where(mean.grows, mean.rate, 1.0)
     return jnp.where(mean.grows & (growth.mean > 0), jnp.maximum(time, mean_time), time).astype(dtype)
 
 
