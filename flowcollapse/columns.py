@@ -82,11 +82,9 @@ class Columns(eqx.Module):
     def knows_samples(self) -> bool:
         """Whether single samples can be told apart, as NC4 and CDNV need."""
 
-    def within_class_energies(self, L: Float[Array, "p r"]) -> Float[Array, " C"]:
-        """`||h_i - mu_c||^2` summed over the samples of each class."""
-        deviations = self.deviations(L)
-        starts = np.cumsum((0, *self.counts[:-1]))
-        return jnp.add.reduceat(jnp.sum(deviations**2, axis=0), starts)
+    def variances(self, L: Float[Array, "p r"]) -> Float[Array, " C"]:
+        """`||h_i - mu_c||^2` averaged over the samples of each class."""
+        return jnp.sum(class_means(self.deviations(L) ** 2, self.counts), axis=0)
 
     @abc.abstractmethod
     def deviations(self, L: Float[Array, "p r"]) -> Float[Array, "p samples"]:
@@ -192,6 +190,16 @@ class ClassMeanColumns(Columns):
         Q = Q.reshape(Q.shape[:-2] + (1,) * (L.ndim - Q.ndim) + Q.shape[-2:])
         return L @ jnp.swapaxes(Q, -1, -2)
 
+    def variances(self, L: Float[Array, "p r"]) -> Float[Array, " C"]:
+        if self.key is not None or len(set(self.counts)) > 1:
+            return super().variances(L)
+        C, N = len(self.counts), self.counts[0]
+        if self.basis is None:  # each class has columns of its own
+            return jnp.sum(L.reshape(len(L), C, N - 1) ** 2, axis=(0, 2)) / N
+        # `||L Q_c^T||^2 = <L^T L, Q_c^T Q_c>`, of which the second factor does not change along a run.
+        Q = self.basis.reshape(C, N, -1)
+        return jnp.sum(jnp.swapaxes(Q, 1, 2) @ Q * (L.T @ L), axis=(1, 2)) / N
+
     def _check_size(self, X) -> None:
         size = int(np.prod(X.shape[:-1])) * self.num_samples * X.dtype.itemsize
         if size > MAX_LIFT_BYTES:
@@ -239,6 +247,8 @@ def class_means(H: Float[Array, "*batch p samples"], counts: tuple[int, ...]) ->
 
 def repeat_columns(M: Float[Array, "*batch p C"], counts: tuple[int, ...]) -> Float[Array, "*batch p samples"]:
     """`M (x) 1^T`: every class's column once a sample."""
+    if len(set(counts)) == 1:
+        return jnp.broadcast_to(M[..., None], (*M.shape, counts[0])).reshape(*M.shape[:-1], sum(counts))
     return jnp.repeat(M, np.array(counts), axis=-1, total_repeat_length=sum(counts))
 
 

@@ -34,6 +34,7 @@ from jaxtyping import Array, Float
 from ._algebra import in_blocks
 from ._checks import shown
 from ._errors import UsageError, nearest
+from .balance import Reference
 from .collapse import METRICS as METRICS, View
 from .features import from_features as from_features
 from .model import UFM, Point, Problem, State, check_state, over_batch, problem_of
@@ -108,6 +109,10 @@ def _not_costly(names: Iterable[str]) -> tuple[str, ...]:
 
 def observe(problem: Problem, point: Point, names: Sequence[str], start: Point | None) -> dict[str, Float[Array, ""]]:
     """The named metrics of one point."""
+    return _observe(problem, point, names, None if start is None else Reference(start))
+
+
+def _observe(problem: Problem, point: Point, names: Sequence[str], start: Reference | None):
     view = View(problem, point, *problem.split(point.X), start)
     return {name: METRICS[name].function(view) for name in names}
 
@@ -117,7 +122,8 @@ def observe_many(
 ) -> dict[str, Float[Array, " time"]]:
     """The named metrics of points with one leading axis, in blocks that take a bounded amount of memory."""
     first = jax.tree.map(lambda x: x[0], points)
-    return in_blocks(lambda point: observe(problem, point, names, start), points, observed_size(first))
+    reference = None if start is None else Reference(start)
+    return in_blocks(lambda point: _observe(problem, point, names, reference), points, observed_size(first))
 
 
 def observed_size(point: Point) -> int:
