@@ -90,7 +90,7 @@ lu_solve_transposed = one_by_one(lambda factors, b: jsl.lu_solve(factors, b, tra
 _inverse = one_by_one(lambda R: jsl.solve_triangular(R, jnp.eye(len(R), dtype=R.dtype)))
 _pinv_by_svd = one_by_one(jnp.linalg.pinv)
 
-BY_COLUMNS_UP_TO = 8
+BY_COLUMNS_UP_TO = 4
 """Matrices of at most this many columns are orthogonalised column by column in all lanes at once; more go to LAPACK."""
 
 
@@ -116,12 +116,11 @@ def _derivative_of_pinv(primals, tangents):
 @jax.custom_batching.custom_vmap
 def _pinvs(A: Float[Array, "lanes m n"]) -> Float[Array, "lanes n m"]:
     if A.shape[2] <= BY_COLUMNS_UP_TO:
-        Q, inverse = _by_columns(A)
+        found = _by_columns(A)
     else:
         Q, R = jax.vmap(qr)(A)
-        inverse = jax.vmap(_inverse)(R)
-    found = inverse @ jnp.swapaxes(Q, 1, 2)
-    squares = jnp.sum(A**2, (1, 2)) * jnp.sum(inverse**2, (1, 2))
+        found = jax.vmap(_inverse)(R) @ jnp.swapaxes(Q, 1, 2)
+    squares = jnp.sum(A**2, (1, 2)) * jnp.sum(found**2, (1, 2))
     known = squares < (10 * A.shape[1] * jnp.finfo(A.dtype).eps) ** -2.0  # the relative size that jnp.linalg.pinv keeps
     # One branch for all lanes: of a branch for each, both sides would be computed.
     by_svd = jax.vmap(lambda A, found, known: jnp.where(known, found, _pinv_by_svd(A)))
@@ -130,16 +129,21 @@ def _pinvs(A: Float[Array, "lanes m n"]) -> Float[Array, "lanes n m"]:
 
 @_pinvs.def_vmap
 def _pinvs_of_batches(size, batched, A):
-    return _pinvs(A.reshape(-1, *A.shape[2:])).reshape(size, -1, *A.shape[:1:-1]), True
+    lanes, m, n = A.shape[1:]
+    return _pinvs(A.reshape(size * lanes, m, n)).reshape(size, lanes, n, m), True
 
 
-def _by_columns(A: Float[Array, "lanes m n"]) -> tuple[Float[Array, "lanes m n"], Float[Array, "lanes n n"]]:
-    """`Q` and `R^-1` of QR factorisations by the modified Gram-Schmidt method, which the unit matrix undergoes too."""
-    _, m, n = A.shape
-    stacked = jnp.concatenate([A, jnp.broadcast_to(jnp.eye(n, dtype=A.dtype), (len(A), n, n))], axis=1)
+def _by_columns(A: Float[Array, "lanes m n"]) -> Float[Array, "lanes n m"]:
+    """Pseudo-inverses by the modified Gram-Schmidt method without roots: `A = Q T`, T with a unit diagonal."""
+    n = A.shape[2]
+    columns = [A[:, :, j] for j in range(n)]
+    over_square, T = [], {}
     for j in range(n):
-        column = stacked[:, :, j] / jnp.sqrt(jnp.sum(stacked[:, :m, j] ** 2, axis=1, keepdims=True))
-        ahead = jnp.sum(column[:, :m, None] * stacked[:, :m, j + 1 :], axis=1, keepdims=True)
-        rest = stacked[:, :, j + 1 :] - column[:, :, None] * ahead
-        stacked = jnp.concatenate([stacked[:, :, :j], column[:, :, None], rest], axis=2)
-    return stacked[:, :m], stacked[:, m:]
+        over_square.append(columns[j] / jnp.sum(columns[j] ** 2, axis=1, keepdims=True))
+        for i in range(j + 1, n):
+            T[j, i] = jnp.sum(over_square[j] * columns[i], axis=1, keepdims=True)
+            columns[i] = columns[i] - T[j, i] * columns[j]
+    rows = over_square
+    for j in reversed(range(n)):
+        rows[j] = rows[j] - sum(T[j, i] * rows[i] for i in range(j + 1, n))
+    return jnp.stack(rows, axis=1)

@@ -13,39 +13,47 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ._algebra import in_blocks, pinv, product, square_norm
+from ._algebra import in_blocks, pinv, square_norm
 from .balance import Reference
 from .columns import root_counts
 from .hessian import largest_eigenvalue
 from .model import Point, Problem
 
 
-class Vectors:
-    """Some vectors, the rows of a matrix, by their products with each other."""
+class Products(NamedTuple):
+    """The products of some vectors with each other, their squares, and the sum of these."""
 
-    def __init__(self, rows: Float[Array, "C p"]):
-        # A small product would be computed anew for each of the metrics that use it.
-        self.gram = jax.lax.optimization_barrier(product(rows, rows.T))
-        self.squares = jnp.sum(rows**2, axis=1)
-        self.lengths = jnp.sqrt(self.squares)
-        self.total_square = jnp.sum(self.squares)
+    gram: Float[Array, "C C"]
+    squares: Float[Array, " C"]
+    total: Float[Array, ""]
 
-    def norm_spread(self) -> Float[Array, ""]:
-        """The standard deviation of the lengths over their mean."""
-        mean = jnp.sum(self.lengths) / len(self.lengths)
-        return jnp.sqrt(jnp.sum((self.lengths - mean) ** 2) / len(self.lengths)) / _or_nan(mean)
+    @classmethod
+    def of(cls, rows: Float[Array, "C p"]) -> "Products":
+        squares = jnp.sum(rows**2, axis=1)
+        return cls(rows @ rows.T, squares, jnp.sum(squares))
 
-    def angle_defect(self) -> Float[Array, ""]:
-        """The mean of `|cos + 1/(C - 1)|` over pairs."""
-        C, lengths = len(self.lengths), _or_nan(self.lengths)
-        defects = jnp.abs(self.gram / lengths[:, None] / lengths + 1 / (C - 1))
-        return jnp.sum(defects * (1 - jnp.eye(C, dtype=defects.dtype))) / (C * (C - 1))
 
-    def etf_defect(self) -> Float[Array, ""]:
-        """The Gram matrix over its norm against that of the simplex frame."""
-        C, norm = len(self.lengths), jnp.sqrt(square_norm(self.gram))
-        frame = (jnp.eye(C, dtype=norm.dtype) - 1 / C) / (C - 1) ** 0.5
-        return jnp.sqrt(square_norm(self.gram / _or_nan(norm) - frame))
+class Defects(NamedTuple):
+    """How far vectors are from a simplex frame: their lengths, their angles, their Gram matrix."""
+
+    lengths: Float[Array, ""]
+    angles: Float[Array, ""]
+    gram: Float[Array, ""]
+
+    @classmethod
+    def of(cls, vectors: Products) -> "Defects":
+        gram, squares, total = vectors
+        C, lengths = len(squares), jnp.sqrt(squares)
+        mean = jnp.sum(lengths) / C
+        spread = jnp.sqrt(jnp.sum((lengths - mean) ** 2) / C) / _or_nan(mean)
+        same = jnp.eye(C, dtype=gram.dtype)
+        inverse = 1 / _or_nan(lengths)
+        angles = jnp.sum(jnp.abs(gram * inverse[:, None] * inverse + 1 / (C - 1)) * (1 - same)) / (C * (C - 1))
+        frame = (same - 1 / C) / (C - 1) ** 0.5
+        # Over the trace first: the square of a small Gram matrix would be less than the smallest number.
+        scaled = gram / _or_nan(total)
+        etf = jnp.sqrt(jnp.sum((scaled / jnp.sqrt(jnp.sum(scaled**2)) - frame) ** 2))
+        return cls(spread, angles, etf)
 
 
 class Measured(abc.ABC):
@@ -75,14 +83,29 @@ class Measured(abc.ABC):
         return self.W
 
     @functools.cached_property
-    def class_means(self) -> Vectors:
+    def class_means(self) -> Products:
         """The columns of M."""
-        return Vectors(self.M.T)
+        return Products.of(self.M.T)
 
     @functools.cached_property
-    def classifier(self) -> Vectors:
+    def classifier(self) -> Products:
         """The rows of W."""
-        return Vectors(self.W)
+        return Products.of(self.W)
+
+    @functools.cached_property
+    def M_square(self) -> Float[Array, ""]:
+        """`||M||^2`, or NaN where the class means say nothing."""
+        return _or_nan(self.class_means.total)
+
+    @property
+    def paired_square(self) -> Float[Array, ""]:
+        """The sum of the squares of `paired`."""
+        return self.classifier.total
+
+    @functools.cached_property
+    def defects(self) -> tuple[Defects, Defects]:
+        """Those of the class means and of the classifier."""
+        return Defects.of(self.class_means), Defects.of(self.classifier)
 
     @abc.abstractmethod
     def within_square(self, A: Float[Array, "m p"] | None = None) -> Float[Array, ""]:
@@ -126,6 +149,17 @@ class View(Measured):
     @property
     def W(self) -> Float[Array, "C p"]:
         return self.point.W
+
+    @functools.cached_property
+    def defects(self) -> tuple[Defects, Defects]:
+        """Both at once, which is half of the program."""
+        both = jax.tree.map(lambda h, w: jnp.stack([h, w]), self.class_means, self.classifier)
+        found = jax.vmap(Defects.of)(both)
+        return Defects(*(x[0] for x in found)), Defects(*(x[1] for x in found))
+
+    @functools.cached_property
+    def logits(self) -> Float[Array, "C n"]:
+        return self.problem.logits(self.point)
 
     @functools.cached_property
     def L_square(self) -> Float[Array, ""]:
@@ -177,7 +211,7 @@ class View(Measured):
 def _snc1(view: View):
     C = view.problem.model.num_classes
     frame = jnp.eye(C, dtype=view.B.dtype) - (1 / C if view.problem.model.use_bias else 0)
-    return jnp.sqrt(square_norm(view.classifier.gram - view.root_n * frame))
+    return jnp.sqrt(jnp.sum((view.classifier.gram - view.root_n * frame) ** 2))
 
 
 def _snc2(view: View):
@@ -200,7 +234,7 @@ def _distance(view: View):
 
 
 def _relative_distance(view: View):
-    state_square = view.classifier.total_square + view.X_square + jnp.sum(view.point.b**2)
+    state_square = view.classifier.total + view.X_square + jnp.sum(view.point.b**2)
     return _distance(view) / jnp.sqrt(_or_nan(state_square))
 
 
@@ -212,20 +246,20 @@ def _nc1(view: Measured):
     """
     M = view.M
     reflected = M[:, 1:] - M[:, :1] / (1 + M.shape[1] ** 0.5)
-    return view.within_square(pinv(reflected)) / view.num_samples + 0.0 * _or_nan(view.class_means.total_square)
+    return view.within_square(pinv(reflected)) / view.num_samples + 0.0 * view.M_square
 
 
 def _nc1_trace(view: Measured):
-    return view.within_square() / view.num_samples / _or_nan(view.class_means.total_square / view.M.shape[1])
+    return view.within_square() / view.num_samples / view.M_square * view.M.shape[1]
 
 
 def _nc3(view: Measured):
     W, M = view.paired.T, view.M
-    return jnp.sqrt(square_norm(W / _or_nan(jnp.sqrt(square_norm(W))) - M / _or_nan(jnp.sqrt(square_norm(M)))))
+    return jnp.sqrt(square_norm(W / jnp.sqrt(_or_nan(view.paired_square)) - M / jnp.sqrt(view.M_square)))
 
 
 def _nc4(view: Measured):
-    return view.disagreement() + 0.0 * _or_nan(view.class_means.total_square)
+    return view.disagreement() + 0.0 * view.M_square
 
 
 COMPARED_AT_ONCE = 2**14
@@ -257,11 +291,11 @@ def square_distances(M: Float[Array, "p C"]) -> Float[Array, "C C"]:
 
 
 def _risk(view: View):
-    return view.problem.risk(view.point)
+    return view.problem.risk(view.point, view.logits)
 
 
 def _grad_norm(view: View):
-    return jnp.sqrt(sum(jnp.sum(part**2) for part in view.problem.field(view.point)))
+    return jnp.sqrt(sum(jnp.sum(part**2) for part in view.problem.field(view.point, view.logits)))
 
 
 def _balancedness(view: View):
@@ -296,12 +330,12 @@ METRICS: dict[str, Metric] = {
     "relative_distance": Metric(_relative_distance, "distance to S over the norm of the state", equal_counts=True),
     "nc1": Metric(_nc1, "within-class variability, pseudo-inverse form"),
     "nc1_trace": Metric(_nc1_trace, "within-class variability, ratio of traces"),
-    "nc2_norm_h": Metric(lambda v: v.class_means.norm_spread(), "spread of the class means' lengths"),
-    "nc2_norm_w": Metric(lambda v: v.classifier.norm_spread(), "spread of the classifier rows' lengths"),
-    "nc2_angle_h": Metric(lambda v: v.class_means.angle_defect(), "class means' angles against the simplex"),
-    "nc2_angle_w": Metric(lambda v: v.classifier.angle_defect(), "classifier rows' angles against the simplex"),
-    "nc2_etf_h": Metric(lambda v: v.class_means.etf_defect(), "class means' Gram matrix against the simplex frame"),
-    "nc2_etf_w": Metric(lambda v: v.classifier.etf_defect(), "classifier's Gram matrix against the simplex frame"),
+    "nc2_norm_h": Metric(lambda v: v.defects[0].lengths, "spread of the class means' lengths"),
+    "nc2_norm_w": Metric(lambda v: v.defects[1].lengths, "spread of the classifier rows' lengths"),
+    "nc2_angle_h": Metric(lambda v: v.defects[0].angles, "class means' angles against the simplex"),
+    "nc2_angle_w": Metric(lambda v: v.defects[1].angles, "classifier rows' angles against the simplex"),
+    "nc2_etf_h": Metric(lambda v: v.defects[0].gram, "class means' Gram matrix against the simplex frame"),
+    "nc2_etf_w": Metric(lambda v: v.defects[1].gram, "classifier's Gram matrix against the simplex frame"),
     "nc3": Metric(_nc3, "self-duality of classifier and class means"),
     "nc4": Metric(_nc4, "disagreement with the nearest class mean", samples=True),
     "cdnv": Metric(_cdnv, "class-distance normalised variance", samples=True),
@@ -314,5 +348,6 @@ METRICS: dict[str, Metric] = {
 
 def _or_nan(denominator):
     """The denominator, or NaN where it is so small that a ratio by it says nothing."""
-    tiny = jnp.finfo(denominator.dtype).tiny
-    return jnp.where(denominator > tiny, denominator, jnp.nan)
+    return jax.lax.select(
+        denominator > jnp.finfo(denominator.dtype).tiny, denominator, jnp.full_like(denominator, jnp.nan)
+    )

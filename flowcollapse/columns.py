@@ -164,7 +164,8 @@ class ClassMeanColumns(Columns):
         return jnp.eye(self.num_classes, n, dtype=dtype) * root_counts(self.counts, dtype)[:, None]
 
     def ones(self, n: int, dtype) -> Float[Array, " n"]:
-        return jnp.zeros(n, dtype).at[: self.num_classes].set(root_counts(self.counts, dtype))
+        roots = np.sqrt(np.array(self.counts, np.float64))
+        return jnp.asarray(np.append(roots, np.zeros(n - len(roots))), dtype)
 
     def times_ones(self, X: Float[Array, "m n"]) -> Float[Array, " m"]:
         return X[:, : self.num_classes] @ root_counts(self.counts, X.dtype)

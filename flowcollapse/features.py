@@ -1,5 +1,6 @@
 """Metrics of measured features: the penultimate layer of any network, read a block of samples at a time."""
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -124,7 +125,7 @@ class Features(Measured):
     def num_samples(self) -> int:
         return len(self.rows)
 
-    @property
+    @functools.cached_property
     def M(self) -> Float[Array, "p C"]:
         return jnp.asarray((self.means - self.centre).T, jnp.result_type(float))
 
@@ -135,6 +136,10 @@ class Features(Measured):
     @property
     def paired(self) -> Float[Array, "C p"]:
         return self.W[self.occurring]
+
+    @property
+    def paired_square(self) -> Float[Array, ""]:
+        return jnp.sum(self.paired**2)
 
     def within_square(self, A: Float[Array, "m p"] | None = None) -> Float[Array, ""]:
         if A is None:
