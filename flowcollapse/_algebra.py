@@ -25,8 +25,8 @@ def product(A: Float[Array, "m k"], B: Float[Array, "k n"]) -> Float[Array, "m n
     return jnp.sum(A[:, :, None] * B[None], axis=1)
 
 
-AT_ONCE = 2**20
-"""The most numbers in an intermediate array of a mapped function: 8 MiB in double precision."""
+AT_ONCE = 2**18
+"""The most numbers in an intermediate array of a mapped function: 2 MiB in double precision, which a cache can hold."""
 
 
 def in_blocks(function: Callable, xs: PyTree, numbers: int) -> Any:

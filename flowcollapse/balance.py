@@ -40,8 +40,9 @@ class Reference:
             return _thin_drift(_factor(point), _factor(self.start), signs)
         squares = jnp.zeros((), point.X.dtype)
         for strip, before in zip(_strips(point), self.strips, strict=True):
-            height, width = strip.shape
-            squares += jnp.sum((strip - before) ** 2 * jnp.where(jnp.arange(width) < width - height, 2, 1))
+            change = (strip - before) ** 2
+            below = change[:, : strip.shape[1] - strip.shape[0]]  # of the diagonal block, and mirrored above it
+            squares += jnp.sum(change) + (jnp.sum(below) if below.size else 0)
         return jnp.sqrt(squares)
 
 

@@ -163,16 +163,26 @@ class View(Measured):
 
     @functools.cached_property
     def L_square(self) -> Float[Array, ""]:
-        return square_norm(self.L)
+        return _square(self.L)
 
     @functools.cached_property
     def X_square(self) -> Float[Array, ""]:
-        return square_norm(self.B) + self.L_square
+        return _square(self.B) + self.L_square
 
     @functools.cached_property
     def unduality_square(self) -> Float[Array, ""]:
         """`||W - B^T||^2`."""
-        return square_norm(self.B - self.W.T)
+        return _square(self.B - self.W.T)
+
+    @functools.cached_property
+    def distance(self) -> Float[Array, ""]:
+        """In S, `W = B^T`, the rows of `W + B^T` add up to zero, `L` vanishes and b is constant: the root of the sum
+        of the squares of what is none of this, no difference of large numbers (derived here)."""
+        W, _, b = self.point
+        squares = self.L_square + 0.5 * self.unduality_square + jnp.sum((b - jnp.sum(b) / len(b)) ** 2)
+        if self.problem.model.use_bias:
+            squares += 0.5 * jnp.sum((jnp.sum(W, axis=0) + jnp.sum(self.B, axis=1)) ** 2) / W.shape[0]
+        return jnp.sqrt(squares)
 
     def within_square(self, A: Float[Array, "m p"] | None = None) -> Float[Array, ""]:
         if A is None:
@@ -223,19 +233,9 @@ def _snc3(view: View):
     return jnp.sqrt(jnp.sum((view.point.b - (1 / model.num_classes if model.use_bias else 0.0)) ** 2))
 
 
-def _distance(view: View):
-    """In S, `W = B^T`, the rows of `W + B^T` add up to zero, `L` vanishes and b is constant: the sum of the squares of
-    what is none of this, no difference of large numbers (derived here)."""
-    W, _, b = view.point
-    squares = view.L_square + 0.5 * view.unduality_square + jnp.sum((b - jnp.sum(b) / len(b)) ** 2)
-    if view.problem.model.use_bias:
-        squares += 0.5 * jnp.sum((jnp.sum(W, axis=0) + jnp.sum(view.B, axis=1)) ** 2) / W.shape[0]
-    return jnp.sqrt(squares)
-
-
 def _relative_distance(view: View):
     state_square = view.classifier.total + view.X_square + jnp.sum(view.point.b**2)
-    return _distance(view) / jnp.sqrt(_or_nan(state_square))
+    return view.distance / jnp.sqrt(_or_nan(state_square))
 
 
 def _nc1(view: Measured):
@@ -255,7 +255,7 @@ def _nc1_trace(view: Measured):
 
 def _nc3(view: Measured):
     W, M = view.paired.T, view.M
-    return jnp.sqrt(square_norm(W / jnp.sqrt(_or_nan(view.paired_square)) - M / jnp.sqrt(view.M_square)))
+    return jnp.sqrt(_square(W / jnp.sqrt(_or_nan(view.paired_square)) - M / jnp.sqrt(view.M_square)))
 
 
 def _nc4(view: Measured):
@@ -326,7 +326,7 @@ METRICS: dict[str, Metric] = {
     "snc1": Metric(_snc1, "strong collapse of the classifier", equal_counts=True),
     "snc2": Metric(_snc2, "strong collapse of the features, relative", equal_counts=True),
     "snc3": Metric(_snc3, "strong collapse of the bias", equal_counts=True),
-    "distance": Metric(_distance, "distance to the invariant subspace S", equal_counts=True),
+    "distance": Metric(lambda v: v.distance, "distance to the invariant subspace S", equal_counts=True),
     "relative_distance": Metric(_relative_distance, "distance to S over the norm of the state", equal_counts=True),
     "nc1": Metric(_nc1, "within-class variability, pseudo-inverse form"),
     "nc1_trace": Metric(_nc1_trace, "within-class variability, ratio of traces"),
@@ -351,3 +351,12 @@ def _or_nan(denominator):
     return jax.lax.select(
         denominator > jnp.finfo(denominator.dtype).tiny, denominator, jnp.full_like(denominator, jnp.nan)
     )
+
+
+SUMMED_AT_ONCE = 2**12
+"""Up to this many squares are added up in one loop; more would wait for each addition."""
+
+
+def _square(A: Float[Array, "m n"]) -> Float[Array, ""]:
+    """`||A||_F^2`."""
+    return jnp.sum(A**2) if A.size <= SUMMED_AT_ONCE else square_norm(A)
