@@ -134,16 +134,19 @@ def _pinvs_of_batches(size, batched, A):
 
 
 def _by_columns(A: Float[Array, "lanes m n"]) -> Float[Array, "lanes n m"]:
-    """Pseudo-inverses by the modified Gram-Schmidt method without roots: `A = Q T`, T with a unit diagonal."""
+    """Pseudo-inverses by the Gram-Schmidt method without roots: `A = Q T`, T with a unit diagonal.
+
+    Each column is made orthogonal twice: once would leave the square of the condition in the products with `Q^T`.
+    """
     n = A.shape[2]
-    columns = [A[:, :, j] for j in range(n)]
-    over_square, T = [], {}
+    Q, rows, T = [], [], dict.fromkeys([(i, j) for j in range(n) for i in range(j)], 0.0)
     for j in range(n):
-        over_square.append(columns[j] / jnp.sum(columns[j] ** 2, axis=1, keepdims=True))
-        for i in range(j + 1, n):
-            T[j, i] = jnp.sum(over_square[j] * columns[i], axis=1, keepdims=True)
-            columns[i] = columns[i] - T[j, i] * columns[j]
-    rows = over_square
-    for j in reversed(range(n)):
-        rows[j] = rows[j] - sum(T[j, i] * rows[i] for i in range(j + 1, n))
+        column = A[:, :, j]
+        for i in 2 * list(range(j)):
+            along = jnp.sum(rows[i] * column, axis=1, keepdims=True)
+            column, T[i, j] = column - along * Q[i], T[i, j] + along
+        Q.append(column)
+        rows.append(column / jnp.sum(column**2, axis=1, keepdims=True))
+    for i in reversed(range(n)):
+        rows[i] = rows[i] - sum(T[i, j] * rows[j] for j in range(i + 1, n))
     return jnp.stack(rows, axis=1)

@@ -148,6 +148,10 @@ class Features(Measured):
         return jnp.asarray(sum(np.sum(((block - self.means[codes]) @ turned) ** 2) for block, codes in self._blocks()))
 
     def variances(self) -> Float[Array, " C"]:
+        return self._variances
+
+    @functools.cached_property
+    def _variances(self) -> Float[Array, " C"]:
         sums = np.zeros((len(self.counts), 1))
         for block, codes in self._blocks():
             _add_by_class(sums, np.sum((block - self.means[codes]) ** 2, axis=1, keepdims=True), codes)
