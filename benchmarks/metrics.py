@@ -76,7 +76,14 @@ def measured(C: int, N: int, p: int, rtol: float) -> dict[str, Any]:
     size = sum(x.size for x in origin)
     flow = fc.Flow(rtol=rtol)
     bare = jax.jit(lambda start: fc.simulate(model, start, flow, metrics=()))
-    row: dict[str, Any] = {"C": C, "N": N, "p": p, "rtol": rtol, "numbers": size, "bare_s": seconds(lambda: bare(start))}
+    row: dict[str, Any] = {
+        "C": C,
+        "N": N,
+        "p": p,
+        "rtol": rtol,
+        "numbers": size,
+        "bare_s": seconds(lambda: bare(start)),
+    }
     row["evaluations"] = int(bare(start).stats["evaluations"])
 
     count = max(2, min(NUM_SAVES, SAVED_NUMBERS // size))

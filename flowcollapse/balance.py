@@ -1,6 +1,6 @@
 """How far a point is from balance: the drift of `W^T W - H H^T`, which the flow conserves without decay."""
 
-import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,26 +16,22 @@ THIN_FROM = 4
 """From this many features for each column of `[W^T, X]` on, no p x p matrix is made."""
 
 
-class Reference:
-    """The point that a drift is measured from. What depends on it alone is computed once."""
+class Reference(NamedTuple):
+    """The point that a drift is measured from, `||H||^2` there, and its imbalance in strips."""
 
-    def __init__(self, start: Point):
-        self.start = start
+    start: Point
+    X_square: Float[Array, ""]
+    strips: tuple[Float[Array, "rows upto"], ...]
 
-    @functools.cached_property
-    def X_square(self) -> Float[Array, ""]:
-        """`||H||^2`."""
-        return square_norm(self.start.X)
-
-    @functools.cached_property
-    def strips(self) -> list[Float[Array, "rows upto"]]:
-        """Its imbalance."""
-        return _strips(self.start)
+    @classmethod
+    def of(cls, start: Point) -> "Reference":
+        """All that depends on the start alone."""
+        return cls(start, square_norm(start.X), () if _is_thin(start) else _strips(start))
 
     def drift(self, point: Point) -> Float[Array, ""]:
         """`||W^T W - X X^T - (the same at the start)||_F`, from the differences themselves, which keeps the digits."""
-        (C, p), n = point.W.shape, point.X.shape[1]
-        if p >= THIN_FROM * (C + n):
+        if _is_thin(point):
+            C, n = len(point.W), point.X.shape[1]
             signs = jnp.where(jnp.arange(C + n) < C, 1.0, -1.0).astype(point.X.dtype)
             return _thin_drift(_factor(point), _factor(self.start), signs)
         squares = jnp.zeros((), point.X.dtype)
@@ -46,13 +42,18 @@ class Reference:
         return jnp.sqrt(squares)
 
 
-def _strips(point: Point) -> list[Float[Array, "rows upto"]]:
+def _is_thin(point: Point) -> bool:
+    (C, p), n = point.W.shape, point.X.shape[1]
+    return p >= THIN_FROM * (C + n)
+
+
+def _strips(point: Point) -> tuple[Float[Array, "rows upto"], ...]:
     """`W^T W - X X^T` in strips of rows, each with the columns up to the strip's last row."""
     W, X, _ = point
     p = len(X)
     count = STRIPS if p >= STRIPS_FROM else 1
     edges = [p * i // count for i in range(count + 1)]
-    return [W[:, i:j].T @ W[:, :j] - X[i:j] @ X[:j].T for i, j in zip(edges, edges[1:], strict=False)]
+    return tuple(W[:, i:j].T @ W[:, :j] - X[i:j] @ X[:j].T for i, j in zip(edges, edges[1:], strict=False))
 
 
 def _factor(point: Point) -> Float[Array, "p columns"]:

@@ -107,12 +107,16 @@ def _not_costly(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(name for name in names if not METRICS[name].costly)
 
 
-def observe(problem: Problem, point: Point, names: Sequence[str], start: Point | None) -> dict[str, Float[Array, ""]]:
+def reference(start: Point | None, names: Sequence[str]) -> Reference | None:
+    """The start as the named metrics need it, which is the same for all points of a run."""
+    return None if start is None or "balancedness" not in names else Reference.of(start)
+
+
+def observe(
+    problem: Problem, point: Point, names: Sequence[str], start: Point | Reference | None
+) -> dict[str, Float[Array, ""]]:
     """The named metrics of one point."""
-    return _observe(problem, point, names, None if start is None else Reference(start))
-
-
-def _observe(problem: Problem, point: Point, names: Sequence[str], start: Reference | None):
+    start = start if isinstance(start, Reference) else reference(start, names)
     view = View(problem, point, *problem.split(point.X), start)
     return {name: METRICS[name].function(view) for name in names}
 
@@ -121,9 +125,8 @@ def observe_many(
     problem: Problem, points: Point, names: Sequence[str], start: Point | None
 ) -> dict[str, Float[Array, " time"]]:
     """The named metrics of points with one leading axis, in blocks that take a bounded amount of memory."""
-    first = jax.tree.map(lambda x: x[0], points)
-    reference = None if start is None else Reference(start)
-    return in_blocks(lambda point: _observe(problem, point, names, reference), points, observed_size(first))
+    first, origin = jax.tree.map(lambda x: x[0], points), reference(start, names)
+    return in_blocks(lambda point: observe(problem, point, names, origin), points, observed_size(first))
 
 
 def observed_size(point: Point) -> int:

@@ -246,7 +246,9 @@ class Problem(NamedTuple):
         logits = self.logits(point, product) if logits is None else logits
         value = self.loss.value(logits, self.columns.targets(logits.shape[-1], logits.dtype))
         squares = (square_norm(point.W), square_norm(point.X), jnp.sum(point.b**2))
-        return value + sum(0.5 * decay * square for decay, square in zip(self.decays(value.dtype), squares, strict=True))
+        return value + sum(
+            0.5 * decay * square for decay, square in zip(self.decays(value.dtype), squares, strict=True)
+        )
 
     def field(self, point: Point, logits: Array | None = None) -> Point:
         """The gradient flow's velocity, minus the gradient of the risk, written by hand."""

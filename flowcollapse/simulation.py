@@ -12,6 +12,7 @@ from jaxtyping import Array, Real
 from . import metrics as metrics_module
 from ._checks import check_flag, check_integer, is_traced, real_numbers, shown
 from ._errors import UsageError
+from .balance import Reference
 from .coordinates import enter
 from .method import Method, check_method
 from .model import UFM, Point, Problem, State, check_model, check_state
@@ -81,7 +82,7 @@ def _simulate(model: UFM, start: State, method, ts, save_states: bool, names: tu
         # A start that is not finite runs from the origin, at little cost, and its results are struck out afterwards.
         start = jax.tree.map(lambda x: jnp.where(finite, x, 0.0) if eqx.is_inexact_array(x) else x, start)
         frame, problem, point = enter(model, start, method.coordinates_for(model, start))
-        observer = Observer(problem, point, names, save_states)
+        observer = Observer(problem, metrics_module.reference(point, names), names, save_states)
         run = method.run(Problem(model, problem.columns.without_arrays()), point, ts, observer)
         code = verdict(problem, point, run, method.limit)
         observed, points, end = jax.tree.map(lambda x: jnp.where(finite, x, jnp.nan), (*run.observed, run.end))
@@ -103,7 +104,7 @@ class Observer(eqx.Module):
     """What is kept of a point: its metrics, and the point itself if states are saved."""
 
     problem: Problem
-    start: Point
+    start: Reference | None
     names: tuple[str, ...] = eqx.field(static=True)
     save_states: bool = eqx.field(static=True)
 

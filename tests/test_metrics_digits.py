@@ -25,7 +25,9 @@ def orthonormal(rng, m, n):
 
 
 @pytest.mark.parametrize(("C", "p"), [(4, 7), (12, 20), (12, 5)])
-@pytest.mark.parametrize(("dtype", "condition"), [("float64", 1e4), ("float64", 1e8), ("float32", 1e1), ("float32", 1e3)])
+@pytest.mark.parametrize(
+    ("dtype", "condition"), [("float64", 1e4), ("float64", 1e8), ("float32", 1e1), ("float32", 1e3)]
+)
 def test_nc1_of_ill_conditioned_class_means_loses_their_condition_and_not_its_square(C, p, dtype, condition):
     """Deviations `M a` give `||M^+ M a||^2 / n_tot`, whatever the condition of M: `M^+ M` projects on its rows.
 
@@ -134,7 +136,7 @@ def pair(shape, dtype="float64"):
 
 def drift(W, X, W0, X0):
     point, start = (Point(jnp.asarray(w), jnp.asarray(x), jnp.zeros(len(w), w.dtype)) for w, x in ((W, X), (W0, X0)))
-    return jax.jit(lambda point, start: Reference(start).drift(point))(point, start)
+    return jax.jit(lambda point, start: Reference.of(start).drift(point))(point, start)
 
 
 def exact_drift(W, X, W0, X0):
