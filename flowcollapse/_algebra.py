@@ -139,7 +139,8 @@ def _by_columns(A: Float[Array, "lanes m n"]) -> Float[Array, "lanes n m"]:
     Each column is made orthogonal twice: once would leave the square of the condition in the products with `Q^T`.
     """
     n = A.shape[2]
-    Q, rows, T = [], [], dict.fromkeys([(i, j) for j in range(n) for i in range(j)], 0.0)
+    Q, rows = [], []
+    T: dict[tuple[int, int], Any] = dict.fromkeys([(i, j) for j in range(n) for i in range(j)], 0.0)
     for j in range(n):
         column = A[:, :, j]
         for i in 2 * list(range(j)):

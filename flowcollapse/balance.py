@@ -1,5 +1,6 @@
 """How far a point is from balance: the drift of `W^T W - H H^T`, which the flow conserves without decay."""
 
+import itertools
 from typing import NamedTuple
 
 import jax
@@ -53,7 +54,7 @@ def _strips(point: Point) -> tuple[Float[Array, "rows upto"], ...]:
     p = len(X)
     count = STRIPS if p >= STRIPS_FROM else 1
     edges = [p * i // count for i in range(count + 1)]
-    return tuple(W[:, i:j].T @ W[:, :j] - X[i:j] @ X[:j].T for i, j in zip(edges, edges[1:], strict=False))
+    return tuple(W[:, i:j].T @ W[:, :j] - X[i:j] @ X[:j].T for i, j in itertools.pairwise(edges))
 
 
 def _factor(point: Point) -> Float[Array, "p columns"]:

@@ -199,7 +199,7 @@ class View(Measured):
         scores = jnp.concatenate([W, 2 * self.M.T])
         at_centre = jnp.concatenate([W @ centre + b, -self.class_means.squares])
         X = X - centre[:, None] * columns.ones(X.shape[1], X.dtype)
-        few = 2 * C <= len(X)  # scores, which are then all that is made for each sample
+        few = len(X) >= 2 * C  # scores, which are then all that is made for each sample
 
         def differs(h):
             one = (h if few else scores @ h) + at_centre

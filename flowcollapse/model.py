@@ -95,8 +95,8 @@ class UFM(eqx.Module):
     @property
     def decays(self) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]:
         """The weight decays `(lam_W, lam_H, lam_b)`."""
-        decay = self.weight_decay
-        w, h, b = decay if isinstance(decay, tuple) or jnp.ndim(decay) else (decay,) * 3
+        decay = self.weight_decay if isinstance(self.weight_decay, tuple) else jnp.asarray(self.weight_decay)
+        w, h, b = (decay,) * 3 if isinstance(decay, Array) and decay.ndim == 0 else decay
         return jnp.asarray(w), jnp.asarray(h), jnp.asarray(b)
 
 
@@ -246,9 +246,7 @@ class Problem(NamedTuple):
         logits = self.logits(point, product) if logits is None else logits
         value = self.loss.value(logits, self.columns.targets(logits.shape[-1], logits.dtype))
         squares = (square_norm(point.W), square_norm(point.X), jnp.sum(point.b**2))
-        return value + sum(
-            0.5 * decay * square for decay, square in zip(self.decays(value.dtype), squares, strict=True)
-        )
+        return value + sum(0.5 * lam * square for lam, square in zip(self.decays(value.dtype), squares, strict=True))
 
     def field(self, point: Point, logits: Array | None = None) -> Point:
         """The gradient flow's velocity, minus the gradient of the risk, written by hand."""

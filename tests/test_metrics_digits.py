@@ -23,11 +23,11 @@ def orthonormal(rng, m, n):
 
 # ---- NC1
 
+CONDITIONS = [("float64", 1e4), ("float64", 1e8), ("float32", 1e1), ("float32", 1e3)]
+
 
 @pytest.mark.parametrize(("C", "p"), [(4, 7), (12, 20), (12, 5)])
-@pytest.mark.parametrize(
-    ("dtype", "condition"), [("float64", 1e4), ("float64", 1e8), ("float32", 1e1), ("float32", 1e3)]
-)
+@pytest.mark.parametrize(("dtype", "condition"), CONDITIONS)
 def test_nc1_of_ill_conditioned_class_means_loses_their_condition_and_not_its_square(C, p, dtype, condition):
     """Deviations `M a` give `||M^+ M a||^2 / n_tot`, whatever the condition of M: `M^+ M` projects on its rows.
 
@@ -157,7 +157,7 @@ def test_balance_under_rotations_is_kept_to_rounding(shape, dtype):
     assert float(drift(R @ W, X @ Q, W, X)) < 20 * eps_of(dtype) * size
 
 
-@pytest.mark.skipif(np.finfo(np.longdouble).eps > 1e-18, reason="needs a long double that is longer")
+@pytest.mark.skipif(bool(np.finfo(np.longdouble).eps > 1e-18), reason="needs a long double that is longer")
 @pytest.mark.parametrize("step", [1.0, 1e-6, 1e-9])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_small_drifts_have_their_digits(shape, step):
