@@ -5,6 +5,7 @@
 
 import abc
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,21 +13,61 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ._algebra import in_blocks, pinv, product, square_norm
-from .columns import root_counts, times_within_basis
+from ._algebra import in_blocks, pinv, square_norm
+from .balance import Reference
+from .columns import root_counts
 from .hessian import largest_eigenvalue
 from .model import Point, Problem
 
 
+class Products(NamedTuple):
+    """The products of some vectors with each other, their squares, and the sum of these."""
+
+    gram: Float[Array, "C C"]
+    squares: Float[Array, " C"]
+    total: Float[Array, ""]
+
+    @classmethod
+    def of(cls, rows: Float[Array, "C p"]) -> "Products":
+        squares = jnp.sum(rows**2, axis=1)
+        return cls(rows @ rows.T, squares, jnp.sum(squares))
+
+
+class Defects(NamedTuple):
+    """How far vectors are from a simplex frame: their lengths, their angles, their Gram matrix."""
+
+    lengths: Float[Array, ""]
+    angles: Float[Array, ""]
+    gram: Float[Array, ""]
+
+    @classmethod
+    def of(cls, vectors: Products) -> "Defects":
+        gram, squares, total = vectors
+        C, lengths = len(squares), jnp.sqrt(squares)
+        mean = jnp.sum(lengths) / C
+        spread = jnp.sqrt(jnp.sum((lengths - mean) ** 2) / C) / _or_nan(mean)
+        same = jnp.eye(C, dtype=gram.dtype)
+        inverse = 1 / _or_nan(lengths)
+        angles = jnp.sum(jnp.abs(gram * inverse[:, None] * inverse + 1 / (C - 1)) * (1 - same)) / (C * (C - 1))
+        frame = (same - 1 / C) / (C - 1) ** 0.5
+        # Over the trace first: the square of a small Gram matrix would be less than the smallest number.
+        scaled = gram / _or_nan(total)
+        etf = jnp.sqrt(jnp.sum((scaled / jnp.sqrt(jnp.sum(scaled**2)) - frame) ** 2))
+        return cls(spread, angles, etf)
+
+
 class Measured(abc.ABC):
-    """The data that collapse metrics read: class means, the scatter within the classes, and a classifier."""
+    """The data that collapse metrics read: class means, the scatter within the classes, and a classifier.
+
+    Whatever several metrics need is computed once.
+    """
 
     @property
     @abc.abstractmethod
     def num_samples(self) -> int:
         """How many samples there are."""
 
-    @property
+    @functools.cached_property
     @abc.abstractmethod
     def M(self) -> Float[Array, "p C"]:
         """The class means less their unweighted mean."""
@@ -40,6 +81,31 @@ class Measured(abc.ABC):
     def paired(self) -> Float[Array, "C p"]:
         """The rows of the classifier that belong to the class means, in the same order."""
         return self.W
+
+    @functools.cached_property
+    def class_means(self) -> Products:
+        """The columns of M."""
+        return Products.of(self.M.T)
+
+    @functools.cached_property
+    def classifier(self) -> Products:
+        """The rows of W."""
+        return Products.of(self.W)
+
+    @functools.cached_property
+    def M_square(self) -> Float[Array, ""]:
+        """`||M||^2`, or NaN where the class means say nothing."""
+        return _or_nan(self.class_means.total)
+
+    @property
+    def paired_square(self) -> Float[Array, ""]:
+        """The sum of the squares of `paired`."""
+        return self.classifier.total
+
+    @functools.cached_property
+    def defects(self) -> tuple[Defects, Defects]:
+        """Those of the class means and of the classifier."""
+        return Defects.of(self.class_means), Defects.of(self.classifier)
 
     @abc.abstractmethod
     def within_square(self, A: Float[Array, "m p"] | None = None) -> Float[Array, ""]:
@@ -62,43 +128,86 @@ class View(Measured):
     point: Point
     B: Float[Array, "p C"]
     L: Float[Array, "p r"]
-    start: Point | None
+    start: Reference | None
 
     @property
     def num_samples(self) -> int:
         return self.problem.model.num_samples
 
-    @property
+    @functools.cached_property
     def means(self) -> Float[Array, "p C"]:
         return self.B / root_counts(self.problem.model.counts, self.B.dtype)
 
-    @property
+    @functools.cached_property
     def M(self) -> Float[Array, "p C"]:
-        return self.means - jnp.mean(self.means, axis=1, keepdims=True)
+        return self.means - self.centre_of_means[:, None]
+
+    @functools.cached_property
+    def centre_of_means(self) -> Float[Array, " p"]:
+        return jnp.sum(self.means, axis=1) / self.means.shape[1]
 
     @property
     def W(self) -> Float[Array, "C p"]:
         return self.point.W
 
+    @functools.cached_property
+    def defects(self) -> tuple[Defects, Defects]:
+        """Both at once, which is half of the program."""
+        both = jax.tree.map(lambda h, w: jnp.stack([h, w]), self.class_means, self.classifier)
+        found = jax.vmap(Defects.of)(both)
+        return Defects(*(x[0] for x in found)), Defects(*(x[1] for x in found))
+
+    @functools.cached_property
+    def logits(self) -> Float[Array, "C n"]:
+        return self.problem.logits(self.point)
+
+    @functools.cached_property
+    def L_square(self) -> Float[Array, ""]:
+        return _square(self.L)
+
+    @functools.cached_property
+    def X_square(self) -> Float[Array, ""]:
+        return _square(self.B) + self.L_square
+
+    @functools.cached_property
+    def unduality_square(self) -> Float[Array, ""]:
+        """`||W - B^T||^2`."""
+        return _square(self.B - self.W.T)
+
+    @functools.cached_property
+    def distance(self) -> Float[Array, ""]:
+        """In S, `W = B^T`, the rows of `W + B^T` add up to zero, `L` vanishes and b is constant: the root of the sum
+        of the squares of what is none of this, no difference of large numbers (derived here)."""
+        W, _, b = self.point
+        squares = self.L_square + 0.5 * self.unduality_square + jnp.sum((b - jnp.sum(b) / len(b)) ** 2)
+        if self.problem.model.use_bias:
+            squares += 0.5 * jnp.sum((jnp.sum(W, axis=0) + jnp.sum(self.B, axis=1)) ** 2) / W.shape[0]
+        return jnp.sqrt(squares)
+
     def within_square(self, A: Float[Array, "m p"] | None = None) -> Float[Array, ""]:
         if A is None:
-            return jnp.sum(self.L**2)
+            return self.L_square
         return jnp.sum(in_blocks(lambda column: jnp.sum((A @ column) ** 2), self.L.T, A.shape[0]))
 
     def variances(self) -> Float[Array, " C"]:
-        counts = jnp.asarray(self.problem.model.counts, self.B.dtype)
-        return self.problem.columns.within_class_energies(self.L) / counts
+        return self.problem.columns.variances(self.L)
 
     def disagreement(self) -> Float[Array, ""]:
         W, X, b = self.point
-        M, centre = self.M, jnp.mean(self.means, axis=1)
-        lengths = jnp.sum(M**2, axis=0)
+        centre, columns, C = self.centre_of_means, self.problem.columns, len(W)
+        # For a feature h less the centre: the logits, and what is largest for the nearest class mean.
+        scores = jnp.concatenate([W, 2 * self.M.T])
+        at_centre = jnp.concatenate([W @ centre + b, -self.class_means.squares])
+        X = X - centre[:, None] * columns.ones(X.shape[1], X.dtype)
+        few = len(X) >= 2 * C  # scores, which are then all that is made for each sample
 
         def differs(h):
-            return jnp.argmax(W @ h + b) != jnp.argmin(lengths - 2 * (h - centre) @ M)
+            one = (h if few else scores @ h) + at_centre
+            chosen, nearest = jax.lax.argmax(one.reshape(2, C), 1, jnp.int32)
+            return chosen != nearest
 
-        H = self.problem.columns.lift(X)
-        return jnp.mean(in_blocks(differs, H.T, 2 * len(W)).astype(H.dtype))
+        H = columns.lift(scores @ X if few else X)
+        return jnp.mean(in_blocks(differs, H.T, 2 * C).astype(H.dtype))
 
     @property
     def root_n(self) -> float:
@@ -109,79 +218,48 @@ class View(Measured):
         return W - jnp.mean(W, axis=0) if self.problem.model.use_bias else W
 
 
-def _frame_projector(view: View) -> Float[Array, "C C"]:
-    return view.centre(jnp.eye(view.problem.model.num_classes, dtype=view.B.dtype))
-
-
 def _snc1(view: View):
-    W = view.point.W
-    return jnp.linalg.norm(product(W, W.T) - view.root_n * _frame_projector(view))
+    C = view.problem.model.num_classes
+    frame = jnp.eye(C, dtype=view.B.dtype) - (1 / C if view.problem.model.use_bias else 0)
+    return jnp.sqrt(jnp.sum((view.classifier.gram - view.root_n * frame) ** 2))
 
 
 def _snc2(view: View):
-    numerator = square_norm(view.L) + square_norm(view.B.T - view.point.W)
-    return jnp.sqrt(numerator / _or_nan(square_norm(view.point.X)))
+    return jnp.sqrt((view.L_square + view.unduality_square) / _or_nan(view.X_square))
 
 
 def _snc3(view: View):
     model = view.problem.model
-    return jnp.linalg.norm(view.point.b - (1 / model.num_classes if model.use_bias else 0.0))
-
-
-def _distance(view: View):
-    """In S, `W = B^T`, the rows of `W + B^T` add up to zero, `L` vanishes and b is constant: the sum of the squares of
-    what is none of this, no difference of large numbers (derived here)."""
-    W, _, b = view.point
-    squares = square_norm(view.L) + 0.5 * square_norm(view.B.T - W) + jnp.sum((b - jnp.mean(b)) ** 2)
-    if view.problem.model.use_bias:
-        squares += 0.5 * jnp.sum((jnp.sum(W, axis=0) + jnp.sum(view.B, axis=1)) ** 2) / W.shape[0]
-    return jnp.sqrt(squares)
+    return jnp.sqrt(jnp.sum((view.point.b - (1 / model.num_classes if model.use_bias else 0.0)) ** 2))
 
 
 def _relative_distance(view: View):
-    W, X, b = view.point
-    return _distance(view) / jnp.sqrt(_or_nan(square_norm(W) + square_norm(X) + jnp.sum(b**2)))
+    state_square = view.classifier.total + view.X_square + jnp.sum(view.point.b**2)
+    return view.distance / jnp.sqrt(_or_nan(state_square))
 
 
 def _nc1(view: Measured):
     """`||M^+ L||_F^2 / n_tot` from the centred means themselves: never a product of covariances, so that values down
-    to the sixth power of eps keep their digits, and features that are dead count for nothing (derived here)."""
+    to the sixth power of eps keep their digits, and features that are dead count for nothing (derived here).
+
+    M has C columns that add up to zero; the reflection of (1, ..., 1) onto the first axis leaves C - 1 of them.
+    """
     M = view.M
-    centred = times_within_basis(M, (M.shape[1],))
-    return view.within_square(pinv(centred)) / view.num_samples + 0.0 * _or_nan(jnp.sum(centred**2))
+    reflected = M[:, 1:] - M[:, :1] / (1 + M.shape[1] ** 0.5)
+    return view.within_square(pinv(reflected)) / view.num_samples + 0.0 * view.M_square
 
 
 def _nc1_trace(view: Measured):
-    M = view.M
-    return view.within_square() / view.num_samples / _or_nan(jnp.sum(M**2) / M.shape[1])
-
-
-def _norm_spread(rows: Float[Array, "C p"]):
-    lengths = jnp.linalg.norm(rows, axis=1)
-    return jnp.std(lengths) / _or_nan(jnp.mean(lengths))
-
-
-def _angle_defect(rows: Float[Array, "C p"]):
-    C = rows.shape[0]
-    directions = rows / _or_nan(jnp.linalg.norm(rows, axis=1, keepdims=True))
-    off_diagonal = 1 - jnp.eye(C, dtype=rows.dtype)
-    return jnp.sum(jnp.abs(directions @ directions.T + 1 / (C - 1)) * off_diagonal) / (C * (C - 1))
-
-
-def _etf_defect(rows: Float[Array, "C p"]):
-    C = rows.shape[0]
-    gram = rows @ rows.T
-    frame = (jnp.eye(C, dtype=rows.dtype) - 1 / C) / (C - 1) ** 0.5
-    return jnp.linalg.norm(gram / _or_nan(jnp.linalg.norm(gram)) - frame)
+    return view.within_square() / view.num_samples / view.M_square * view.M.shape[1]
 
 
 def _nc3(view: Measured):
-    W, M = view.paired, view.M
-    return jnp.linalg.norm(W.T / _or_nan(jnp.linalg.norm(W)) - M / _or_nan(jnp.linalg.norm(M)))
+    W, M = view.paired.T, view.M
+    return jnp.sqrt(_square(W / jnp.sqrt(_or_nan(view.paired_square)) - M / jnp.sqrt(view.M_square)))
 
 
 def _nc4(view: Measured):
-    return view.disagreement() + 0.0 * _or_nan(jnp.sum(view.M**2))
+    return view.disagreement() + 0.0 * view.M_square
 
 
 COMPARED_AT_ONCE = 2**14
@@ -190,10 +268,10 @@ COMPARED_AT_ONCE = 2**14
 
 def _cdnv(view: Measured):
     M, variances = view.M, view.variances()
-    off_diagonal = 1 - jnp.eye(len(variances), dtype=M.dtype)
-    distances = square_distances(M) + jnp.eye(len(variances), dtype=M.dtype)
-    ratios = (variances[:, None] + variances) / (2 * _or_nan(distances)) * off_diagonal
-    return jnp.sum(ratios) / jnp.sum(off_diagonal)
+    C = len(variances)
+    same = jnp.eye(C, dtype=M.dtype)
+    ratios = (variances[:, None] + variances) / _or_nan(square_distances(M) + same) * (1 - same)
+    return jnp.sum(ratios) / (2 * C * (C - 1))
 
 
 def square_distances(M: Float[Array, "p C"]) -> Float[Array, "C C"]:
@@ -213,21 +291,17 @@ def square_distances(M: Float[Array, "p C"]) -> Float[Array, "C C"]:
 
 
 def _risk(view: View):
-    return view.problem.risk(view.point)
+    return view.problem.risk(view.point, view.logits)
 
 
 def _grad_norm(view: View):
-    return jnp.sqrt(sum(jnp.sum(part**2) for part in view.problem.field(view.point)))
+    return jnp.sqrt(sum(jnp.sum(part**2) for part in view.problem.field(view.point, view.logits)))
 
 
 def _balancedness(view: View):
-    start = view.point if view.start is None else view.start
-    drift = _imbalance(view.point) - _imbalance(start)
-    return jnp.linalg.norm(drift) / _or_nan(jnp.sum(start.X**2))
-
-
-def _imbalance(point: Point) -> Float[Array, "p p"]:
-    return point.W.T @ point.W - point.X @ point.X.T
+    if view.start is None:
+        return 0.0 / _or_nan(view.X_square)
+    return view.start.drift(view.point) / _or_nan(view.start.X_square)
 
 
 def _sharpness(view: View):
@@ -252,16 +326,16 @@ METRICS: dict[str, Metric] = {
     "snc1": Metric(_snc1, "strong collapse of the classifier", equal_counts=True),
     "snc2": Metric(_snc2, "strong collapse of the features, relative", equal_counts=True),
     "snc3": Metric(_snc3, "strong collapse of the bias", equal_counts=True),
-    "distance": Metric(_distance, "distance to the invariant subspace S", equal_counts=True),
+    "distance": Metric(lambda v: v.distance, "distance to the invariant subspace S", equal_counts=True),
     "relative_distance": Metric(_relative_distance, "distance to S over the norm of the state", equal_counts=True),
     "nc1": Metric(_nc1, "within-class variability, pseudo-inverse form"),
     "nc1_trace": Metric(_nc1_trace, "within-class variability, ratio of traces"),
-    "nc2_norm_h": Metric(lambda v: _norm_spread(v.M.T), "spread of the class means' lengths"),
-    "nc2_norm_w": Metric(lambda v: _norm_spread(v.W), "spread of the classifier rows' lengths"),
-    "nc2_angle_h": Metric(lambda v: _angle_defect(v.M.T), "class means' angles against the simplex"),
-    "nc2_angle_w": Metric(lambda v: _angle_defect(v.W), "classifier rows' angles against the simplex"),
-    "nc2_etf_h": Metric(lambda v: _etf_defect(v.M.T), "class means' Gram matrix against the simplex frame"),
-    "nc2_etf_w": Metric(lambda v: _etf_defect(v.W), "classifier's Gram matrix against the simplex frame"),
+    "nc2_norm_h": Metric(lambda v: v.defects[0].lengths, "spread of the class means' lengths"),
+    "nc2_norm_w": Metric(lambda v: v.defects[1].lengths, "spread of the classifier rows' lengths"),
+    "nc2_angle_h": Metric(lambda v: v.defects[0].angles, "class means' angles against the simplex"),
+    "nc2_angle_w": Metric(lambda v: v.defects[1].angles, "classifier rows' angles against the simplex"),
+    "nc2_etf_h": Metric(lambda v: v.defects[0].gram, "class means' Gram matrix against the simplex frame"),
+    "nc2_etf_w": Metric(lambda v: v.defects[1].gram, "classifier's Gram matrix against the simplex frame"),
     "nc3": Metric(_nc3, "self-duality of classifier and class means"),
     "nc4": Metric(_nc4, "disagreement with the nearest class mean", samples=True),
     "cdnv": Metric(_cdnv, "class-distance normalised variance", samples=True),
@@ -274,5 +348,15 @@ METRICS: dict[str, Metric] = {
 
 def _or_nan(denominator):
     """The denominator, or NaN where it is so small that a ratio by it says nothing."""
-    tiny = jnp.finfo(denominator.dtype).tiny
-    return jnp.where(denominator > tiny, denominator, jnp.nan)
+    return jax.lax.select(
+        denominator > jnp.finfo(denominator.dtype).tiny, denominator, jnp.full_like(denominator, jnp.nan)
+    )
+
+
+SUMMED_AT_ONCE = 2**12
+"""Up to this many squares are added up in one loop; more would wait for each addition."""
+
+
+def _square(A: Float[Array, "m n"]) -> Float[Array, ""]:
+    """`||A||_F^2`."""
+    return jnp.sum(A**2) if A.size <= SUMMED_AT_ONCE else square_norm(A)

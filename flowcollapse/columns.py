@@ -76,6 +76,10 @@ class Columns(eqx.Module):
         """The same columns with what leads back to the samples that they were made from."""
         return self
 
+    def ready(self, X: Float[Array, "p n"]) -> "Columns":
+        """The same columns with what single samples of such X need made once, for use inside of one program."""
+        return self
+
     @property
     def batch_ndim(self) -> int:
         """How many leading axes (lanes) the columns' own arrays have."""
@@ -86,11 +90,9 @@ class Columns(eqx.Module):
     def knows_samples(self) -> bool:
         """Whether single samples can be told apart, as NC4 and CDNV need."""
 
-    def within_class_energies(self, L: Float[Array, "p r"]) -> Float[Array, " C"]:
-        """`||h_i - mu_c||^2` summed over the samples of each class."""
-        deviations = self.deviations(L)
-        starts = np.cumsum((0, *self.counts[:-1]))
-        return jnp.add.reduceat(jnp.sum(deviations**2, axis=0), starts)
+    def variances(self, L: Float[Array, "p r"]) -> Float[Array, " C"]:
+        """`||h_i - mu_c||^2` averaged over the samples of each class."""
+        return jnp.sum(class_means(self.deviations(L) ** 2, self.counts), axis=0)
 
     @abc.abstractmethod
     def deviations(self, L: Float[Array, "p r"]) -> Float[Array, "p samples"]:
@@ -149,6 +151,8 @@ class ClassMeanColumns(Columns):
     counts: tuple[int, ...] = eqx.field(static=True)
     origin: Float[Array, "*lanes p samples"] | None = None
     key: PRNGKeyArray | None = None
+    frame: Float[Array, "*lanes samples r"] | None = None
+    """Q itself, where it has been made (`ready`)."""
 
     @property
     def name(self) -> str:
@@ -161,6 +165,9 @@ class ClassMeanColumns(Columns):
         if self.num_samples - self.num_classes <= H.shape[-2]:
             return self.without_arrays()
         return ClassMeanColumns(self.counts, origin=H)
+
+    def ready(self, X: Float[Array, "p n"]) -> Columns:
+        return ClassMeanColumns(self.counts, self.origin, self.key, self._frame(self.split(X)[1]))
 
     @property
     def batch_ndim(self) -> int:
@@ -176,7 +183,8 @@ class ClassMeanColumns(Columns):
         return jnp.eye(self.num_classes, n, dtype=dtype) * root_counts(self.counts, dtype)[:, None]
 
     def ones(self, n: int, dtype) -> Float[Array, " n"]:
-        return jnp.zeros(n, dtype).at[: self.num_classes].set(root_counts(self.counts, dtype))
+        roots = np.sqrt(np.array(self.counts, np.float64))
+        return jnp.asarray(np.append(roots, np.zeros(n - len(roots))), dtype)
 
     def times_ones(self, X: Float[Array, "m n"]) -> Float[Array, " m"]:
         return X[:, : self.num_classes] @ root_counts(self.counts, X.dtype)
@@ -190,17 +198,36 @@ class ClassMeanColumns(Columns):
         return repeat_columns(B / root_counts(self.counts, X.dtype), self.counts) + self.deviations(L)
 
     def deviations(self, L: Float[Array, "*batch p r"]) -> Float[Array, "*batch p samples"]:
+        Q = self._frame(L)
+        if Q is None:
+            return from_within_basis(L, self.counts)
+        Q = Q.reshape(Q.shape[:-2] + (1,) * (L.ndim - Q.ndim) + Q.shape[-2:])
+        return L @ jnp.swapaxes(Q, -1, -2)
+
+    def _frame(self, L: Float[Array, "*batch p r"]) -> Float[Array, "*lanes samples r"] | None:
+        """Q, or None where it is Helmert's basis, which running sums stand for."""
+        if self.frame is not None:
+            return self.frame
         if self.key is not None:
             make, given = functools.partial(_random_within_basis, self.counts, L.shape[-1], dtype=L.dtype), self.key
         elif self.origin is not None:
             make, given = functools.partial(_within_basis_of, self.counts), self.origin
         else:
-            return from_within_basis(L, self.counts)
+            return None
         for _ in range(self.batch_ndim):
             make = jax.vmap(make)
-        Q = make(given)
-        Q = Q.reshape(Q.shape[:-2] + (1,) * (L.ndim - Q.ndim) + Q.shape[-2:])
-        return L @ jnp.swapaxes(Q, -1, -2)
+        return make(given)
+
+    def variances(self, L: Float[Array, "p r"]) -> Float[Array, " C"]:
+        if self.key is not None or len(set(self.counts)) > 1:
+            return super().variances(L)
+        C, N = len(self.counts), self.counts[0]
+        Q = self._frame(L)
+        if Q is None:  # each class has columns of its own
+            return jnp.sum(L.reshape(len(L), C, N - 1) ** 2, axis=(0, 2)) / N
+        # `||L Q_c^T||^2 = <L^T L, Q_c^T Q_c>`, of which the second factor does not change along a run.
+        Q = Q.reshape(C, N, -1)
+        return jnp.sum(jnp.swapaxes(Q, 1, 2) @ Q * (L.T @ L), axis=(1, 2)) / N
 
     def _check_size(self, X) -> None:
         size = int(np.prod(X.shape[:-1])) * self.num_samples * X.dtype.itemsize
@@ -261,6 +288,8 @@ def class_means(H: Float[Array, "*batch p samples"], counts: tuple[int, ...]) ->
 
 def repeat_columns(M: Float[Array, "*batch p C"], counts: tuple[int, ...]) -> Float[Array, "*batch p samples"]:
     """`M (x) 1^T`: every class's column once a sample."""
+    if len(set(counts)) == 1:
+        return jnp.broadcast_to(M[..., None], (*M.shape, counts[0])).reshape(*M.shape[:-1], sum(counts))
     return jnp.repeat(M, np.array(counts), axis=-1, total_repeat_length=sum(counts))
 
 

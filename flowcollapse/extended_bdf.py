@@ -19,7 +19,7 @@ import diffrax as dfx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, Float, PyTree
 
 PAST = 5
 """The past values that a backward differentiation formula takes. One more is kept, for the extrapolation."""
@@ -148,6 +148,8 @@ def interpolant(nodes: Float[Array, " n"], taken: np.ndarray, x) -> Float[Array,
 def _positive(h: Float[Array, ""]) -> Float[Array, ""]:
     """h, and 1 for a run without length, whose steps are thrown away but must have derivatives."""
     return jnp.where(h > 0, h, 1.0)
+
+
 def conjugate_gradients(matrix, rhs: PyTree, tolerance: Float[Array, ""]) -> PyTree:
     """The solution of `matrix(x) = rhs`, its residual reduced to `tolerance`; NaN where that cannot be done.
 

@@ -1,5 +1,6 @@
 """Metrics of measured features: the penultimate layer of any network, read a block of samples at a time."""
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -124,7 +125,7 @@ class Features(Measured):
     def num_samples(self) -> int:
         return len(self.rows)
 
-    @property
+    @functools.cached_property
     def M(self) -> Float[Array, "p C"]:
         return jnp.asarray((self.means - self.centre).T, jnp.result_type(float))
 
@@ -136,6 +137,10 @@ class Features(Measured):
     def paired(self) -> Float[Array, "C p"]:
         return self.W[self.occurring]
 
+    @property
+    def paired_square(self) -> Float[Array, ""]:
+        return jnp.sum(self.paired**2)
+
     def within_square(self, A: Float[Array, "m p"] | None = None) -> Float[Array, ""]:
         if A is None:
             return jnp.sum(self.variances() * self.counts)
@@ -143,6 +148,10 @@ class Features(Measured):
         return jnp.asarray(sum(np.sum(((block - self.means[codes]) @ turned) ** 2) for block, codes in self._blocks()))
 
     def variances(self) -> Float[Array, " C"]:
+        return self._variances
+
+    @functools.cached_property
+    def _variances(self) -> Float[Array, " C"]:
         sums = np.zeros((len(self.counts), 1))
         for block, codes in self._blocks():
             _add_by_class(sums, np.sum((block - self.means[codes]) ** 2, axis=1, keepdims=True), codes)

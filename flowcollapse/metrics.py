@@ -34,6 +34,7 @@ from jaxtyping import Array, Float
 from ._algebra import in_blocks
 from ._checks import shown
 from ._errors import UsageError, nearest
+from .balance import Reference
 from .collapse import METRICS as METRICS, View
 from .features import from_features as from_features
 from .model import UFM, Point, Problem, State, check_state, over_batch, problem_of
@@ -106,8 +107,21 @@ def _not_costly(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(name for name in names if not METRICS[name].costly)
 
 
-def observe(problem: Problem, point: Point, names: Sequence[str], start: Point | None) -> dict[str, Float[Array, ""]]:
+def reference(start: Point | None, names: Sequence[str]) -> Reference | None:
+    """The start as the named metrics need it, which is the same for all points of a run."""
+    return None if start is None or "balancedness" not in names else Reference.of(start)
+
+
+def ready(problem: Problem, point: Point) -> Problem:
+    """The problem with what the metrics of single samples need made once for all points of a run."""
+    return Problem(problem.model, problem.columns.ready(point.X))
+
+
+def observe(
+    problem: Problem, point: Point, names: Sequence[str], start: Point | Reference | None
+) -> dict[str, Float[Array, ""]]:
     """The named metrics of one point."""
+    start = start if isinstance(start, Reference) else reference(start, names)
     view = View(problem, point, *problem.split(point.X), start)
     return {name: METRICS[name].function(view) for name in names}
 
@@ -116,8 +130,9 @@ def observe_many(
     problem: Problem, points: Point, names: Sequence[str], start: Point | None
 ) -> dict[str, Float[Array, " time"]]:
     """The named metrics of points with one leading axis, in blocks that take a bounded amount of memory."""
-    first = jax.tree.map(lambda x: x[0], points)
-    return in_blocks(lambda point: observe(problem, point, names, start), points, observed_size(first))
+    first, origin = jax.tree.map(lambda x: x[0], points), reference(start, names)
+    problem = ready(problem, first)
+    return in_blocks(lambda point: observe(problem, point, names, origin), points, observed_size(first))
 
 
 def observed_size(point: Point) -> int:

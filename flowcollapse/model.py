@@ -96,8 +96,8 @@ class UFM(eqx.Module):
     @property
     def decays(self) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]:
         """The weight decays `(lam_W, lam_H, lam_b)`."""
-        decay = self.weight_decay
-        w, h, b = decay if isinstance(decay, tuple) else jnp.broadcast_to(jnp.asarray(decay), (3,))
+        decay = self.weight_decay if isinstance(self.weight_decay, tuple) else jnp.asarray(self.weight_decay)
+        w, h, b = (decay,) * 3 if isinstance(decay, Array) and decay.ndim == 0 else decay
         return jnp.asarray(w), jnp.asarray(h), jnp.asarray(b)
 
 
@@ -242,22 +242,22 @@ class Problem(NamedTuple):
         products = product(W, X)
         return products + b[:, None] * self.columns.ones(X.shape[-1], X.dtype) if self.model.use_bias else products
 
-    def residual(self, point: Point) -> Float[Array, "C n"]:
+    def residual(self, point: Point, logits: Array | None = None) -> Float[Array, "C n"]:
         """`G`: the derivative of the loss in the logits; for the squared error `W X + b u^T - T`."""
-        X = point.X
-        return self.loss.gradient(self.logits(point), self.columns.targets(X.shape[-1], X.dtype))
+        logits = self.logits(point) if logits is None else logits
+        return self.loss.gradient(logits, self.columns.targets(logits.shape[-1], logits.dtype))
 
-    def risk(self, point: Point) -> Float[Array, ""]:
+    def risk(self, point: Point, logits: Array | None = None) -> Float[Array, ""]:
         """The loss plus `1/2 lam_W ||W||^2 + 1/2 lam_H ||X||^2 + 1/2 lam_b ||b||^2`."""
-        X = point.X
-        value = self.loss.value(self.logits(point, product), self.columns.targets(X.shape[-1], X.dtype))
-        squares = (square_norm(point.W), square_norm(X), jnp.sum(point.b**2))
-        return value + sum(0.5 * decay * square for decay, square in zip(self.decays(X.dtype), squares, strict=True))
+        logits = self.logits(point, product) if logits is None else logits
+        value = self.loss.value(logits, self.columns.targets(logits.shape[-1], logits.dtype))
+        squares = (square_norm(point.W), square_norm(point.X), jnp.sum(point.b**2))
+        return value + sum(0.5 * lam * square for lam, square in zip(self.decays(value.dtype), squares, strict=True))
 
-    def field(self, point: Point) -> Point:
+    def field(self, point: Point, logits: Array | None = None) -> Point:
         """The gradient flow's velocity, minus the gradient of the risk, written by hand."""
         W, X, b = point
-        G = self.residual(point)
+        G = self.residual(point, logits)
         lam_W, lam_H, lam_b = self.decays(X.dtype)
         b_velocity = -(self.columns.times_ones(G) + lam_b * b) if self.model.use_bias else jnp.zeros_like(b)
         # One minus outside, which descent's own undoes: its steps take a tenth less time than with negated factors.

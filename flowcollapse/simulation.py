@@ -12,6 +12,7 @@ from jaxtyping import Array, Int, Real
 from . import metrics as metrics_module
 from ._checks import check_flag, check_integer, is_traced, real_numbers, shown
 from ._errors import UsageError
+from .balance import Reference
 from .coordinates import enter
 from .method import Method, check_method
 from .model import UFM, Point, Problem, State, check_model, check_state
@@ -104,7 +105,7 @@ def _run(model: UFM, start: State, method: Method, ts, inside: tuple[tuple[str, 
         # A start that is not finite runs from the origin, at little cost, and its results are struck out afterwards.
         start = jax.tree.map(lambda x: jnp.where(finite, x, 0.0) if eqx.is_inexact_array(x) else x, start)
         frame, problem, point = enter(model, start, method.coordinates_for(model, start))
-        observe = None if inside is None else Observer(problem, point, *inside)
+        observe = None if inside is None else _observer(problem, point, *inside)
         run = method.run(without_arrays(problem), point, ts, observe)
         observed, end = jax.tree.map(lambda x: jnp.where(finite, x, jnp.nan), (run.observed, run.end))
     return frame.without_samples(), point, run._replace(observed=observed, end=end)
@@ -130,11 +131,16 @@ def without_arrays(problem: Problem) -> Problem:
     return Problem(problem.model, problem.columns.without_arrays())
 
 
+def _observer(problem: Problem, start: Point, names: tuple[str, ...], save_states: bool) -> "Observer":
+    origin = metrics_module.reference(start, names)
+    return Observer(metrics_module.ready(problem, start), origin, names, save_states)
+
+
 class Observer(eqx.Module):
     """What is kept of a point: its metrics, and the point itself if states are saved."""
 
     problem: Problem
-    start: Point
+    start: Reference | None
     names: tuple[str, ...] = eqx.field(static=True)
     save_states: bool = eqx.field(static=True)
 

@@ -1,6 +1,7 @@
 """The class-mean columns stand for the samples exactly: maps, risk, field, metrics, starts drawn already reduced."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -389,3 +390,15 @@ def test_lanes_hold_the_features_that_they_came_from_and_no_array_as_large():
     first = fc.simulate(model, random_state(counts, p, 1), fc.Flow(rtol=1e-4), [0.0], save_states=True, metrics=())
     assert first.states is not None
     assert_close(first.states.H[0], random_state(counts, p, 1).H, 64 * EPS)
+
+
+def test_metrics_of_many_times_factorise_once(monkeypatch):
+    monkeypatch.setattr(fc._algebra, "AT_ONCE", 2**9)  # a few times in a block, and the blocks in a loop
+    counts, p = (20, 20), 3
+    model = model_of(counts, p)
+    problem, point = fc.model.problem_of(model, fc.to_class_means(model, random_state(counts, p)))
+    points = jax.tree.map(lambda x: jnp.broadcast_to(x, (50, *x.shape)), point)
+    program = jax.jit(lambda points: fc.metrics.observe_many(problem, points, ("nc4", "cdnv"), None))
+    text = program.lower(points).as_text()
+    assert len(re.findall("custom_call @lapack_dgeqrf", text)) == 1
+    assert text.index("lapack_dgeqrf") < text.index("stablehlo.while")

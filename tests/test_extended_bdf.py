@@ -68,7 +68,9 @@ def test_a_step_from_exact_points_errs_by_its_seventh_power():
     for h in lengths:
         ago = h * NODES
         state = (ago, at(1.0 + ago))
-        y1, estimate, *_ = ExtendedBDF(1e-14).step(dfx.ODETerm(rate), jnp.asarray(1.0), 1.0 + h, at(1.0), None, state, False)
+        y1, estimate, *_ = ExtendedBDF(1e-14).step(
+            dfx.ODETerm(rate), jnp.asarray(1.0), 1.0 + h, at(1.0), None, state, False
+        )
         errors.append(jnp.linalg.norm(y1 - at(1.0 + h)))
         estimates.append(jnp.linalg.norm(estimate))
     assert 6.5 < np.polyfit(np.log(lengths), np.log(errors), 1)[0] < 7.5

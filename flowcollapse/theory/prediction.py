@@ -1,5 +1,6 @@
 """The flow from a small start, predicted: states in closed form, and from them every metric."""
 
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
@@ -13,7 +14,7 @@ from .._errors import UsageError
 from ..coordinates import Frame, to_class_means
 from ..model import UFM, State, problem_of
 from ..simulation import NUM_SAVES
-from ..stopping import Run, Verdict, plateau_time, verdict
+from ..stopping import Ending, Verdict, plateau_time, verdict
 from ..trajectory import Trajectory
 from .escape import Escape, check_small_start
 
@@ -82,26 +83,31 @@ def trajectory(model: UFM, start: State, ts: Any = None, *, metrics: Any = None)
     """
     times = check_small_start(model, start, ts)
     names = metrics_module.checked_names(model, start.columns, metrics)
-    return _trajectory(model, start, times, names)
+    path, frame = _trajectory(model, start, times, names)
+    return dataclasses.replace(path, frame=frame.of(start))
 
 
 @eqx.filter_jit
-def _trajectory(model: UFM, start: State, ts: Float[Array, " time"] | None, names: tuple[str, ...]) -> Trajectory:
+def _trajectory(model: UFM, start: State, ts: Float[Array, " time"] | None, names: tuple[str, ...]):
+    """The predicted run, and its frame without what leads back to the samples."""
     with jax.default_matmul_precision("highest"):
         escape, start = Escape.of(model, start), to_class_means(model, start)
         problem, first = problem_of(model, start)
         if ts is None:
             ts = plateau_time(problem, first) * jnp.linspace(1, 0, NUM_SAVES, dtype=start.X.dtype)[::-1]
 
+        ready, origin = metrics_module.ready(problem, first), metrics_module.reference(first, names)
+
         def observed(t):
-            return metrics_module.observe(problem, escape.at(t).point, names, first)
+            return metrics_module.observe(ready, escape.at(t).point, names, origin)
 
         values = in_blocks(observed, ts, metrics_module.observed_size(first))
         # It is conserved: what the predicted states show of it is their own error.
         values |= {name: jnp.zeros_like(ts) for name in names if name == "balancedness"}
         end = escape.at(ts[-1]).point
-        code = verdict(problem, first, Run(ts, values, end, ts[-1], jnp.asarray(False), {}), Verdict.time_limit)
-    return Trajectory(
+        code = verdict(problem, first, Ending(end, ts[-1], jnp.asarray(False), jnp.asarray(False)), Verdict.time_limit)
+    frame = Frame(start.columns).without_samples()
+    path = Trajectory(
         ts=ts,
         metrics=values,
         t_end=ts[-1],
@@ -109,10 +115,11 @@ def _trajectory(model: UFM, start: State, ts: Float[Array, " time"] | None, name
         stats={},
         model=model,
         method=Prediction(),
-        frame=Frame(start.columns),
+        frame=frame,
         end=end,
         points=None,
     )
+    return path, frame
 
 
 def states(model: UFM, start: State, ts: Any) -> State:
