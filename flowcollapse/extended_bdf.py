@@ -13,13 +13,13 @@ Source: J. R. Cash, "On the integration of stiff systems of O.D.E.s using extend
 Numerische Mathematik 34, 1980. Its formulas for unequal steps, and stages of one Newton iteration, are derived here.
 """
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import diffrax as dfx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, Float, PyTree
 
 PAST = 5
 """The past values that a backward differentiation formula takes. One more is kept, for the extrapolation."""
@@ -143,12 +143,14 @@ def interpolant(nodes: Float[Array, " n"], taken: np.ndarray, x) -> Float[Array,
     own = np.eye(len(nodes))
     others = taken[:, None] * (1 - own)
     factors = (x[:, None, None] - nodes) / (nodes[:, None] - nodes + own)
-    return taken * jnp.prod(1 + others * (factors - 1), axis=2)
+    return jnp.asarray(taken) * jnp.prod(1 + others * (factors - 1), axis=2)
 
 
-def _positive(h: Float[Array, ""]) -> Float[Array, ""]:
+def _positive(h: Any) -> Float[Array, ""]:
     """h, and 1 for a run without length, whose steps are thrown away but must have derivatives."""
     return jnp.where(h > 0, h, 1.0)
+
+
 def conjugate_gradients(matrix, rhs: PyTree, tolerance: Float[Array, ""]) -> PyTree:
     """The solution of `matrix(x) = rhs`, its residual reduced to `tolerance`; NaN where that cannot be done.
 
