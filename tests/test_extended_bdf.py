@@ -1,6 +1,6 @@
 """The extended formula with conjugate gradients: order, stability, curved valleys, and systems without solution."""
 
-from typing import Any
+from typing import Any, cast
 
 import diffrax as dfx
 import jax
@@ -64,13 +64,12 @@ def test_a_step_from_exact_points_errs_by_its_seventh_power():
         w, v = Q.T @ z
         return Q @ jnp.stack([-(w**3), -2 * v])
 
-    lengths, errors, estimates = np.array([0.16, 0.08, 0.04]), [], []
+    solver, lengths, errors, estimates = ExtendedBDF(1e-14), np.array([0.16, 0.08, 0.04]), [], []
     for h in lengths:
         ago = h * NODES
         state = (ago, at(1.0 + ago))
-        y1, estimate, *_ = ExtendedBDF(1e-14).step(
-            dfx.ODETerm(rate), jnp.asarray(1.0), 1.0 + h, at(1.0), None, state, False
-        )
+        time = jnp.asarray(1.0)
+        y1, estimate, *_ = solver.step(dfx.ODETerm(rate), time, 1.0 + h, at(1.0), None, state, False)
         errors.append(jnp.linalg.norm(y1 - at(1.0 + h)))
         estimates.append(jnp.linalg.norm(estimate))
     assert 6.5 < np.polyfit(np.log(lengths), np.log(errors), 1)[0] < 7.5
@@ -109,7 +108,7 @@ def test_formulas_are_exact_for_polynomials():
 
 @pytest.mark.parametrize("growth", [1.0, 1.1])
 def test_it_is_stable_for_every_decay(growth):
-    """On `y' = -r y` the step's matrix contracts for every r, from `e^{-rh}` for small r h to nothing for large ones."""
+    """On `y' = -r y` the step's matrix contracts for every r: by `e^{-rh}` for small r h, to nothing for large."""
     nodes = -np.concatenate([[0.0], np.cumsum(growth ** -np.arange(1.0, 6.0))])
     weights, slopes = (np.asarray(x) for x in formulas(jnp.asarray(nodes)))
     for z in -np.logspace(-2, 10, 60):
@@ -138,7 +137,7 @@ def test_a_curved_valley_costs_no_accuracy():
             dfx.ODETerm(rate), ExtendedBDF(1e-12), 0.0, 5.0, 1e-4 / steep, jnp.ones(2), stepsize_controller=control
         )
         steps[steep] = int(run.stats["num_steps"])
-        x, y = run.ys[-1]
+        x, y = cast(Any, run.ys)[-1]
         # On the floor `x y = 1` the quotient `q = y / x` obeys `q' = 2 (q - 0.01 q^3) / (1 + q^2)` (derived here).
         assert steep == 1e2 or abs(x * y - 1) < 1e-7
         assert steep == 1e2 or abs(float(y / x) - quotient) < 1e-5 * quotient
