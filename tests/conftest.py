@@ -12,10 +12,6 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1]
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.05")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # XLA names the processor's features whenever it loads a program
 
-# Nothing is left in the caches of who runs the tests; who names a folder for JAX's gets it used.
-if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
-
 import jax
 import jaxtyping
 import pytest
