@@ -109,8 +109,7 @@ class Submitted(NamedTuple):
 def _run(function, mesh: Mesh, shared: PyTree, used: Bool[Array, " blocks"], blocks: PyTree) -> PyTree:
     """The function of every lane of every used block; all devices at once, none waits for another."""
 
-    def one_block(shared, lanes):
-        return jax.vmap(function, (None, 0))(shared, lanes)
+    one_block = jax.jit(jax.vmap(function, (None, 0)))  # as a program, so that its shapes and its use are traced once
 
     def on_one_device(shared, used, blocks):
         shapes = jax.eval_shape(one_block, shared, jax.tree.map(lambda x: x[0], blocks))
