@@ -54,7 +54,7 @@ def sphere(model: UFM, eps, *, key: PRNGKeyArray, reduced: bool | None = None, d
     p, num_samples = model.num_features, model.num_samples
     if reduced is None:
         reduced = p * num_samples >= REDUCED_FROM and ClassMeanColumns(model.counts).admits(loss_of(model))
-    check_flag("reduced", reduced)
+    reduced = check_flag("reduced", reduced)
     check_columns(model, ClassMeanColumns(model.counts) if reduced else None)
     return _sphere(model, eps, key, reduced, dtype, quick=_is_small(model))
 
