@@ -211,7 +211,8 @@ def _lane_width(model: UFM, methods: Sequence[Method], saves: int, devices: Sequ
     whole = any(method.coordinates == "sample" for method in methods)
     size = model.num_features * model.num_samples if whole else state_size(model)
     bytes_a_lane = 8 * size * saves * 2 * len(methods)
-    return max(1, min(block_width(model, devices, lanes), BYTES_UNDER_WAY // bytes_a_lane))
+    factorises = any(method.factorises for method in methods)
+    return max(1, min(block_width(model, devices, lanes, factorises), BYTES_UNDER_WAY // bytes_a_lane))
 
 
 def _outcome(race: Race, shared: Shared, grid: Grid, width: int, devices, progress: bool) -> dict[str, np.ndarray]:

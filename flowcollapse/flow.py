@@ -150,8 +150,13 @@ class AbstractFlow(Method):
         return self._with(**changed) if changed else self
 
     @property
+    def factorises(self) -> bool:
+        """Whether the solver is an implicit one with Newton's method."""
+        return isinstance(solver_of(self.solver), dfx.AbstractImplicitSolver)
+
+    @property
     def _can_be_implicit(self) -> bool:
-        return self.symmetric and not isinstance(solver_of(self.solver), dfx.AbstractImplicitSolver)
+        return self.symmetric and not self.factorises
 
     def run(self, problem: Problem, start: Point, ts: Array | int, observe: Callable[[Point], Any] | None) -> Run:
         """Integrate from `start` and observe at `ts`, or at that many times that show the run up to its end."""

@@ -47,6 +47,11 @@ class Method(eqx.Module):
         """The verdict of a run that ended before the plateau, as it was told to."""
 
     @property
+    def factorises(self) -> bool:
+        """Whether its steps factorise a matrix, which is done for one lane after the other."""
+        return False
+
+    @property
     def open(self) -> tuple[str, ...]:
         """The names of the numbers that it needs and has not been given."""
         return ()

@@ -60,6 +60,7 @@ def test_blocks_are_narrow_where_states_are_large():
     devices = jax.local_devices()
     assert engine.block_width(small, devices, lanes=1000) == engine.CPU_WIDTH
     assert engine.block_width(small, devices, lanes=6) == engine.CPU_WIDTH  # the same program
+    assert engine.block_width(small, devices, lanes=6, factorises=True) == 4
     assert engine.block_width(medium, devices, lanes=6) == 4  # both devices have work
     assert 1 < engine.block_width(medium, devices, lanes=1000) < engine.CPU_WIDTH
     assert engine.block_width(large, devices, lanes=1000) == 1

@@ -48,7 +48,7 @@ def traced(program: Callable) -> Callable:
     known: dict[Any, Any] = {}
 
     @functools.wraps(program)
-    def run(*args, **options):
+    def run(*args, quick: bool = False, **options):
         leaves, structure = jax.tree.flatten((args, options))
         kinds = (jax.typeof(x) if eqx.is_array(x) else (type(x), x) for x in leaves)
         key = structure, *kinds, jax.config.read("jax_enable_x64")
@@ -59,8 +59,9 @@ def traced(program: Callable) -> Callable:
     return run
 
 
-if PROGRAM:
-    eqx.filter_jit = traced  # before the package loads
+if PROGRAM:  # before the rest of the package loads
+    eqx.filter_jit = traced
+    importlib.import_module("flowcollapse.programs").Program = traced  # pyright: ignore
 
 from wrong_values import KEY, KINDS, MODEL, NO_BIAS, ON_S, SIZES, START, nested  # noqa: E402
 

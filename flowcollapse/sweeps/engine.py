@@ -125,16 +125,16 @@ def _run(function, mesh: Mesh, shared: PyTree, used: Bool[Array, " blocks"], blo
     )
 
 
-def block_width(model: UFM, devices: Sequence[Device], lanes: int) -> int:
+def block_width(model: UFM, devices: Sequence[Device], lanes: int, factorises: bool = False) -> int:
     """How many of some lanes run in lockstep: a few on a CPU, many on an accelerator.
 
-    Small states always fill their block. Large ones, and accelerators, take the power of two that leaves every device
-    a block, so that few lanes are not paid for as many.
+    Small states always fill their block, for one program. Large ones, methods that factorise a matrix for each lane,
+    and accelerators take the power of two that leaves every device a block: there, few lanes are not paid for as many.
     """
     widest = ACCELERATOR_WIDTH
     if devices[0].platform == "cpu":
         widest = next((width for numbers, width in CPU_WIDTHS if state_size(model) <= numbers), 1)
-        if widest == CPU_WIDTH:
+        if widest == CPU_WIDTH and not factorises:
             return widest
     fair = -(-lanes // len(devices))
     return max(1, min(widest, 2 ** (fair - 1).bit_length()))

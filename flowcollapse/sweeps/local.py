@@ -99,7 +99,8 @@ class Local:
         name = repr(shapes)
         if name not in self._engines:
             model = with_values(self.plan.grid.model, shapes)
-            width = self.width or block_width(model, self.devices, self.capacity)
+            factorises = self.plan.grid.method.factorises
+            width = self.width or block_width(model, self.devices, self.capacity, factorises)
             lane, shared = self.plan.lane(shapes)
             blocks = blocks_a_call(bytes_kept(self.plan), width)
             self._engines[name] = Engine(lane, width=width, devices=self.devices, shared=shared, blocks=blocks)
@@ -117,7 +118,7 @@ def default_lanes(plan: Plan, devices: Sequence[Device], width: int | None) -> i
     """How many lanes a task has: few where states are large, at least a block for every device."""
     largest = max((with_values(plan.grid.model, shapes) for shapes in plan.grid.shapes()), key=state_size)
     most = LANES_A_TASK if devices[0].platform == "cpu" else ACCELERATOR_WIDTH
-    block = width or block_width(largest, devices, plan.grid.num_lanes)
+    block = width or block_width(largest, devices, plan.grid.num_lanes, plan.grid.method.factorises)
     on_one = max(min(most, NUMBERS_A_TASK // state_size(largest)), block)
     return max(1, min(on_one * len(devices), BYTES_A_TASK // bytes_kept(plan)))
 
