@@ -194,7 +194,7 @@ class AbstractFlow(Method):
             )
         else:
             last = legs.explicit(t1)
-        saved = last.saved if observing else observe(last.end)
+        saved = last.saved if observing or observe is None else observe(last.end)
         observed = jax.tree.map(lambda x: choose(ts <= last.t_end, x, jnp.nan), saved)
         return Run(ts, observed, last.end, last.t_end, last.ran_out, last.stats, last.at_rest)
 

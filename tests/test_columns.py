@@ -10,6 +10,7 @@ import scipy.stats
 
 import flowcollapse as fc
 from flowcollapse.columns import (
+    ClassMeanColumns,
     SampleColumns,
     check_counts,
     class_mean_columns,
@@ -380,7 +381,7 @@ def test_lanes_hold_the_features_that_they_came_from_and_no_array_as_large():
     run = jax.vmap(lambda start: fc.simulate(model, start, fc.Flow(rtol=1e-4, t1=1.0, stages="looped"), 2, metrics=()))
     path = run(starts)
     columns = path.frame.columns
-    assert isinstance(columns, fc.columns.ClassMeanColumns)
+    assert isinstance(columns, ClassMeanColumns)
     assert columns.origin is not None
     held = sum(leaf.nbytes for leaf in jax.tree.leaves(path)) - columns.origin.nbytes
     assert held < starts.X.nbytes / 10

@@ -24,7 +24,7 @@ class Compilations:
         self.count = 0
         jax.monitoring.register_event_duration_secs_listener(self._hear)
 
-    def _hear(self, event: str, duration: float, **_):
+    def _hear(self, event: str, duration_secs: float, **_):
         self.count += event == "/jax/core/compile/backend_compile_duration"
 
     def during(self, call) -> int:
