@@ -160,7 +160,7 @@ def width(spec: Row) -> Iterator[Row]:
         [task] = tasks(grid, grid.shape)
         for lanes in spec["widths"]:
             local = Local(plan, task.num_lanes, jax.local_devices(), lanes)
-            result, cost = costs(lambda local=local, task=task: local.submit(task)(), spec["budget_s"])
+            result, cost = costs(lambda local=local, task=task: local.submit((task,))(), spec["budget_s"])
             row = {"C": C, "N": N, "p": p, "size": state_size(model), "width": lanes, "lanes": task.num_lanes}
             row |= {"chosen": block_width(model, jax.local_devices(), 1024), "efficiency": result.taken / result.paid}
             yield row | cost | {"step_us": 1e6 * cost["cpu_s"] / result.taken}
