@@ -112,8 +112,10 @@ def reference(start: Point | None, names: Sequence[str]) -> Reference | None:
     return None if start is None or "balancedness" not in names else Reference.of(start)
 
 
-def ready(problem: Problem, point: Point) -> Problem:
-    """The problem with what the metrics of single samples need made once for all points of a run."""
+def ready(problem: Problem, point: Point, names: Sequence[str]) -> Problem:
+    """The problem with what the named metrics need of single samples made once for all points of a run."""
+    if not any(METRICS[name].samples for name in names):
+        return problem
     return Problem(problem.model, problem.columns.ready(point.X))
 
 
@@ -131,7 +133,7 @@ def observe_many(
 ) -> dict[str, Float[Array, " time"]]:
     """The named metrics of points with one leading axis, in blocks that take a bounded amount of memory."""
     first, origin = jax.tree.map(lambda x: x[0], points), reference(start, names)
-    problem = ready(problem, first)
+    problem = ready(problem, first, names)
     return in_blocks(lambda point: observe(problem, point, names, origin), points, observed_size(first))
 
 

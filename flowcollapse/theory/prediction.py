@@ -96,7 +96,7 @@ def _trajectory(model: UFM, start: State, ts: Float[Array, " time"] | None, name
         if ts is None:
             ts = plateau_time(problem, first) * jnp.linspace(1, 0, NUM_SAVES, dtype=start.X.dtype)[::-1]
 
-        ready, origin = metrics_module.ready(problem, first), metrics_module.reference(first, names)
+        ready, origin = metrics_module.ready(problem, first, names), metrics_module.reference(first, names)
 
         def observed(t):
             return metrics_module.observe(ready, escape.at(t).point, names, origin)
