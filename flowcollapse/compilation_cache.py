@@ -18,7 +18,7 @@ from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 from ._errors import CacheWarning
 from ._files import local_path
-from .settings import THREADS, cpu_cores, warn_user
+from .settings import THREADS, cpu_cores, jax_setting, warn_user
 
 LARGEST = 2**30
 """Bytes of the programs that are left when a process begins: some thousands."""
@@ -60,7 +60,7 @@ def enable_compilation_cache(folder: str | os.PathLike[str] | None = None) -> Pa
     given = None if folder is None else local_path(folder, "folder")
     if os.environ.get(SWITCH, "true").lower() in ("0", "n", "no", "f", "false", "off"):
         return None
-    chosen = jax.config.jax_compilation_cache_dir
+    chosen = jax_setting("jax_compilation_cache_dir")
     if given is None and chosen:
         place = Path(chosen)
     else:
@@ -71,7 +71,7 @@ def enable_compilation_cache(folder: str | os.PathLike[str] | None = None) -> Pa
     for name, least in SMALLEST.items():
         if name.upper() not in os.environ:
             jax.config.update(name, least)
-    if chosen != str(place) or not jax.config.jax_enable_compilation_cache:
+    if chosen != str(place) or not jax_setting("jax_enable_compilation_cache"):
         jax.config.update("jax_compilation_cache_dir", str(place))
         jax.config.update("jax_enable_compilation_cache", True)
         reset_cache()  # JAX decides at its first program whether and where to keep any
@@ -100,7 +100,7 @@ def default_folder() -> Path:
 
 def _threads() -> str:
     """Over how many threads XLA splits a computation, which JAX's key leaves out, for programs of one CPU device."""
-    several = jax.config.jax_num_cpu_devices > 1
+    several = jax_setting("jax_num_cpu_devices") > 1
     return str(cpu_cores()) if several else os.environ.get(THREADS) or str(cpu_cores())
 
 
@@ -202,7 +202,7 @@ def _keeping(keep: Callable) -> Callable:
 
 def _entry(cache_key: str) -> Path:
     """The file of a compiled program."""
-    return Path(jax.config.jax_compilation_cache_dir) / f"{cache_key}{SUFFIX}"
+    return Path(jax_setting("jax_compilation_cache_dir")) / f"{cache_key}{SUFFIX}"
 
 
 @contextlib.contextmanager
@@ -212,7 +212,7 @@ def _without_xla_log(set_log_level: Callable[[int], None]) -> Iterator[None]:
     For each program that it loads, jax 0.10.1 prints pages about instructions that this machine lacks, which are none:
     preferences of the compiler on AMD processors. A program that cannot be loaded raises.
     """
-    if jax.config.jax_logging_level not in (None, "NOTSET"):
+    if jax_setting("jax_logging_level") not in (None, "NOTSET"):
         yield
         return
     set_log_level(3)

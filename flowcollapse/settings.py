@@ -82,6 +82,11 @@ def use_cpu_cores(count: int | None = None) -> None:
             ) from None
 
 
+def jax_setting(name: str) -> Any:
+    """A setting of JAX, which type checkers of some of its versions do not know."""
+    return getattr(jax.config, name)
+
+
 def take_cpu_cores(devices: Any) -> None:
     """`use_cpu_cores` by default: for work on many lanes, before JAX is first used, if nothing else was chosen.
 
@@ -90,7 +95,7 @@ def take_cpu_cores(devices: Any) -> None:
     Args:
         devices: those that the user asks for, as a number or a list, or None.
     """
-    plugin = not jax.config.jax_platforms and any(map(importlib.util.find_spec, ("jax_plugins", "libtpu")))
+    plugin = not jax_setting("jax_platforms") and any(map(importlib.util.find_spec, ("jax_plugins", "libtpu")))
     several = devices is None or (isinstance(devices, int | np.integer) and devices > 1)
     if several and not plugin and not _cores_chosen():
         use_cpu_cores()
@@ -98,9 +103,9 @@ def take_cpu_cores(devices: Any) -> None:
 
 def _cores_chosen() -> bool:
     """Whether the user has said how many CPU devices there are to be, or that others are meant."""
-    by_jax = jax.config.jax_num_cpu_devices >= 0
+    by_jax = jax_setting("jax_num_cpu_devices") >= 0
     by_xla = "--xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
-    platforms = jax.config.jax_platforms
+    platforms = jax_setting("jax_platforms")
     return by_jax or by_xla or bool(platforms and not platforms.startswith("cpu"))
 
 

@@ -20,7 +20,7 @@ from flowcollapse.cli.process import run
 run()
 """
 
-COMPILING = r"Finished jaxpr to MLIR module conversion jit\(_simulate\)"
+COMPILING = r"Finished jaxpr to MLIR module conversion jit\(_run\)"
 """What JAX logs just before XLA begins."""
 
 DESCENT = "--method descent --num-steps 20 --metrics risk --num-saves 2 --num-features 3"

@@ -77,9 +77,10 @@ def test_pseudo_inverses_of_any_rank_solve_the_equations_of_penrose(name, dtype)
     alone = [pinv(jnp.asarray(one)) for one in A]
     for found in (both[0], 3 * both[1], alone):
         for lane, P in zip(A.astype(np.float64), np.asarray(found, np.float64), strict=True):
-            size = 1e4 * eps_of(dtype) * max(1, np.linalg.norm(lane) * np.linalg.norm(P))
-            np.testing.assert_allclose(lane @ P @ lane, lane, atol=size * max(1, np.linalg.norm(lane)))
-            np.testing.assert_allclose(P @ lane @ P, P, atol=size * max(1, np.linalg.norm(P)))
+            A_norm, P_norm = float(np.linalg.norm(lane)), float(np.linalg.norm(P))
+            size = 1e4 * float(eps_of(dtype)) * max(1.0, A_norm * P_norm)
+            np.testing.assert_allclose(lane @ P @ lane, lane, atol=size * max(1.0, A_norm))
+            np.testing.assert_allclose(P @ lane @ P, P, atol=size * max(1.0, P_norm))
             np.testing.assert_allclose(lane @ P, (lane @ P).T, atol=size)
             np.testing.assert_allclose(P @ lane, (P @ lane).T, atol=size)
 
