@@ -1,4 +1,4 @@
-"""What the program of a run is made of: lines of StableHLO, and CPU seconds to trace and to compile, part by part.
+"""The program of a run, part by part: lines of StableHLO, and CPU seconds to trace and to compile.
 
     python benchmarks/programs.py
 

@@ -39,7 +39,7 @@ JAX_OWN = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CA
 
 
 def process(command: list[str], folder: Path, variables: dict[str, str]) -> tuple[str, Row]:
-    """What a process prints, and what it took."""
+    """The output of a process, and its cost."""
     begin = time.perf_counter()
     env = environment() | variables
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:

@@ -1,4 +1,4 @@
-"""One case of `start.py`, in a process of its own: what its steps cost, and how many programs XLA compiled for them."""
+"""One case of `start.py` in a separate process: the cost of its steps, and the number of programs XLA compiled."""
 
 import time
 from collections import Counter

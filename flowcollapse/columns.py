@@ -223,7 +223,7 @@ class ClassMeanColumns(Columns):
             return super().variances(L)
         C, N = len(self.counts), self.counts[0]
         Q = self._frame(L)
-        if Q is None:  # each class has columns of its own
+        if Q is None:  # each class has separate columns
             return jnp.sum(L.reshape(len(L), C, N - 1) ** 2, axis=(0, 2)) / N
         # `||L Q_c^T||^2 = <L^T L, Q_c^T Q_c>`, of which the second factor does not change along a run.
         Q = Q.reshape(C, N, -1)

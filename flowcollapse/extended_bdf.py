@@ -5,9 +5,9 @@ and positive definite once every mode has escaped. Near collapse the Hessian has
 `2 s`, `s` with `s = sqrt N`, and those of the order of the weight decay), and conjugate gradients need about as many
 iterations as there are clusters of them, whatever the size of the state and the length of the step (derived here).
 
-The stages are as accurate as the step (their order is 5 and 6), and each has the Jacobian of its own place. Both matter
-where the flow slides along a curved valley with steep walls: one-step methods with one Jacobian a step lose their order
-there, and their steps grow no longer than the cube root of the walls' steepness allows.
+The stages are as accurate as the step (their order is 5 and 6), and each uses the Jacobian at its own point. Both
+matter where the flow slides along a curved valley with steep walls: one-step methods with one Jacobian a step lose
+their order there, and their steps grow no longer than the cube root of the walls' steepness allows.
 
 Source: J. R. Cash, "On the integration of stiff systems of O.D.E.s using extended backward differentiation formulae",
 Numerische Mathematik 34, 1980. Its formulas for unequal steps, and stages of one Newton iteration, are derived here.

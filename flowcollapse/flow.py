@@ -229,9 +229,8 @@ class Flow(AbstractFlow):
             W, the features and b each have less than `10 rtol` of their norm to go. Then `t1` is the latest end.
         approach: how the flow goes on once every mode has escaped. `"implicit"` changes to implicit steps (backward
             differentiation with conjugate gradients), which take the slow approach that weight decay causes in a few
-            hundred steps;
-            `"explicit"` keeps the solver to the end, with steps as short as its stability wants; `"auto"` is
-            `"implicit"` if there is weight decay or the end is far, unless the solver is implicit already.
+            hundred steps; `"explicit"` keeps the solver to the end, with steps as short as its stability wants;
+            `"auto"` is `"implicit"` if there is weight decay or the end is far, unless the solver is implicit already.
         stages: how the steps of an explicit solver are compiled: `"looped"` in half of the time, `"written-out"` to
             steps that are up to twice as fast; `"auto"` loops for one small state outside of `jax.vmap` and `fc.sweep`.
         adjoint: how the run is differentiated: `"reverse"` (for `jax.grad`, with checkpoints), `"forward"` (for

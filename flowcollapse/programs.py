@@ -14,7 +14,7 @@ QUICK = {"xla_backend_optimization_level": 0}
 """How XLA compiles a program that runs for milliseconds: in 0.6 of the time, to code that takes up to twice as long."""
 
 SMALL = 4096
-"""What is computed of one state of up to this many numbers takes milliseconds, and is compiled with little effort."""
+"""Work on one state of up to this many numbers takes milliseconds, so it is compiled with little effort."""
 
 
 class Program:
@@ -52,7 +52,7 @@ _ARRAY = object()
 
 
 def _leaves_of(args: Any) -> tuple[Any, list[Any]]:
-    """What is no array in some pytrees, and the arrays."""
+    """The static part of some pytrees, and their arrays."""
     leaves, tree = jax.tree.flatten(args)
     others = tuple(_ARRAY if eqx.is_array(leaf) else leaf for leaf in leaves)
     return (tree, others), [leaf for leaf in leaves if eqx.is_array(leaf)]

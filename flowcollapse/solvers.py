@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, PyTree
 
 from ._algebra import lu_factor, lu_solve, lu_solve_transposed
 from ._errors import UsageError
-from .exponential import ExponentialDOP853
+from .exponential import ExponentialDOP853, in_a_loop
 
 
 class _Explicit(dfx.AbstractERK):
@@ -65,15 +65,11 @@ def _looped(tableau: dfx.ButcherTableau, increment, y0: PyTree, first: PyTree) -
     count = tableau.num_stages
     weights = np.stack([np.pad(row, (0, count - len(row))) for row in tableau.a_lower])
 
-    def evaluate(k, row):
-        i, c, a = row
-        y = jax.tree.map(lambda y, ks: y + jnp.tensordot(a.astype(ks.dtype), ks, 1), y0, k)
-        return jax.tree.map(lambda ks, one: ks.at[i].set(one), k, increment(c, y)), None
+    def stage(k, c, a):
+        return increment(c, jax.tree.map(lambda y, ks: y + jnp.tensordot(a.astype(ks.dtype), ks, 1), y0, k))
 
-    nothing = jax.tree.map(lambda x: jnp.zeros((count, *x.shape), x.dtype).at[0].set(x), first)
     dtype = jnp.result_type(*jax.tree.leaves(y0))
-    rows = (np.arange(1, count), jnp.asarray(tableau.c, dtype), jnp.asarray(weights, dtype))
-    return jax.lax.scan(evaluate, nothing, rows)[0]
+    return in_a_loop(stage, first, (jnp.asarray(tableau.c, dtype), jnp.asarray(weights, dtype)))
 
 
 def _sum(weights, k: PyTree | list[PyTree]) -> PyTree:
@@ -87,21 +83,21 @@ def _sum(weights, k: PyTree | list[PyTree]) -> PyTree:
 
 
 class Tsit5(_Explicit, dfx.Tsit5):
-    """Tsitouras' 5(4) pair (Computers and Mathematics with Applications 62, 2011), stages written out."""
+    """Tsitouras' 5(4) pair (Computers and Mathematics with Applications 62, 2011)."""
 
     evaluations_per_step: ClassVar[int] = 6
     evaluations_for_output: ClassVar[int] = 0
 
 
 class Dopri5(_Explicit, dfx.Dopri5):
-    """Dormand and Prince's 5(4) pair (Journal of Computational and Applied Mathematics 6, 1980), stages written out."""
+    """Dormand and Prince's 5(4) pair (Journal of Computational and Applied Mathematics 6, 1980)."""
 
     evaluations_per_step: ClassVar[int] = 6
     evaluations_for_output: ClassVar[int] = 0
 
 
 class Dopri8(_Explicit, dfx.Dopri8):
-    """Prince and Dormand's 8(7) pair (Journal of Computational and Applied Mathematics 7, 1981), stages written out."""
+    """Prince and Dormand's 8(7) pair (Journal of Computational and Applied Mathematics 7, 1981)."""
 
     evaluations_per_step: ClassVar[int] = 13
     evaluations_for_output: ClassVar[int] = 0

@@ -1,6 +1,6 @@
-"""What a program chooses: where compiled programs are kept, and how many devices a sweep has.
+"""Settings of a program: where compiled programs are kept, and how many devices a sweep has.
 
-Both are settled once a process, so each test runs processes of its own; their programs are as small as can be.
+A process settles both once, so each test starts new processes, which run very small programs.
 """
 
 import itertools

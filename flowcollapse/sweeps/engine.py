@@ -21,7 +21,7 @@ CPU_BLOCKS = 16
 """Blocks that a CPU device takes in one call: a fixed number, so that all sweeps of some shapes share a program."""
 
 BYTES_A_CALL = 2**26
-"""What a device keeps of one call fits into this, or the call is a single block."""
+"""A call has so few blocks that its results on a device fit into this, but at least one."""
 
 CPU_WIDTHS = ((512, CPU_WIDTH), (2**16, 8))
 """On a CPU, states of up to so many numbers run so many lanes in lockstep, larger ones a lane at a time. Against that,
