@@ -1,11 +1,14 @@
 """Norms, products and factors of matrices, for blocks of lanes on a CPU: vector code, and no thread that waits."""
 
-from collections.abc import Callable
+import functools
+import operator
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import jax.scipy.linalg as jsl
+import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 WRITTEN_OUT_UP_TO = 256
@@ -23,6 +26,29 @@ def product(A: Float[Array, "m k"], B: Float[Array, "k n"]) -> Float[Array, "m n
     if A.shape[0] * A.shape[1] * B.shape[1] > WRITTEN_OUT_UP_TO:
         return A @ B
     return jnp.sum(A[:, :, None] * B[None], axis=1)
+
+
+def beside(constants: Any, like: Float[Array, "*lanes"]) -> Float[Array, "*shape"]:
+    """Constants of the precision of an array, with as many axes more, of length one, as the array has."""
+    return jnp.asarray(constants, like.dtype).reshape(*np.shape(constants), *(1,) * like.ndim)
+
+
+def times(A: Float[Array, "m k *lanes"], B: Float[Array, "k *shape"]) -> Float[Array, "m *shape"]:
+    """`A B` for a matrix A, and a matrix or vector B, in lanes whose axes are the last ones.
+
+    Without lanes it is a call. With lanes it is a sum of products in which they lie side by side, for vector code.
+    """
+    if A.ndim == 2:
+        return A @ B
+    matrix = B.ndim == A.ndim
+    return total([(A[:, j, None] if matrix else A[:, j]) * B[j] for j in range(len(B))])
+
+
+def total(terms: Sequence[Any]) -> Any:
+    """The sum of some terms: of five at a time first, since each addition waits for the one before."""
+    while len(terms) > 1:
+        terms = [functools.reduce(operator.add, terms[i : i + 5]) for i in range(0, len(terms), 5)]
+    return terms[0]
 
 
 AT_ONCE = 2**18

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from ._algebra import qr
+from ._algebra import beside, qr, times
 from ._errors import UsageError
 from .losses import Loss
 
@@ -53,8 +53,8 @@ class Columns(eqx.Module):
         """`u`: what the bias multiplies; `||u||^2` is the number of samples."""
 
     @abc.abstractmethod
-    def times_ones(self, X: Float[Array, "m n"]) -> Float[Array, " m"]:
-        """`X u`, reading no more of X than it must."""
+    def times_ones(self, X: Float[Array, "m n *lanes"]) -> Float[Array, "m *lanes"]:
+        """`X u`, reading no more of X than it must. Lanes, if any, come last."""
 
     @abc.abstractmethod
     def split(self, X: Float[Array, "p n"]) -> tuple[Float[Array, "p C"], Float[Array, "p r"]]:
@@ -122,8 +122,8 @@ class SampleColumns(Columns):
     def ones(self, n: int, dtype) -> Float[Array, " n"]:
         return jnp.ones(n, dtype)
 
-    def times_ones(self, X: Float[Array, "m n"]) -> Float[Array, " m"]:
-        return jnp.sum(X, axis=-1)
+    def times_ones(self, X: Float[Array, "m n *lanes"]) -> Float[Array, "m *lanes"]:
+        return jnp.sum(X, axis=1)
 
     def split(self, X: Float[Array, "p n"]) -> tuple[Float[Array, "p C"], Float[Array, "p n"]]:
         means = class_means(X, self.counts)
@@ -186,8 +186,8 @@ class ClassMeanColumns(Columns):
         roots = np.sqrt(np.array(self.counts, np.float64))
         return jnp.asarray(np.append(roots, np.zeros(n - len(roots))), dtype)
 
-    def times_ones(self, X: Float[Array, "m n"]) -> Float[Array, " m"]:
-        return X[:, : self.num_classes] @ root_counts(self.counts, X.dtype)
+    def times_ones(self, X: Float[Array, "m n *lanes"]) -> Float[Array, "m *lanes"]:
+        return times(X[:, : self.num_classes], beside(root_counts(self.counts, X.dtype), X[0, 0]))
 
     def split(self, X: Float[Array, "p n"]) -> tuple[Float[Array, "p C"], Float[Array, "p r"]]:
         return X[:, : self.num_classes], X[:, self.num_classes :]

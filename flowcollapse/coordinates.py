@@ -15,12 +15,12 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ._algebra import qr
+from ._algebra import beside, qr, times
 from ._checks import check_choice
 from ._errors import UsageError
 from .columns import ClassMeanColumns, Columns, SampleColumns, class_mean_columns
 from .model import UFM, Point, Problem, State, check_columns, check_state, loss_of, problem_of
-from .programs import SMALL, Program
+from .programs import SMALL, Program, called
 
 COORDINATES = ("auto", "sample", "class-mean")
 
@@ -151,25 +151,50 @@ def bias_free_residual(problem: Problem, W: Float[Array, "C p"], X: Float[Array,
 
 
 def mean_residual_field(
-    problem: Problem, W: Float[Array, "C p"], X: Float[Array, "p n"], e: Float[Array, " C"]
-) -> tuple[Float[Array, "C p"], Float[Array, "p n"], Float[Array, " C"]]:
-    """The flow in `(W, X, e)`: `(W', X', g)` with `e' = -(a + lam_b) e + g`.
+    problem: Problem, W: Float[Array, "C p *lanes"], X: Float[Array, "p n *lanes"], e: Float[Array, "C *lanes"]
+) -> tuple[Float[Array, "C p *lanes"], Float[Array, "p n *lanes"], Float[Array, "C *lanes"]]:
+    """The flow in `(W, X, e)`: `(W', X', g)` with `e' = -(a + lam_b) e + g`. Lanes, if any, come last.
 
-    With `M = W X - T` and `m = M u / a` the residual is `G = M + (e - m) u^T`, `W' = -G X^T - lam_W W`,
+    With `m = (W X - T) u / a` the residual is `G = W X - T + (e - m) u^T`, `W' = -G X^T - lam_W W`,
     `X' = -W^T G - lam_H X`, and `g = lam_b m + (W' X u + W X' u) / a` needs vectors only, since
-    `X' u = -a W^T e - lam_H X u`. Without a bias, `G = M` and e rests. Three matrix products, `6 C p n`
+    `X' u = -a W^T e - lam_H X u`. Without a bias, `G = W X - T` and e rests. Three matrix products, `6 C p n`
     operations (derived here).
     """
-    lam_W, lam_H, lam_b = problem.decays(X.dtype)
-    columns, a = problem.columns, problem.model.num_samples
-    n, dtype = X.shape[-1], X.dtype
-    M = W @ X - columns.targets(n, dtype)
+    decays = problem.decays(X.dtype)
     if not problem.model.use_bias:
-        return -M @ X.T - lam_W * W, -W.T @ M - lam_H * X, jnp.zeros_like(e)
+        G = _residual(problem.columns, W, X, None)
+        return *_velocities(decays, W, X, G), jnp.zeros_like(e)
+    Xu, m = _vectors(problem.columns, W, X)
+    G = _residual(problem.columns, W, X, e - m)
+    W_velocity, X_velocity = _velocities(decays, W, X, G)
+    return W_velocity, X_velocity, _mean_forcing(problem.model.num_samples, decays, W, W_velocity, Xu, m, e)
+
+
+# Each of these is a piece of its own, or XLA would compute one anew for each entry of another that reads it.
+
+
+@called
+def _vectors(columns: Columns, W, X):
     Xu = columns.times_ones(X)
-    m = (W @ Xu - jnp.asarray(problem.model.counts, dtype)) / a
-    G = M + (e - m)[:, None] * columns.ones(n, dtype)
-    W_velocity = -G @ X.T - lam_W * W
-    X_velocity = -W.T @ G - lam_H * X
-    g = lam_b * m + (W_velocity @ Xu - W @ (a * (e @ W) + lam_H * Xu)) / a
-    return W_velocity, X_velocity, g
+    return Xu, (times(W, Xu) - beside(columns.counts, X[0, 0])) / columns.num_samples
+
+
+@called
+def _residual(columns: Columns, W, X, mean):
+    n, dtype = X.shape[1], X.dtype
+    M = times(W, X) - beside(columns.targets(n, dtype), X[0, 0])
+    return M if mean is None else M + mean[:, None] * beside(columns.ones(n, dtype), X[0, 0])
+
+
+@called
+def _velocities(decays, W, X, G):
+    lam_W, lam_H, _ = decays
+    of_W, of_X = times(G, jnp.swapaxes(X, 0, 1)), times(jnp.swapaxes(W, 0, 1), G)
+    return -of_W - lam_W * W, -of_X - lam_H * X
+
+
+@called
+def _mean_forcing(a: int, decays, W, W_velocity, Xu, m, e):
+    _, lam_H, lam_b = decays
+    drift = a * times(jnp.swapaxes(W, 0, 1), e) + lam_H * Xu
+    return lam_b * m + (times(W_velocity, Xu) - times(W, drift)) / a

@@ -11,6 +11,7 @@ accuracy nor step size depends on the stiffness. The weights, derived here, are 
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import diffrax as dfx
@@ -20,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from ._algebra import times, total
 from ._dop853 import E3, E5, NUM_STAGES, A, B, C, D
 from .exponential_weights import (
     END,
@@ -35,37 +37,47 @@ from .exponential_weights import (
     phi as phi,
     step_weights,
 )
-from .programs import called
+from .programs import called, lanes_last
 
 
 class Stages(NamedTuple):
     """A step: the derivatives of slow and the forcing of fast at its stages, its end, its error, and the last forcing.
 
-    The stages are those of the step, then the step's end and, with output, three further ones: a list, or one array.
+    The stages are those of the step, then the step's end and, with output, three further ones, stacked.
     """
 
-    k: Any
+    k: PyTree
     g: Any
     y1: PyTree
     error: PyTree
     last: PyTree
 
 
-def _combine(coefficients, arrays):
-    """`sum_j c_j a_j`, without the terms that are zero by construction."""
-    terms = [c * a for c, a in zip(coefficients, arrays, strict=True) if not (isinstance(c, float) and c == 0.0)]
-    return sum(terms[1:], start=terms[0])
+def _combine(coefficients: Sequence[float], arrays: Sequence[Array]) -> Array:
+    """`sum_j c_j a_j`, without the terms that are zero."""
+    return total([c * a for c, a in zip(coefficients, arrays, strict=True) if c != 0])
 
 
-def _advance(slow0: PyTree, h, coefficients: np.ndarray, k: list[PyTree]) -> PyTree:
+@called
+def _increment(h, row: tuple[float, ...], *k: PyTree) -> PyTree:
+    """`h sum_j c_j k_j`."""
+    return jax.tree.map(lambda *ks: h * _combine(row, ks), *k)
+
+
+@called
+def _advanced(slow0: PyTree, h, row: tuple[float, ...], *k: PyTree) -> PyTree:
     """`slow0 + h sum_j c_j k_j`."""
-    used = [(i, float(c)) for i, c in enumerate(coefficients) if c != 0]
+    return jax.tree.map(lambda y, *ks: y + h * _combine(row, ks), slow0, *k)
 
-    @called
-    def combined(slow0, h, *k):
-        return jax.tree.map(lambda y, *ks: y + h * _combine([c for _, c in used], ks), slow0, *k)
 
-    return combined(slow0, h, *[k[i] for i, _ in used])
+@called
+def _driven(row: int, used: tuple[int, ...], decay, weights, fast0: Array, *g: Array) -> Array:
+    """The fast part at the node of a row, from the forcing at the stages that it uses."""
+    return decay[row] * fast0 + _weighted(row, used, weights, g)
+
+
+def _weighted(row: int, used: tuple[int, ...], weights, g: Sequence[Array]) -> Array:
+    return total([weights[row, j] * gj for j, gj in zip(used, g, strict=True)])
 
 
 def in_a_loop(stage, first: PyTree, rows: tuple[Array, ...]) -> PyTree:
@@ -141,99 +153,108 @@ class ExponentialDOP853(dfx.AbstractAdaptiveSolver):
         def at(c, slow, fast):
             return field(t0 + c * h, (slow, fast), args)
 
-        stages = (_looped if self.looped else _written_out)(at, h, z, y0, first, self.output)
-        dense_info = {"y0": y0, "y1": stages.y1}
-        if self.output:
-            lawson, polynomial = output_coefficients(z, stages.g)
-            slow = _output_coefficients(h, slow0, stages.y1[0], stages.k)
-            dense_info |= {"z": z, "slow": slow, "lawson": h * lawson, "polynomial": h * polynomial}
-        error = jax.tree.map(jax.lax.stop_gradient, stages.error)
-        return stages.y1, error, dense_info, stages.last, dfx.RESULTS.successful
+        data = (t0, h, z, y0, first)
+        reads = getattr(getattr(forcing, "term", forcing), "reads", None)  # diffrax wraps its terms
+        if reads is None:
+            outcome = _step(self, forcing, *data, args)
+        else:
+            outcome = lanes_last(_step)(self, forcing, *data, reads(args))
+        return *outcome, dfx.RESULTS.successful
+
+
+def _step(solver: ExponentialDOP853, forcing: dfx.AbstractTerm, t0, h, z, y0: PyTree, first: PyTree, args: PyTree):
+    """The end of a step, its error, what its output is made from, and the forcing at its end. Lanes may come last."""
+
+    def field(c, slow, fast):
+        return forcing.vf(t0 + c * h, (slow, fast), args)
+
+    stages = (_looped if solver.looped else _written_out)(field, h, z, y0, first, solver.output)
+    dense_info = {"y0": y0, "y1": stages.y1}
+    if solver.output:
+        lawson, polynomial = output_coefficients(z, stages.g)
+        slow = jax.tree.map(lambda ks: h * jnp.tensordot(jnp.asarray(OUTPUT_ROWS, ks.dtype), ks, 1), stages.k)
+        dense_info |= {"z": z, "slow": slow, "lawson": h * lawson, "polynomial": h * polynomial}
+    return stages.y1, jax.tree.map(jax.lax.stop_gradient, stages.error), dense_info, stages.last
 
 
 def _written_out(field, h, z, y0: PyTree, first: PyTree, output: bool) -> Stages:
     slow0, fast0 = y0
     k, g = [first[0]], [first[1]]
+    decay, weights = step_weights(z, output)
+    weights = h * weights
 
-    def evaluate(i: int, fast: Array):
-        ki, gi = field(C[i], _advance(slow0, h, A[i, :i], k), fast)
+    def at(row: int, coefficients: np.ndarray, used: np.ndarray) -> tuple[PyTree, Array]:
+        """The state at the node of a row."""
+        slow = _advanced(slow0, h, tuple(map(float, coefficients)), *k[: len(coefficients)])
+        stages = tuple(map(int, np.flatnonzero(used)))
+        return slow, _driven(row, stages, decay, weights, fast0, *[g[j] for j in stages])
+
+    def evaluate(c: float, state: tuple[PyTree, Array]) -> None:
+        ki, gi = field(c, *state)
         k.append(ki)
         g.append(gi)
 
-    decay, weights = _once(h, *step_weights(z))
     for row in range(END):
-        evaluate(row + 1, decay[row] * fast0 + _weighted(weights[row], USED[row], g))
-    y1 = (_advance(slow0, h, B, k), decay[END] * fast0 + _weighted(weights[END], USED[END], g))
-    last = field(1.0, *y1)
+        evaluate(C[row + 1], at(row, A[row + 1, : row + 1], USED[row]))
     # The weights of a difference sum to zero: without the first forcing, a constant one leaves no rounding.
-    changes = [gj - g[0] for gj in g]
-    fast_error = _estimate(*(_weighted(weights[row], USED[row], changes) for row in (FIFTH, THIRD)))
-    slow_error = _estimate(
-        *(jax.tree.map(lambda *ks, row=row: h * _combine([float(c) for c in row], ks), *k) for row in (E5, E3))
-    )
-    k.append(last[0])
-    g.append(last[1])
+    fast_error = _estimate(h, *_differences(weights, g[0], *g[1:]))
+    slow_error = _estimate(h, *(_increment(h, tuple(map(float, row)), *k) for row in (E5, E3)))
+    y1 = at(END, B, USED[END])
+    evaluate(1.0, y1)
+    last = (k[-1], g[-1])
     if output:
-        decay, weights = _once(h, *FURTHER.weights(z))
         for row, used in enumerate(FURTHER.used):
-            evaluate(NUM_STAGES + 1 + row, decay[row] * fast0 + _weighted(weights[row], used, g))
-    return Stages(k, g, y1, (slow_error, fast_error), last)
+            stage = NUM_STAGES + 1 + row
+            evaluate(C[stage], at(NEAR + 1 + row, A[stage, :stage], used))
+    stacked = jax.tree.map(lambda *ks: jnp.stack(ks), *k), jnp.stack(g)
+    return Stages(*stacked, y1, (slow_error, fast_error), last)
+
+
+@called
+def _differences(weights, first: Array, *g: Array) -> list[Array]:
+    """The differences between the end of the fast part and the embedded ones of orders 5 and 3."""
+    changes = [gj - first for gj in g]
+    used = ([int(j) for j in np.flatnonzero(USED[row]) if j > 0] for row in (FIFTH, THIRD))
+    return [_weighted(row, js, weights, [changes[j - 1] for j in js]) for row, js in zip((FIFTH, THIRD), used)]
 
 
 def _looped(field, h, z, y0: PyTree, first: PyTree, output: bool) -> Stages:
     slow0, fast0 = y0
     count = len(C) if output else NUM_STAGES + 1
     decay, weights = step_weights(z, output)
-    decay, weights = _once(h, decay, jnp.pad(weights, ((0, 0), (0, count - weights.shape[1]))))
-    dtype = z.dtype
+    weights = h * jnp.pad(weights, ((0, 0), (0, count - weights.shape[1]), *((0, 0),) * z.ndim))
+
+    def driven(weights, g):
+        return times(weights[None], g)[0]
 
     def stage(derivatives, c, a, decay, w):
         k, g = derivatives
         slow = jax.tree.map(lambda y, ks: y + h * jnp.tensordot(a.astype(ks.dtype), ks, 1), slow0, k)
-        return field(c, slow, decay * fast0 + jnp.tensordot(w, g, 1))
+        return field(c, slow, decay * fast0 + driven(w, g))
 
     of_stages = np.array([*range(END + 1), *range(NEAR + 1, NEAR + 1 + count - NUM_STAGES - 1)])
-    constants = (jnp.asarray(C[1:count], dtype), jnp.asarray(A[1:count, :count], dtype))
+    constants = (jnp.asarray(C[1:count], z.dtype), jnp.asarray(A[1:count, :count], z.dtype))
     k, g = in_a_loop(stage, tuple(first), (*constants, decay[of_stages], weights[of_stages]))
 
     def of_slow(row):
         return jax.tree.map(lambda ks: h * jnp.tensordot(jnp.asarray(row, ks.dtype), ks[:NUM_STAGES], 1), k)
 
-    y1 = (jax.tree.map(jnp.add, slow0, of_slow(B)), decay[END] * fast0 + weights[END] @ g)
-    errors = weights[FIFTH : THIRD + 1] @ (g - g[0])
-    error = (_estimate(of_slow(E5), of_slow(E3)), _estimate(errors[0], errors[1]))
+    y1 = (jax.tree.map(jnp.add, slow0, of_slow(B)), decay[END] * fast0 + driven(weights[END], g))
+    changes = g - g[0]
+    error = (_estimate(h, of_slow(E5), of_slow(E3)), _estimate(h, *(driven(weights[i], changes) for i in (FIFTH, THIRD))))
     return Stages(k, g, y1, error, jax.tree.map(lambda ks: ks[NUM_STAGES], (k, g)))
 
 
-def _once(h, decay: Array, weights: Array) -> tuple[Array, Array]:
-    """The weights times h, computed before they are used: XLA would compute them anew in each stage."""
-    return jax.lax.optimization_barrier((decay, h * weights))
-
-
-def _weighted(weights: Array, used: np.ndarray, arrays: list[Array]) -> Array:
-    """`sum_j w_j a_j` over the stages that a row uses."""
-    return sum((weights[j] * arrays[j] for j in np.flatnonzero(used)[1:]), start=weights[0] * arrays[0])
-
-
-def _estimate(fifth: PyTree, third: PyTree) -> PyTree:
+def _estimate(h, fifth: PyTree, third: PyTree) -> PyTree:
     """DOP853's `E5 |E5| / sqrt(|E5|^2 + 0.01 |E3|^2)`, with one norm for all: of order 8 for E5 and E3 of 6 and 4."""
-    squares = [sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(tree)) for tree in (fifth, third)]
+
+    def square(x):
+        return jnp.sum(x**2, axis=tuple(range(x.ndim - h.ndim)))
+
+    squares = [sum(map(square, jax.tree.leaves(tree))) for tree in (fifth, third)]
     denominator = squares[0] + 0.01 * squares[1]
     ratio = jnp.sqrt(squares[0] / jnp.where(denominator > 0, denominator, 1.0))
     return jax.tree.map(lambda leaf: ratio * leaf, fifth)
-
-
-def _output_coefficients(h, slow0: PyTree, slow1: PyTree, k: Any) -> PyTree:
-    """The seven coefficients of DOP853's output polynomial, stacked, for each leaf of the slow part."""
-
-    def of_list(y0, y1, *ks):
-        difference = y1 - y0
-        rest = [h * _combine([float(c) for c in row], ks) for row in D]
-        return jnp.stack([difference, h * ks[0] - difference, 2 * difference - h * (ks[NUM_STAGES] + ks[0]), *rest])
-
-    if isinstance(k, list):
-        return jax.tree.map(of_list, slow0, slow1, *k)
-    return jax.tree.map(lambda ks: h * jnp.tensordot(jnp.asarray(OUTPUT_ROWS, ks.dtype), ks, 1), k)
 
 
 class DenseOutput(dfx.AbstractLocalInterpolation):
@@ -254,8 +275,13 @@ class DenseOutput(dfx.AbstractLocalInterpolation):
             return jax.tree.map(lambda end, start: end - start, self.evaluate(t1), self.evaluate(t0))
         h = self.t1 - self.t0
         x = jnp.asarray((t0 - self.t0) / jnp.where(h > 0, h, 1.0))
-        slow0, fast0 = self.y0
-        decay, moments = decay_and_moments(self.z, x)
-        driven = sum(moment * coefficient for moment, coefficient in zip(moments, self.polynomial, strict=True))
-        slow = jax.tree.map(lambda y, coefficients: y + nested(x, coefficients), slow0, self.slow)
-        return slow, decay * (fast0 + nested(x, self.lawson)) + driven
+        return lanes_last(_inside)(x, self.z, self.y0, self.slow, self.lawson, self.polynomial)
+
+
+def _inside(x, z, y0: PyTree, slow: PyTree, lawson: Array, polynomial: Array) -> tuple[PyTree, Array]:
+    """The state at the fraction x of a step."""
+    slow0, fast0 = y0
+    decay, moments = decay_and_moments(z, x)
+    driven = total([moment * coefficient for moment, coefficient in zip(moments, polynomial, strict=True)])
+    state = jax.tree.map(lambda y, coefficients: y + nested(x, coefficients), slow0, slow)
+    return state, decay * (fast0 + nested(x, lawson)) + driven

@@ -22,7 +22,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from ._algebra import beside
 from ._dop853 import E3, E5, NUM_STAGES, A, B, C, D
+from .programs import called
 
 Z_FADE = 3.0
 """Where Lawson's weights fade out: `chi(z) = exp(-(z/3)^8)`."""
@@ -61,18 +63,20 @@ TAYLOR_TERMS = 20
 def phi(z: Float[Array, "*shape"], count: int) -> list[Float[Array, "*shape"]]:
     """`phi_0(-z) ... phi_count(-z)` for `z >= 0`, with `phi_k(w) = sum_j w^j / (j + k)!`.
 
-    Taylor's series below z = 1, the upward recursion above, each where it is stable. Relative accuracy about 1e-13 in
-    float64.
+    Taylor's series for the last and the recursion downward below z = 1, the recursion upward above, each where it is
+    stable. Relative accuracy about 1e-13 in float64.
     """
-    small, large = jnp.where(z < 1.0, z, 1.0), jnp.where(z < 1.0, 1.0, z)
-    terms = np.arange(TAYLOR_TERMS)
-    series = np.array([[(-1.0) ** j / math.factorial(j + k) for k in range(count + 1)] for j in terms])
-    powers = small[..., None] ** jnp.asarray(terms)  # as integers, whose derivatives are right at zero
-    below = jnp.tensordot(powers, jnp.asarray(series, z.dtype), 1, precision="highest")
-    above = [jnp.exp(-large)]
+    one = jnp.ones_like(z)
+    below, small, large = z < one, jax.lax.min(z, one), jax.lax.max(z, one)
+    low = [jnp.full_like(z, 1 / math.factorial(TAYLOR_TERMS + count))]
+    for k in reversed(range(count, count + TAYLOR_TERMS)):
+        low[0] = 1 / math.factorial(k) - small * low[0]
+    for k in reversed(range(count)):
+        low.insert(0, 1 / math.factorial(k) - small * low[0])
+    high, inverse = [jnp.exp(-large)], 1 / large
     for k in range(count):
-        above.append((1 / math.factorial(k) - above[-1]) / large)
-    return [jnp.where(z < 1.0, below[..., k], high) for k, high in enumerate(above)]
+        high.append((1 / math.factorial(k) - high[-1]) * inverse)
+    return [jax.lax.select(below, *both) for both in zip(low, high, strict=True)]
 
 
 def interpolation(stages: Sequence[int], num_stages: int) -> tuple[np.ndarray, np.ndarray]:
@@ -103,12 +107,12 @@ class Rows(NamedTuple):
         """Whether a row uses a stage, shape (row, stage)."""
         return (self.polynomials != 0).any(axis=0) | (self.lawson != 0).any(axis=0)
 
-    def weights(self, z: Float[Array, ""]) -> tuple[Float[Array, " row"], Float[Array, "row stage"]]:
+    def weights(self, z: Float[Array, "*lanes"]) -> tuple[Float[Array, "row *lanes"], Float[Array, "row stage *lanes"]]:
         """`exp(-z x)` for each row, and its weights over the step size."""
-        decay, moments = decay_and_moments(z, jnp.asarray(self.nodes, z.dtype))
+        decay, moments = decay_and_moments(z, beside(self.nodes, z))
         weights = decay[:, None] * _lawson(lawson_growth(z), self.lawson)
         for table, moment in zip(self.polynomials, moments, strict=True):
-            weights += jnp.asarray(table, z.dtype) * moment[:, None]
+            weights += beside(table, z) * moment[:, None]
         return decay, weights
 
 
@@ -119,29 +123,39 @@ def rows_of(nodes: np.ndarray, coefficients: Sequence[np.ndarray], sets: Sequenc
     return Rows(nodes, np.stack([p for p, _ in tables], axis=1), np.stack(lawson, axis=1))
 
 
-def decay_and_moments(z: Float[Array, ""], x: Float[Array, "*nodes"]) -> tuple[Array, list[Array]]:
+@called
+def decay_and_moments(z: Float[Array, "*lanes"], x: Float[Array, "*nodes"]) -> tuple[Array, list[Array]]:
     """`exp(-z x)` and `int_0^x exp(-z (x - t)) t^m / m! dt` for each m."""
     decay, *phis = phi(z * x, NUM_PHI)
-    return decay, [x ** (m + 1) * phi_m for m, phi_m in enumerate(phis)]
+    power, moments = jnp.broadcast_to(x, decay.shape), []
+    for phi_m in phis:
+        moments.append(power * phi_m)
+        power = power * x
+    return decay, moments
 
 
-def _fading(z: Float[Array, ""], scale: float, power: int) -> Float[Array, ""]:
-    return jnp.exp(-((jnp.minimum(z, Z_LARGEST) / scale) ** power))
+def _fading(z: Float[Array, "*lanes"], scale: float, power: int) -> Float[Array, "*lanes"]:
+    return jnp.exp(-((_limited(z) / scale) ** power))
 
 
-def lawson_growth(z: Float[Array, ""]) -> Float[Array, " stage"]:
+def _limited(z: Float[Array, "*lanes"]) -> Float[Array, "*lanes"]:
+    return jax.lax.min(z, jnp.full_like(z, Z_LARGEST))
+
+
+def lawson_growth(z: Float[Array, "*lanes"]) -> Float[Array, "stage *lanes"]:
     """`chi(z) exp(z c_j)` for each stage."""
-    return _fading(z, Z_FADE, 8) * jnp.exp(jnp.minimum(z, Z_LARGEST) * jnp.asarray(C, z.dtype))
+    return _fading(z, Z_FADE, 8) * jnp.exp(_limited(z) * beside(C, z))
 
 
-def _lawson(growth: Float[Array, " of_all"], table: np.ndarray) -> Float[Array, "row stage"]:
+def _lawson(growth: Float[Array, "of_all *lanes"], table: np.ndarray) -> Float[Array, "row stage *lanes"]:
     """`sum_j growth_j table_j`, as one product of the part of the table that is not zero."""
     first, last = np.flatnonzero(table.any(axis=(0, 2)))[[0, -1]]
     stages = np.flatnonzero(table.any(axis=(1, 2)))
     block = table[stages[0] : stages[-1] + 1, first : last + 1]
-    flat = jnp.asarray(block.reshape(len(block), -1), growth.dtype)
-    weights = jnp.dot(growth[stages[0] : stages[-1] + 1], flat, precision="highest").reshape(block.shape[1:])
-    return jnp.pad(weights, ((first, table.shape[1] - last - 1), (0, 0)))
+    used = growth[stages[0] : stages[-1] + 1]
+    matrix = jnp.asarray(block.reshape(len(block), -1).T, growth.dtype)
+    weights = jnp.tensordot(matrix, used, 1, precision="highest").reshape(*block.shape[1:], *growth.shape[1:])
+    return jnp.pad(weights, ((first, table.shape[1] - last - 1), *((0, 0),) * growth.ndim))
 
 
 def _step_rows() -> Rows:
@@ -177,16 +191,17 @@ STEP_AND_FURTHER = Rows(
 )
 
 
-def step_weights(z: Float[Array, ""], further: bool = False) -> tuple[Float[Array, " row"], Float[Array, "row stage"]]:
+@called
+def step_weights(
+    z: Float[Array, "*lanes"], further: bool = False
+) -> tuple[Float[Array, "row *lanes"], Float[Array, "row stage *lanes"]]:
     """`exp(-z x)` and the weights over the step size for the rows of a step, and of the `further` stages of the output.
 
     Row i - 1 is stage i, row `END` the step end; rows `FIFTH` and `THIRD` are differences between the step end and
     embedded rows of these orders. After row `NEAR`, which is for this function alone, come the further stages.
     """
-    rows = STEP_AND_FURTHER if further else STEP
-    decay, weights = rows.weights(z)
-    to_stage = np.eye(len(rows.nodes), 1, 1 - NEAR_STAGE)
-    return decay, weights + _fading(z, Z_NEAR, 4) * jnp.asarray(to_stage, z.dtype) * weights[NEAR]
+    decay, weights = (STEP_AND_FURTHER if further else STEP).weights(z)
+    return decay, weights.at[NEAR_STAGE - 1].add(_fading(z, Z_NEAR, 4) * weights[NEAR])
 
 
 _pad = (0, len(C) - NUM_STAGES)
@@ -197,17 +212,18 @@ _OUTPUT_POLYNOMIALS, _OUTPUT_MISSED = interpolation(OUTPUT_SET, len(C))
 _REST = tuple(int(j) for j in np.flatnonzero(OUTPUT_ROWS.any(axis=0)) if j not in OUTPUT_SET)
 
 
-def output_coefficients(z: Float[Array, ""], g: Sequence[Array] | Array) -> tuple[Array, Array]:
+def output_coefficients(
+    z: Float[Array, "*lanes"], g: Float[Array, "stage *shape"]
+) -> tuple[Float[Array, "row *shape"], Float[Array, "m *shape"]]:
     """The forcing of all stages as output needs it: the coefficients that `nested` reads, of Lawson's integral of what
     the interpolant misses, and `m!` times the coefficients of the interpolant."""
-    stacked = g if isinstance(g, jax.Array) else jnp.stack(list(g))
-    inside, outside = (stacked[np.array(stages)] for stages in (OUTPUT_SET, _REST))
+    inside, outside = (g[np.array(stages)] for stages in (OUTPUT_SET, _REST))
 
     def product(matrix, values):
         return jnp.tensordot(jnp.asarray(matrix, values.dtype), values, 1, precision="highest")
 
     missed = outside + product(_OUTPUT_MISSED[np.ix_(_REST, OUTPUT_SET)], inside)
-    growth = lawson_growth(z)[np.array(_REST)].reshape(-1, *(1,) * (missed.ndim - 1))
+    growth = lawson_growth(z)[np.array(_REST)].reshape(-1, *(1,) * (g.ndim - 1 - z.ndim), *z.shape)
     return product(OUTPUT_ROWS[:, _REST], growth * missed), product(_OUTPUT_POLYNOMIALS[:, OUTPUT_SET], inside)
 
 

@@ -1,8 +1,10 @@
 """How a point, or a point and its velocity, is laid out inside the solver, and the field and norms in that layout."""
 
 import dataclasses
+from typing import Any
 
 import diffrax as dfx
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
@@ -16,6 +18,19 @@ def stiff_rate(problem: Problem, dtype) -> Float[Array, ""]:
     return (problem.model.num_samples if problem.model.use_bias else 0) + problem.decays(dtype)[2]
 
 
+class LanesLastTerm(dfx.ODETerm):
+    """A term whose field allows lanes as the last axis of the state, and depends on the problem without its samples."""
+
+    def reads(self, args: Any) -> Problem:
+        """What the field needs of the arguments."""
+        model, columns = args[0]
+        # Three decays, since one that has lanes would look like three.
+        return Problem(eqx.tree_at(lambda m: m.weight_decay, model, model.decays), columns.without_arrays())
+
+    def vf(self, t, y, args):
+        return super().vf(t, y, args if isinstance(args, Problem) else self.reads(args))
+
+
 @dataclasses.dataclass(frozen=True)
 class Layout:
     """How a point is laid out inside the solver: `(slow, e)` or `(slow, b)`, with slow packed flat if it is small."""
@@ -27,13 +42,18 @@ class Layout:
     packed: bool
 
     def pack(self, W: Array, X: Array) -> PyTree:
-        return jnp.concatenate([W.ravel(), X.T.ravel()]) if self.packed else (W, X)
+        """Lanes, here and in `unpack`, may come last."""
+        if not self.packed:
+            return W, X
+        lanes = W.shape[2:]
+        return jnp.concatenate([W.reshape(-1, *lanes), jnp.swapaxes(X, 0, 1).reshape(-1, *lanes)])
 
     def unpack(self, slow: PyTree) -> tuple[Array, Array]:
         if not self.packed:
             return slow
-        cut = self.C * self.p
-        return slow[:cut].reshape(self.C, self.p), slow[cut:].reshape(self.n, self.p).T
+        cut, lanes = self.C * self.p, slow.shape[1:]
+        X = slow[cut:].reshape(self.n, self.p, *lanes)
+        return slow[:cut].reshape(self.C, self.p, *lanes), jnp.swapaxes(X, 0, 1)
 
     def state(self, problem: Problem, point: Point) -> PyTree:
         last = to_mean_residual(problem, point) if self.mean_residual else point.b
@@ -49,8 +69,8 @@ class Layout:
         Its arguments are the problem, what observes, and the flow, whose `velocity` the field is.
         """
 
-        def forcing(t, y, args):
-            W_velocity, X_velocity, g = mean_residual_field(args[0], *self.unpack(y[0]), y[1])
+        def forcing(t, y, problem):
+            W_velocity, X_velocity, g = mean_residual_field(problem, *self.unpack(y[0]), y[1])
             return self.pack(W_velocity, X_velocity), g
 
         def relaxation(t, y, args):
@@ -61,7 +81,7 @@ class Layout:
             return self.pack(W, X), b
 
         if self.mean_residual:
-            return dfx.MultiTerm(dfx.ODETerm(forcing), dfx.ODETerm(relaxation))
+            return dfx.MultiTerm(LanesLastTerm(forcing), dfx.ODETerm(relaxation))
         return dfx.ODETerm(whole)
 
     def block_norms(self, problem: Problem, y: PyTree) -> Float[Array, "4"]:

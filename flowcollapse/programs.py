@@ -6,6 +6,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 from jax.experimental.xla_metadata import set_xla_metadata
 
 from ._checks import is_traced
@@ -45,6 +46,52 @@ def called(function: Callable) -> Callable:
             return program(*_leaves_of(args))
 
     return call
+
+
+LANES_LAST_UP_TO = 512
+"""States of up to so many numbers are worth turning round; see `benchmarks/README.md`."""
+
+
+def lanes_last(function: Callable) -> Callable:
+    """The same function of pytrees, which takes lanes in lockstep on a CPU as the last axis of all its arrays.
+
+    There they lie side by side for vector code. The function must allow such axes; with small arrays it is called once
+    for all lanes of a `jax.vmap`, and otherwise mapped as usual. Derivatives are those of the function as it is.
+    """
+
+    def call(*args: Any) -> Any:
+        static, arrays = _leaves_of(args)
+        plain = functools.partial(_of_leaves(function), static)
+        return _lanes_last(lambda *arrays: plain(arrays))(*arrays)
+
+    return call
+
+
+def _lanes_last(function: Callable) -> Callable:
+    """`lanes_last` for a function of arrays."""
+
+    @jax.custom_batching.custom_vmap
+    def single(*arrays):
+        return function(*arrays)
+
+    @single.def_vmap
+    def of_lanes(size, batched, *arrays):
+        if jax.default_backend() != "cpu" or sum(x.size for x in arrays) > LANES_LAST_UP_TO * size:
+            axes = tuple(0 if b else None for b in batched)
+            outcome = jax.vmap(function, axes, axis_size=size)(*arrays)
+        else:
+            turned = (_turned(x, size, b) for x, b in zip(arrays, batched, strict=True))
+            outcome = jax.tree.map(lambda x: jnp.moveaxis(x, -1, 0), _lanes_last(function)(*turned))
+        return outcome, jax.tree.map(lambda _: True, outcome)
+
+    derived = jax.custom_jvp(single)
+    derived.defjvp(lambda primals, tangents: jax.jvp(function, primals, tangents))
+    return derived
+
+
+def _turned(x: jax.Array, size: int, batched: bool) -> jax.Array:
+    """An array with the lanes as its last axis."""
+    return jnp.moveaxis(x, 0, -1) if batched else jnp.broadcast_to(x[..., None], (*x.shape, size))
 
 
 _ARRAY = object()
