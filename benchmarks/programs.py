@@ -26,7 +26,7 @@ from flowcollapse.simulation import as_arrays, without_arrays
 from flowcollapse.stopping import Ending, plateau_time, verdict
 
 MODEL = fc.UFM(num_classes=3, samples_per_class=3, num_features=15)
-LANES = 16
+LANES = 32
 
 
 def measured(name: str, function: Callable, *args: Any) -> dict[str, Any]:
@@ -61,12 +61,9 @@ def plain_diffrax(y: jax.Array, ts: jax.Array) -> Any:
 def parts(saves: int) -> list[tuple[Any, ...]]:
     """Name, function and arguments of each part."""
     start = fc.initial.sphere(MODEL, eps=0.1, key=jax.random.key(0))
-    model, looped, written = as_arrays(
-        (MODEL, fc.Flow(approach="explicit", stages="looped"), fc.Flow(approach="explicit", stages="written-out")),
-        start.W.dtype,
+    model, explicit, tsit5, implicit = as_arrays(
+        (MODEL, fc.Flow(approach="explicit"), fc.Flow("tsit5"), fc.Flow(approach="implicit")), start.W.dtype
     )
-    tsit5 = as_arrays(fc.Flow("tsit5", stages="looped"), start.W.dtype)
-    implicit = as_arrays(fc.Flow(approach="implicit", stages="looped"), start.W.dtype)
     _, problem, point = enter(model, start, "auto")
     bare, names = without_arrays(problem), checked_names(model, start.columns, None)
     ending = Ending(point, jnp.asarray(1.0), jnp.asarray(False), jnp.asarray(False))
@@ -90,15 +87,20 @@ def parts(saves: int) -> list[tuple[Any, ...]]:
         ("into coordinates", lambda model, start: enter(model, start, "auto")[2], model, start),
         ("the field", lambda problem, point: problem.field(point), bare, point),
         ("plateau time", plateau_time, bare, point),
-        ("verdict", lambda problem, point, ending: verdict(problem, point, ending, looped.limit), bare, point, ending),
+        (
+            "verdict",
+            lambda problem, point, ending: verdict(problem, point, ending, explicit.limit),
+            bare,
+            point,
+            ending,
+        ),
         (f"metrics at {saves} times", metrics, problem, copies(point, saves), point),
-        ("the flow, nothing saved", end(looped), bare, point),
-        (f"the flow, {saves} saves", states(looped), bare, point),
+        ("the flow, nothing saved", end(explicit), bare, point),
+        (f"the flow, {saves} saves", states(explicit), bare, point),
         (f"with an implicit approach, {saves} saves", states(implicit), bare, point),
         (f"Tsit5, {saves} saves", states(tsit5), bare, point),
-        (f"{LANES} lanes, nothing saved, written out", lanes(end(written)), bare, copies(point, LANES)),
-        (f"{LANES} lanes, {saves} saves, written out", lanes(states(written)), bare, copies(point, LANES)),
-        (f"{LANES} lanes, {saves} saves, in a loop", lanes(states(looped)), bare, copies(point, LANES)),
+        (f"{LANES} lanes, nothing saved", lanes(end(explicit)), bare, copies(point, LANES)),
+        (f"{LANES} lanes, {saves} saves", lanes(states(explicit)), bare, copies(point, LANES)),
         (f"plain diffrax, {saves} saves", plain_diffrax, jnp.ones(3), jnp.linspace(0, 1, saves)),
     ]
 

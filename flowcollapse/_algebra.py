@@ -11,6 +11,8 @@ import jax.scipy.linalg as jsl
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
+from .programs import called
+
 WRITTEN_OUT_UP_TO = 256
 """Products of up to so many multiplications are faster as sums than as calls, in blocks of lanes by a factor 1.2 to 3
 at 243 of them, and slower from about 500 on."""
@@ -33,7 +35,7 @@ def beside(constants: Any, like: Float[Array, "*lanes"]) -> Float[Array, "*shape
     return jnp.asarray(constants, like.dtype).reshape(*np.shape(constants), *(1,) * like.ndim)
 
 
-def times(A: Float[Array, "m k *lanes"], B: Float[Array, "k *shape"]) -> Float[Array, "m *shape"]:
+def times(A: Float[Array, "m k *lanes"], B: Float[Array, "k *shape"]) -> Float[Array, "m *outcome"]:
     """`A B` for a matrix A, and a matrix or vector B, in lanes whose axes are the last ones.
 
     Without lanes it is a call. With lanes it is a sum of products in which they lie side by side, for vector code.
@@ -49,6 +51,29 @@ def total(terms: Sequence[Any]) -> Any:
     while len(terms) > 1:
         terms = [functools.reduce(operator.add, terms[i : i + 5]) for i in range(0, len(terms), 5)]
     return terms[0]
+
+
+def sum_of_squares(parts: Sequence[Array], lanes: int = 0) -> Float[Array, "*lanes"]:
+    """The sum of the squares of all entries of all parts. So many last axes are lanes, each with a sum of its own."""
+    if lanes == 0:
+        return total([jnp.sum(x**2) for x in parts])
+    sums = []
+    for part in parts:  # axis by axis, each by a call: XLA would make one sum of them again
+        added = _squares_added(part)
+        while added.ndim > lanes:
+            added = _added(added)
+        sums.append(added)
+    return total(sums)
+
+
+@called
+def _added(x: Float[Array, "m *shape"]) -> Float[Array, "*shape"]:
+    return total(list(x))
+
+
+@called
+def _squares_added(x: Float[Array, "m *shape"]) -> Float[Array, "*shape"]:
+    return total([row**2 for row in x])
 
 
 AT_ONCE = 2**18

@@ -142,7 +142,7 @@ def compare(
     else:
         times = given_times(ts)
     methods = [ending_at(one, axes, float(times[-1])) for one in rivals]
-    decided = methods if "weight_decay" in axes else [method.prepared(model, None, times) for method in methods]
+    decided = methods if "weight_decay" in axes else [method.prepared(model, times) for method in methods]
     numbers, structure = jax.tree.flatten(as_arrays((model, tuple(decided)), dtype))
     setting = Setting(structure, tuple(one.open for one in rivals), kind)
     shared = Shared(numbers, starts, jnp.asarray(times, dtype))

@@ -10,9 +10,9 @@ accuracy nor step size depends on the stiffness. The weights, derived here, are 
 `docs/solver.md` has the derivation and the measurements; the coefficients of DOP853 are in `_dop853.py`.
 """
 
-import dataclasses
-from collections.abc import Sequence
-from typing import Any, ClassVar, NamedTuple
+import functools
+from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 import diffrax as dfx
 import equinox as eqx
@@ -21,8 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from ._algebra import times, total
-from ._dop853 import E3, E5, NUM_STAGES, A, B, C, D
+from ._algebra import sum_of_squares, total
+from ._dop853 import E3, E5, NUM_STAGES, A, C
 from .exponential_weights import (
     END,
     FIFTH,
@@ -37,63 +37,32 @@ from .exponential_weights import (
     phi as phi,
     step_weights,
 )
-from .programs import called, lanes_last
+from .programs import SMALL, called, lanes_last
 
 
-class Stages(NamedTuple):
-    """A step: the derivatives of slow and the forcing of fast at its stages, its end, its error, and the last forcing.
-
-    The stages are those of the step, then the step's end and, with output, three further ones, stacked.
-    """
-
-    k: PyTree
-    g: Any
-    y1: PyTree
-    error: PyTree
-    last: PyTree
-
-
-def _combine(coefficients: Sequence[float], arrays: Sequence[Array]) -> Array:
+def combined(coefficients: Sequence[float] | np.ndarray, arrays: Array) -> Array:
     """`sum_j c_j a_j`, without the terms that are zero."""
-    return total([c * a for c, a in zip(coefficients, arrays, strict=True) if c != 0])
+    return total([float(c) * arrays[j] for j, c in enumerate(coefficients) if c != 0])
 
 
-@called
-def _increment(h, row: tuple[float, ...], *k: PyTree) -> PyTree:
-    """`h sum_j c_j k_j`."""
-    return jax.tree.map(lambda *ks: h * _combine(row, ks), *k)
+def driven(weights: Array, row: int, used: np.ndarray, g: Array) -> Array:
+    """`sum_j w_j g_j` for a row of the weights, over the stages that it uses."""
+    return total([weights[row, j] * g[j] for j in np.flatnonzero(used)])
 
 
-@called
-def _advanced(slow0: PyTree, h, row: tuple[float, ...], *k: PyTree) -> PyTree:
-    """`slow0 + h sum_j c_j k_j`."""
-    return jax.tree.map(lambda y, *ks: y + h * _combine(row, ks), slow0, *k)
+def in_a_loop(stage: Callable, count: int, first: PyTree) -> PyTree:
+    """The results of some stages, stacked, by a loop in which the field stands once.
 
-
-@called
-def _driven(row: int, used: tuple[int, ...], decay, weights, fast0: Array, *g: Array) -> Array:
-    """The fast part at the node of a row, from the forcing at the stages that it uses."""
-    return decay[row] * fast0 + _weighted(row, used, weights, g)
-
-
-def _weighted(row: int, used: tuple[int, ...], weights, g: Sequence[Array]) -> Array:
-    return total([weights[row, j] * gj for j, gj in zip(used, g, strict=True)])
-
-
-def in_a_loop(stage, first: PyTree, rows: tuple[Array, ...]) -> PyTree:
-    """The results of all stages, stacked, by a loop in which the stage stands once.
-
-    `stage` takes the stacked results, zero where they are still to come, and its row of each of the `rows`; there is
-    none for the `first` stage, whose result is given.
+    `stage(i, results)` is the result of stage i from the stacked ones, of which those before it are there. That of the
+    `first` stage is given.
     """
-    count = 1 + len(rows[0])
 
-    def evaluate(results, row):
-        i, *row = row
-        return jax.tree.map(lambda all_, one: all_.at[i].set(one), results, stage(results, *row)), None
+    def evaluate(results, i):
+        put = functools.partial(jax.lax.dynamic_update_index_in_dim, index=i, axis=0)
+        return jax.tree.map(put, results, stage(i, results)), None
 
     nothing = jax.tree.map(lambda x: jnp.zeros((count, *x.shape), x.dtype).at[0].set(x), first)
-    return jax.lax.scan(evaluate, nothing, (np.arange(1, count), *rows))[0]
+    return jax.lax.scan(evaluate, nothing, np.arange(1, count))[0]
 
 
 class ExponentialDOP853(dfx.AbstractAdaptiveSolver):
@@ -107,13 +76,9 @@ class ExponentialDOP853(dfx.AbstractAdaptiveSolver):
 
     Args:
         output: whether the step prepares output inside it.
-        looped: whether the stages are a loop, in which the field stands once, instead of written out. The program is
-            then a third as long and compiles in half of the time; a step of one small state takes 1.2 times as long, a
-            step of sixteen in lockstep twice as long.
     """
 
     output: bool = eqx.field(static=True, default=True)
-    looped: bool = eqx.field(static=True, default=False)
 
     term_structure: ClassVar = dfx.MultiTerm[tuple[dfx.AbstractTerm, dfx.AbstractTerm]]
     evaluations_per_step: ClassVar[int] = NUM_STAGES
@@ -121,9 +86,9 @@ class ExponentialDOP853(dfx.AbstractAdaptiveSolver):
     """Steps damp a decay at the rate r while `h r < 6.4`, and halve it at 6."""
     evaluations_for_output: ClassVar[int] = len(C) - NUM_STAGES - 1
 
-    def suited(self, output: bool, looped: bool) -> "ExponentialDOP853":
-        """The same solver with or without output, with its stages in a loop or written out."""
-        return dataclasses.replace(self, output=output, looped=looped)
+    def suited(self, output: bool) -> "ExponentialDOP853":
+        """The same solver with or without output."""
+        return ExponentialDOP853(output)
 
     @property
     def interpolation_cls(self):
@@ -146,112 +111,71 @@ class ExponentialDOP853(dfx.AbstractAdaptiveSolver):
         z = -h * relaxation.vf(t0, (slow0, jnp.ones((), fast0.dtype)), args)[1]
         first = solver_state if made_jump is False else forcing.vf(t0, y0, args)
 
-        @called
-        def field(t, y, args):
-            return forcing.vf(t, y, args)
-
-        def at(c, slow, fast):
-            return field(t0 + c * h, (slow, fast), args)
-
         data = (t0, h, z, y0, first)
         reads = getattr(getattr(forcing, "term", forcing), "reads", None)  # diffrax wraps its terms
         if reads is None:
-            outcome = _step(self, forcing, *data, args)
+            outcome = _step(self.output, forcing, *data, args)
         else:
-            outcome = lanes_last(_step)(self, forcing, *data, reads(args))
+            outcome = lanes_last(_step)(self.output, forcing, *data, reads(args))
         return *outcome, dfx.RESULTS.successful
 
 
-def _step(solver: ExponentialDOP853, forcing: dfx.AbstractTerm, t0, h, z, y0: PyTree, first: PyTree, args: PyTree):
+PLACES = (0, *range(END + 1), *range(NEAR + 1, NEAR + len(C) - NUM_STAGES))
+"""In which row of `step_weights` stands a stage, the step end or a further stage; there is none for the first."""
+
+STAGE_USES = [np.zeros(0, bool), *USED[: END + 1], *FURTHER.used]
+
+
+def _step(output: bool, forcing: dfx.AbstractTerm, t0, h, z, y0: PyTree, first: PyTree, args: PyTree):
     """The end of a step, its error, what its output is made from, and the forcing at its end. Lanes may come last."""
-
-    def field(c, slow, fast):
-        return forcing.vf(t0 + c * h, (slow, fast), args)
-
-    stages = (_looped if solver.looped else _written_out)(field, h, z, y0, first, solver.output)
-    dense_info = {"y0": y0, "y1": stages.y1}
-    if solver.output:
-        lawson, polynomial = output_coefficients(z, stages.g)
-        slow = jax.tree.map(lambda ks: h * jnp.tensordot(jnp.asarray(OUTPUT_ROWS, ks.dtype), ks, 1), stages.k)
-        dense_info |= {"z": z, "slow": slow, "lawson": h * lawson, "polynomial": h * polynomial}
-    return stages.y1, jax.tree.map(jax.lax.stop_gradient, stages.error), dense_info, stages.last
-
-
-def _written_out(field, h, z, y0: PyTree, first: PyTree, output: bool) -> Stages:
-    slow0, fast0 = y0
-    k, g = [first[0]], [first[1]]
-    decay, weights = step_weights(z, output)
-    weights = h * weights
-
-    def at(row: int, coefficients: np.ndarray, used: np.ndarray) -> tuple[PyTree, Array]:
-        """The state at the node of a row."""
-        slow = _advanced(slow0, h, tuple(map(float, coefficients)), *k[: len(coefficients)])
-        stages = tuple(map(int, np.flatnonzero(used)))
-        return slow, _driven(row, stages, decay, weights, fast0, *[g[j] for j in stages])
-
-    def evaluate(c: float, state: tuple[PyTree, Array]) -> None:
-        ki, gi = field(c, *state)
-        k.append(ki)
-        g.append(gi)
-
-    for row in range(END):
-        evaluate(C[row + 1], at(row, A[row + 1, : row + 1], USED[row]))
-    # The weights of a difference sum to zero: without the first forcing, a constant one leaves no rounding.
-    fast_error = _estimate(h, *_differences(weights, g[0], *g[1:]))
-    slow_error = _estimate(h, *(_increment(h, tuple(map(float, row)), *k) for row in (E5, E3)))
-    y1 = at(END, B, USED[END])
-    evaluate(1.0, y1)
-    last = (k[-1], g[-1])
-    if output:
-        for row, used in enumerate(FURTHER.used):
-            stage = NUM_STAGES + 1 + row
-            evaluate(C[stage], at(NEAR + 1 + row, A[stage, :stage], used))
-    stacked = jax.tree.map(lambda *ks: jnp.stack(ks), *k), jnp.stack(g)
-    return Stages(*stacked, y1, (slow_error, fast_error), last)
-
-
-@called
-def _differences(weights, first: Array, *g: Array) -> list[Array]:
-    """The differences between the end of the fast part and the embedded ones of orders 5 and 3."""
-    changes = [gj - first for gj in g]
-    used = ([int(j) for j in np.flatnonzero(USED[row]) if j > 0] for row in (FIFTH, THIRD))
-    return [_weighted(row, js, weights, [changes[j - 1] for j in js]) for row, js in zip((FIFTH, THIRD), used)]
-
-
-def _looped(field, h, z, y0: PyTree, first: PyTree, output: bool) -> Stages:
     slow0, fast0 = y0
     count = len(C) if output else NUM_STAGES + 1
     decay, weights = step_weights(z, output)
-    weights = h * jnp.pad(weights, ((0, 0), (0, count - weights.shape[1]), *((0, 0),) * z.ndim))
+    weights = h * weights
+    nodes, coefficients = jnp.asarray(C[:count], h.dtype), jnp.asarray(A[:count, :count], h.dtype)
 
-    def driven(weights, g):
-        return times(weights[None], g)[0]
-
-    def stage(derivatives, c, a, decay, w):
+    def at(i: int, derivatives: tuple[PyTree, Array]) -> PyTree:
+        """The state at stage i from the stages that it uses."""
         k, g = derivatives
-        slow = jax.tree.map(lambda y, ks: y + h * jnp.tensordot(a.astype(ks.dtype), ks, 1), slow0, k)
-        return field(c, slow, decay * fast0 + driven(w, g))
+        slow = jax.tree.map(lambda y, ks: y + h * combined(A[i], ks), slow0, k)
+        return slow, decay[PLACES[i]] * fast0 + driven(weights, PLACES[i], STAGE_USES[i], g)
 
-    of_stages = np.array([*range(END + 1), *range(NEAR + 1, NEAR + 1 + count - NUM_STAGES - 1)])
-    constants = (jnp.asarray(C[1:count], z.dtype), jnp.asarray(A[1:count, :count], z.dtype))
-    k, g = in_a_loop(stage, tuple(first), (*constants, decay[of_stages], weights[of_stages]))
+    def at_any(i: Array, derivatives: tuple[PyTree, Array]) -> PyTree:
+        """The same for a traced i, without lanes, from all stages."""
+        k, g = derivatives
+        slow = jax.tree.map(lambda y, ks: y + h * jnp.tensordot(coefficients[i], ks, 1), slow0, k)
+        place = jnp.asarray(PLACES)[i]
+        return slow, decay[place] * fast0 + weights[place] @ g[: weights.shape[1]]
 
-    def of_slow(row):
-        return jax.tree.map(lambda ks: h * jnp.tensordot(jnp.asarray(row, ks.dtype), ks[:NUM_STAGES], 1), k)
+    def in_its_branch(i: Array, derivatives: tuple[PyTree, Array]) -> PyTree:
+        return jax.lax.switch(i - 1, [functools.partial(at, j) for j in range(1, count)], derivatives)
 
-    y1 = (jax.tree.map(jnp.add, slow0, of_slow(B)), decay[END] * fast0 + driven(weights[END], g))
-    changes = g - g[0]
-    error = (_estimate(h, of_slow(E5), of_slow(E3)), _estimate(h, *(driven(weights[i], changes) for i in (FIFTH, THIRD))))
-    return Stages(k, g, y1, error, jax.tree.map(lambda ks: ks[NUM_STAGES], (k, g)))
+    # A product with zeros costs a small state less than to compile the branches.
+    small = h.ndim == 0 and sum(x.size for x in jax.tree.leaves(slow0)) <= SMALL
+    state = at_any if small else in_its_branch
+    k, g = in_a_loop(lambda i, so_far: forcing.vf(t0 + nodes[i] * h, state(i, so_far), args), count, tuple(first))
+
+    @called
+    def embedded(h, weights, k: PyTree, g: Array) -> tuple[tuple[PyTree, ...], tuple[Array, ...]]:
+        """The differences between the end of the step and those of the embedded rows."""
+        slow = (jax.tree.map(lambda ks, row=row: h * combined(row, ks), k) for row in (E5, E3))
+        # The weights of a difference sum to zero: without the first forcing, a constant one leaves no rounding.
+        return tuple(slow), tuple(driven(weights, row, USED[row], g - g[0]) for row in (FIFTH, THIRD))
+
+    y1 = at(NUM_STAGES, (k, g))
+    error = tuple(_estimate(h, *pair) for pair in embedded(h, weights, k, g))
+    dense_info = {"y0": y0, "y1": y1}
+    if output:
+        lawson, polynomial = output_coefficients(z, g)
+        slow = jax.tree.map(lambda ks: h * jnp.tensordot(jnp.asarray(OUTPUT_ROWS, ks.dtype), ks, 1), k)
+        dense_info |= {"z": z, "slow": slow, "lawson": h * lawson, "polynomial": h * polynomial}
+    last = jax.tree.map(lambda ks: ks[NUM_STAGES], (k, g))
+    return y1, jax.tree.map(jax.lax.stop_gradient, error), dense_info, last
 
 
 def _estimate(h, fifth: PyTree, third: PyTree) -> PyTree:
     """DOP853's `E5 |E5| / sqrt(|E5|^2 + 0.01 |E3|^2)`, with one norm for all: of order 8 for E5 and E3 of 6 and 4."""
-
-    def square(x):
-        return jnp.sum(x**2, axis=tuple(range(x.ndim - h.ndim)))
-
-    squares = [sum(map(square, jax.tree.leaves(tree))) for tree in (fifth, third)]
+    squares = [sum_of_squares(jax.tree.leaves(tree), h.ndim) for tree in (fifth, third)]
     denominator = squares[0] + 0.01 * squares[1]
     ratio = jnp.sqrt(squares[0] / jnp.where(denominator > 0, denominator, 1.0))
     return jax.tree.map(lambda leaf: ratio * leaf, fifth)

@@ -19,17 +19,11 @@ from .coordinates import check_coordinates
 from .integration import Legs, adjoint_of
 from .layout import Layout, SecondOrder
 from .method import Method
-from .model import UFM, Point, Problem, State
-from .programs import under_vmap
+from .model import UFM, Point, Problem
 from .solvers import solver_of, splits_stiff_part
 from .stopping import Run, Verdict, default_times, escape_time, plateau_time
 
-PACK_UP_TO = 4096
-"""States of at most this many numbers are one flat vector inside the solver; larger ones keep their matrices."""
-
 APPROACHES = ("auto", "explicit", "implicit")
-
-STAGES = ("auto", "looped", "written-out")
 
 EXPLICIT_UP_TO = 6000.0
 """Up to this time, in units of the fastest decay at rest, explicit steps are few: about a thousand."""
@@ -51,7 +45,6 @@ class AbstractFlow(Method):
     until: str | None = eqx.field(static=True, default=None)
     approach: str = eqx.field(static=True, default="auto")
     adjoint: str | dfx.AbstractAdjoint = eqx.field(static=True, default="reverse")
-    stages: str = eqx.field(static=True, default="auto")
 
     symmetric: ClassVar[bool] = True
     """Whether the field has a symmetric Jacobian, as that of a gradient flow has."""
@@ -69,7 +62,6 @@ class AbstractFlow(Method):
         until: Any = None,
         approach: Any = "auto",
         adjoint: Any = "reverse",
-        stages: Any = "auto",
     ):
         method = solver_of(solver)
         for name, value in (("rtol", rtol), ("atol", atol), ("t1", t1)):
@@ -79,13 +71,12 @@ class AbstractFlow(Method):
         if until is not None:
             check_choice("until", until, ("rest",))
         check_choice("approach", approach, APPROACHES)
-        check_choice("stages", stages, STAGES)
         if mesh is not None and not isinstance(mesh, Mesh):
             raise UsageError(f"mesh must be a jax.sharding.Mesh, got {shown(mesh)}: make one with jax.make_mesh.")
         adjoint_of(adjoint)
         self.rtol, self.atol, self.t1 = rtol, atol, t1
         self.solver, self.max_steps, self.coordinates, self.mesh = solver, max_steps, coordinates, mesh
-        self.until, self.approach, self.adjoint, self.stages = until, approach, adjoint, stages
+        self.until, self.approach, self.adjoint = until, approach, adjoint
         if not self.symmetric and getattr(method, "symmetric_jacobian", False):
             raise UsageError(
                 f"solver {solver!r} rests on a symmetric Jacobian, which the {self.name} has not: use another solver."
@@ -124,30 +115,26 @@ class AbstractFlow(Method):
         """The verdict of a run that ended before the plateau, as it was told to."""
         return Verdict.time_limit
 
-    def layout(self, start: Point) -> Layout | SecondOrder:
-        """How the solver holds the state of the flow."""
-        return self.layout_of_point(start)
-
-    def layout_of_point(self, start: Point) -> Layout:
+    @property
+    def layout_of_point(self) -> Layout:
         """How the solver holds a point."""
-        (C, p), n = start.W.shape, start.X.shape[1]
-        packed = self.mesh is None and start.W.size + start.X.size <= PACK_UP_TO
-        return Layout(C, p, n, splits_stiff_part(solver_of(self.solver)), packed)
+        return Layout(splits_stiff_part(solver_of(self.solver)))
+
+    @property
+    def layout(self) -> Layout | SecondOrder:
+        """How the solver holds the state of the flow."""
+        return self.layout_of_point
 
     def initial(self, problem: Problem, start: Point) -> PyTree:
         """The state that the flow begins with, in its layout."""
-        return self.layout_of_point(start).state(problem, start)
+        return self.layout_of_point.state(problem, start)
 
-    def prepared(self, model: UFM, start: State | None, ts: Any) -> "AbstractFlow":
+    def prepared(self, model: UFM, ts: Any) -> "AbstractFlow":
         """The same flow with what is `"auto"` decided, as far as what is known outside of a program allows."""
-        changed = {}
-        if self.approach == "auto":
-            explicit = not self._can_be_implicit or (self.until is None and _few_steps_at_rest(model, self.t1, ts))
-            changed["approach"] = "explicit" if explicit else "implicit"
-        if self.stages == "auto" and start is not None:
-            single = start.W.size + start.X.size <= PACK_UP_TO and not under_vmap(start.W)
-            changed["stages"] = "looped" if single else "written-out"
-        return self._with(**changed) if changed else self
+        if self.approach != "auto":
+            return self
+        explicit = not self._can_be_implicit or (self.until is None and _few_steps_at_rest(model, self.t1, ts))
+        return self._with(approach="explicit" if explicit else "implicit")
 
     @property
     def factorises(self) -> bool:
@@ -231,8 +218,6 @@ class Flow(AbstractFlow):
             differentiation with conjugate gradients), which take the slow approach that weight decay causes in a few
             hundred steps; `"explicit"` keeps the solver to the end, with steps as short as its stability wants;
             `"auto"` is `"implicit"` if there is weight decay or the end is far, unless the solver is implicit already.
-        stages: how the steps of an explicit solver are compiled: `"looped"` in half of the time, `"written-out"` to
-            steps that are up to twice as fast; `"auto"` loops for one small state outside of `jax.vmap` and `fc.sweep`.
         adjoint: how the run is differentiated: `"reverse"` (for `jax.grad`, with checkpoints), `"forward"` (for
             `jax.jvp`, `jax.jacfwd` and their repetition, as in second derivatives), or an adjoint of diffrax.
 

@@ -4,7 +4,6 @@ Weight decay, and the flow along a minimum that is not a point, are slow: explic
 a few over `sqrt N`, would be counted in millions.
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, cast
@@ -62,11 +61,9 @@ class Integrable(Protocol):
     max_steps: int
     until: Any
     adjoint: Any
-    stages: str
 
-    def layout(self, start: Point) -> Layout | SecondOrder: ...
-
-    def layout_of_point(self, start: Point) -> Layout: ...
+    @property
+    def layout(self) -> Layout | SecondOrder: ...
 
     def initial(self, problem: Problem, start: Point) -> PyTree: ...
 
@@ -97,8 +94,7 @@ class Legs(NamedTuple):
 
     def explicit(self, t1: Float[Array, ""]) -> Outcome:
         """From the start to `t1` with the flow's own solver."""
-        output, looped = self.ts is not None, self.flow.stages == "looped"
-        solver, layout = suited(solver_of(self.flow.solver), output, looped), self.flow.layout(self.start)
+        solver, layout = suited(solver_of(self.flow.solver), self.ts is not None), self.flow.layout
         begin, longest = first_step(self.problem, self.rtol, solver), longest_step(self.problem, solver, t1)
         y0 = self.flow.initial(self.problem, self.start)
         return self._integrate(solver, layout, y0, y0, jnp.zeros_like(t1), t1, begin, longest)
@@ -106,7 +102,7 @@ class Legs(NamedTuple):
     def implicit(self, point: Point, t0: Float[Array, ""], t1: Float[Array, ""]) -> Outcome:
         """From a point at `t0` to `t1` with implicit steps, which nothing but their error limits."""
         solver = ExtendedBDF(jnp.maximum(LINEAR * self.rtol, 4 * jnp.finfo(t0.dtype).eps))
-        layout = dataclasses.replace(self.flow.layout_of_point(point), mean_residual=False)
+        layout = Layout(mean_residual=False)
         y0, scale = layout.state(self.problem, point), layout.state(self.problem, self.start)
         begin = jnp.sqrt(self.rtol) / fastest_at_rest(self.problem, t0)
         begin = jnp.maximum(begin, 256 * jnp.finfo(t0.dtype).eps * t0)

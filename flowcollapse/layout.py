@@ -9,8 +9,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
+from ._algebra import sum_of_squares
 from .coordinates import from_mean_residual, mean_residual_field, to_mean_residual
 from .model import Point, Problem
+from .programs import lanes_last
 
 
 def stiff_rate(problem: Problem, dtype) -> Float[Array, ""]:
@@ -31,37 +33,25 @@ class LanesLastTerm(dfx.ODETerm):
         return super().vf(t, y, args if isinstance(args, Problem) else self.reads(args))
 
 
+def _squares(blocks: tuple[Array, ...]) -> Float[Array, "blocks *lanes"]:
+    """The sums of the squares of the blocks, the last of which is a vector for each lane."""
+    lanes = blocks[-1].ndim - 1
+    return jnp.stack([sum_of_squares([block], lanes) for block in blocks])
+
+
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How a point is laid out inside the solver: `(slow, e)` or `(slow, b)`, with slow packed flat if it is small."""
+    """How a point is laid out inside the solver: `((W, X), e)` or `((W, X), b)`."""
 
-    C: int
-    p: int
-    n: int
     mean_residual: bool
-    packed: bool
-
-    def pack(self, W: Array, X: Array) -> PyTree:
-        """Lanes, here and in `unpack`, may come last."""
-        if not self.packed:
-            return W, X
-        lanes = W.shape[2:]
-        return jnp.concatenate([W.reshape(-1, *lanes), jnp.swapaxes(X, 0, 1).reshape(-1, *lanes)])
-
-    def unpack(self, slow: PyTree) -> tuple[Array, Array]:
-        if not self.packed:
-            return slow
-        cut, lanes = self.C * self.p, slow.shape[1:]
-        X = slow[cut:].reshape(self.n, self.p, *lanes)
-        return slow[:cut].reshape(self.C, self.p, *lanes), jnp.swapaxes(X, 0, 1)
 
     def state(self, problem: Problem, point: Point) -> PyTree:
         last = to_mean_residual(problem, point) if self.mean_residual else point.b
-        return self.pack(point.W, point.X), last
+        return (point.W, point.X), last
 
     def point(self, problem: Problem, y: PyTree) -> Point:
-        W, X = self.unpack(y[0])
-        return from_mean_residual(problem, W, X, y[1]) if self.mean_residual else Point(W, X, y[1])
+        (W, X), last = y
+        return from_mean_residual(problem, W, X, last) if self.mean_residual else Point(W, X, last)
 
     def terms(self) -> dfx.AbstractTerm:
         """The flow's vector field, split into forcing and relaxation for the solvers that take them apart.
@@ -70,15 +60,17 @@ class Layout:
         """
 
         def forcing(t, y, problem):
-            W_velocity, X_velocity, g = mean_residual_field(problem, *self.unpack(y[0]), y[1])
-            return self.pack(W_velocity, X_velocity), g
+            (W, X), e = y
+            W_velocity, X_velocity, g = mean_residual_field(problem, W, X, e)
+            return (W_velocity, X_velocity), g
 
         def relaxation(t, y, args):
             return jax.tree.map(jnp.zeros_like, y[0]), -stiff_rate(args[0], y[1].dtype) * y[1]
 
         def whole(t, y, args):
-            W, X, b = args[2].velocity(args[0], Point(*self.unpack(y[0]), y[1]))
-            return self.pack(W, X), b
+            (W, X), b = y
+            W, X, b = args[2].velocity(args[0], Point(W, X, b))
+            return (W, X), b
 
         if self.mean_residual:
             return dfx.MultiTerm(LanesLastTerm(forcing), dfx.ODETerm(relaxation))
@@ -86,8 +78,8 @@ class Layout:
 
     def block_norms(self, problem: Problem, y: PyTree) -> Float[Array, "4"]:
         """The norms of W, B, L and of the mean residual or bias."""
-        W, X = self.unpack(y[0])
-        return jnp.sqrt(jnp.stack([jnp.sum(block**2) for block in (W, *problem.split(X), y[1])]))
+        (W, X), last = y
+        return jnp.sqrt(lanes_last(_squares)((W, *problem.split(X), last)))
 
     def block_scales(self, norms: Float[Array, "4"]) -> Float[Array, "4"]:
         """What the error of each block is measured against: its own size; B's for the mean residual and the bias."""

@@ -34,11 +34,8 @@ class Method(eqx.Module):
     def with_numbers(self, numbers: Mapping[str, Any]) -> "Method":
         """The same method with some of its `numbers` replaced."""
 
-    def prepared(self, model: UFM, start: State | None, ts: Any) -> "Method":
-        """The same method with decided what depends on numbers, or on how the start is traced, outside of a program.
-
-        Without a start, only the numbers count.
-        """
+    def prepared(self, model: UFM, ts: Any) -> "Method":
+        """The same method with that decided which depends on numbers, as far as they are known outside of a program."""
         return self
 
     @property

@@ -94,7 +94,7 @@ class UFM(eqx.Module):
         return sum(self.counts)
 
     @property
-    def decays(self) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]:
+    def decays(self) -> tuple[Float[Array, "*lanes"], Float[Array, "*lanes"], Float[Array, "*lanes"]]:
         """The weight decays `(lam_W, lam_H, lam_b)`."""
         decay = self.weight_decay if isinstance(self.weight_decay, tuple) else jnp.asarray(self.weight_decay)
         w, h, b = (decay,) * 3 if isinstance(decay, Array) and decay.ndim == 0 else decay
@@ -263,7 +263,7 @@ class Problem(NamedTuple):
         # One minus outside, which descent's own undoes: its steps take a tenth less time than with negated factors.
         return Point(-(G @ X.T + lam_W * W), -(W.T @ G + lam_H * X), b_velocity)
 
-    def decays(self, dtype) -> tuple[Float[Array, ""], ...]:
+    def decays(self, dtype) -> tuple[Float[Array, "*lanes"], ...]:
         """`(lam_W, lam_H, lam_b)` in the state's own precision."""
         return tuple(decay.astype(dtype) for decay in self.model.decays)
 

@@ -135,11 +135,12 @@ class HeavyBallFlow(_Lagging):
         """The force, `f`."""
         return problem.field(point)
 
-    def layout(self, start: Point) -> SecondOrder:
+    @property
+    def layout(self) -> SecondOrder:
         """The point and where it would drift to."""
-        return SecondOrder(self.layout_of_point(start))
+        return SecondOrder(self.layout_of_point)
 
     def initial(self, problem: Problem, start: Point) -> PyTree:
         """The start, drifting as the gradient flow would."""
         drifted = jax.tree.map(lambda z, f: z + self.mass.astype(z.dtype) * f, start, problem.field(start))
-        return self.layout(start).state(problem, start, drifted)
+        return self.layout.state(problem, start, drifted)

@@ -62,7 +62,7 @@ def lanes_last(function: Callable) -> Callable:
     def call(*args: Any) -> Any:
         static, arrays = _leaves_of(args)
         plain = functools.partial(_of_leaves(function), static)
-        return _lanes_last(lambda *arrays: plain(arrays))(*arrays)
+        return _lanes_last(lambda *arrays: plain(list(arrays)))(*arrays)
 
     return call
 
@@ -115,21 +115,3 @@ def _of_leaves(function: Callable) -> Callable:
         return function(*jax.tree.unflatten(tree, [next(numbers) if x is _ARRAY else x for x in others]))
 
     return of_leaves
-
-
-def under_vmap(x: jax.Array) -> bool:
-    """Whether an array is one lane of many, as far as is known: not inside of a `jax.jit` that is mapped itself."""
-    seen = []
-
-    @jax.custom_batching.custom_vmap
-    def look(x):
-        return x
-
-    @look.def_vmap
-    def _(size, batched, x):
-        seen.append(size)
-        return x, batched[0]
-
-    if is_traced(x):
-        look(jax.lax.stop_gradient(x))
-    return bool(seen)

@@ -72,7 +72,7 @@ def simulate(
     dtype = start.X.dtype
     save_states = check_flag("save_states", save_states)
     times = check_integer("ts", ts) if isinstance(ts, int | np.integer) else checked_times(ts, method, dtype)
-    method = method.prepared(model, start, times)
+    method = method.prepared(model, times)
     model, method = as_arrays((model, method), dtype)
     times = method.saves(times if isinstance(times, int) or is_traced(ts) else np.asarray(ts, dtype), dtype)
     times = times if isinstance(times, int) else jnp.asarray(times)

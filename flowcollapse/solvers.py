@@ -1,5 +1,6 @@
-"""Solvers by name, explicit diffrax solvers with their stages written out, and step control by blocks."""
+"""Solvers by name, explicit diffrax solvers with their stages in one loop, and step control by blocks."""
 
+import functools
 import operator
 from collections.abc import Callable
 from typing import ClassVar
@@ -16,23 +17,16 @@ from jaxtyping import Array, Float, PyTree
 
 from ._algebra import lu_factor, lu_solve, lu_solve_transposed
 from ._errors import UsageError
-from .exponential import ExponentialDOP853, in_a_loop
+from .exponential import ExponentialDOP853, combined, in_a_loop
 
 
 class _Explicit(dfx.AbstractERK):
-    """An explicit diffrax solver whose stages are written out, or in a loop that is shorter than diffrax's.
+    """An explicit diffrax solver whose stages are a loop that is shorter than diffrax's.
 
-    The same tableau, the same numbers to rounding, the same dense output. Diffrax's loop over the stages costs about
-    four times as many kernels as stages that are written out, which is what small states spend their time on.
+    The same tableau, the same numbers to rounding, the same dense output.
     """
 
-    looped: bool = eqx.field(static=True, default=False)
-
     tableau: ClassVar[dfx.ButcherTableau]
-
-    def suited(self, output: bool, looped: bool) -> "_Explicit":
-        """The same solver with its stages in a loop or not."""
-        return type(self)(looped=looped)
 
     def init(self, terms, t0, t1, y0, args):
         return terms.vf(t0, y0, args) if self.tableau.fsal else None
@@ -40,46 +34,21 @@ class _Explicit(dfx.AbstractERK):
     def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
         tableau, control = self.tableau, terms.contr(t0, t1)
         first = solver_state if tableau.fsal and made_jump is False else terms.vf(t0, y0, args)
+        nodes = jnp.asarray(np.append(0.0, tableau.c), jnp.result_type(*jax.tree.leaves(y0)))
 
-        def increment(c, y):
-            return terms.prod(terms.vf(t0 + c * (t1 - t0), y, args), control)
+        def moved(weights, k):
+            return jax.tree.map(lambda y, ks: y + combined(weights, ks), y0, k)
 
-        k = (_looped if self.looped else _written_out)(tableau, increment, y0, terms.prod(first, control))
-        stacked = k if self.looped else jax.tree.map(lambda *ks: jnp.stack(ks), *k)
-        y1 = jax.tree.map(jnp.add, y0, _sum(tableau.b_sol, k))
+        def increment(i, k):
+            y = jax.lax.switch(i - 1, [functools.partial(moved, weights) for weights in tableau.a_lower], k)
+            return terms.prod(terms.vf(t0 + nodes[i] * (t1 - t0), y, args), control)
+
+        k = in_a_loop(increment, tableau.num_stages, terms.prod(first, control))
+        error = jax.tree.map(functools.partial(combined, tableau.b_error), k)
         # The last stage is the field at the end; its increment is that times the step.
-        last = jax.tree.map(lambda ks: ks[-1] / (t1 - t0), stacked) if tableau.fsal else None
-        return y1, _sum(tableau.b_error, k), {"y0": y0, "y1": y1, "k": stacked}, last, dfx.RESULTS.successful
-
-
-def _written_out(tableau: dfx.ButcherTableau, increment, y0: PyTree, first: PyTree) -> list[PyTree]:
-    """The increments of the stages, one by one."""
-    k = [first]
-    for weights, c in zip(tableau.a_lower, tableau.c, strict=True):
-        k.append(increment(float(c), jax.tree.map(jnp.add, y0, _sum(weights, k))))
-    return k
-
-
-def _looped(tableau: dfx.ButcherTableau, increment, y0: PyTree, first: PyTree) -> PyTree:
-    """The increments of the stages, stacked."""
-    count = tableau.num_stages
-    weights = np.stack([np.pad(row, (0, count - len(row))) for row in tableau.a_lower])
-
-    def stage(k, c, a):
-        return increment(c, jax.tree.map(lambda y, ks: y + jnp.tensordot(a.astype(ks.dtype), ks, 1), y0, k))
-
-    dtype = jnp.result_type(*jax.tree.leaves(y0))
-    return in_a_loop(stage, first, (jnp.asarray(tableau.c, dtype), jnp.asarray(weights, dtype)))
-
-
-def _sum(weights, k: PyTree | list[PyTree]) -> PyTree:
-    """`sum_j w_j k_j`; without the zero weights where the stages are a list."""
-    if not isinstance(k, list):
-        return jax.tree.map(lambda ks: jnp.tensordot(jnp.asarray(weights, ks.dtype), ks, 1), k)
-    terms = [(float(w), ki) for w, ki in zip(weights, k, strict=True) if w != 0]
-    return jax.tree.map(
-        lambda *ks: sum(w * leaf for (w, _), leaf in zip(terms, ks, strict=True)), *(t for _, t in terms)
-    )
+        last = jax.tree.map(lambda ks: ks[-1] / (t1 - t0), k) if tableau.fsal else None
+        y1 = moved(tableau.b_sol, k)
+        return y1, error, {"y0": y0, "y1": y1, "k": k}, last, dfx.RESULTS.successful
 
 
 class Tsit5(_Explicit, dfx.Tsit5):
@@ -180,10 +149,10 @@ def solver_of(solver: str | dfx.AbstractSolver) -> dfx.AbstractSolver:
     return _for_lanes(solver)
 
 
-def suited(solver: dfx.AbstractSolver, output: bool, looped: bool) -> dfx.AbstractSolver:
-    """The solver for a run with or without output, its stages in a loop or written out, if it knows the difference."""
+def suited(solver: dfx.AbstractSolver, output: bool) -> dfx.AbstractSolver:
+    """The solver for a run with or without output, if it knows the difference."""
     known = getattr(solver, "suited", None)
-    return solver if known is None else known(output, looped)
+    return solver if known is None else known(output)
 
 
 def _for_lanes(solver: dfx.AbstractSolver) -> dfx.AbstractSolver:

@@ -1,6 +1,5 @@
 """Settings of the whole suite: float64, and every shape that the package's signatures promise checked at run time."""
 
-import importlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -22,9 +21,6 @@ jaxtyping.install_import_hook("flowcollapse", "beartype.beartype")
 import systems  # noqa: E402
 
 import flowcollapse as fc  # noqa: E402
-
-# Lanes take stages in a loop, as a lone run does: half the program. `test_programs` compares them with the others.
-importlib.import_module("flowcollapse.flow").under_vmap = lambda _: False  # pyright: ignore
 
 fc.enable_x64()
 fc.use_cpu_cores(2)  # sweeps are tested on one device and on two

@@ -378,7 +378,7 @@ def test_lanes_hold_the_features_that_they_came_from_and_no_array_as_large():
     counts, p, lanes = (200, 200), 3, 4
     model = model_of(counts, p)
     starts = jax.tree.map(lambda *x: jnp.stack(x), *(random_state(counts, p, seed) for seed in range(lanes)))
-    run = jax.vmap(lambda start: fc.simulate(model, start, fc.Flow(rtol=1e-4, t1=1.0, stages="looped"), 2, metrics=()))
+    run = jax.vmap(lambda start: fc.simulate(model, start, fc.Flow(rtol=1e-4, t1=1.0), 2, metrics=()))
     path = run(starts)
     columns = path.frame.columns
     assert isinstance(columns, ClassMeanColumns)

@@ -1,6 +1,5 @@
 """How programs are made: few of them, without callbacks, and with the same numbers however they are compiled."""
 
-import sys
 import threading
 
 import diffrax as dfx
@@ -12,7 +11,7 @@ from systems import random_state
 
 import flowcollapse as fc
 from flowcollapse._lean import lean_diffrax
-from flowcollapse.programs import Program, under_vmap
+from flowcollapse.programs import Program, called
 
 MODEL = fc.UFM(num_classes=3, samples_per_class=4, num_features=6)
 
@@ -73,38 +72,15 @@ def test_a_sweep_of_another_size_compiles_nothing(compilations):
     assert compilations.during(lambda: sweep([1], 3, rtol=[0.01])) == 0
 
 
-@pytest.mark.parametrize("solver", ["exponential", "tsit5", "dopri5", "dopri8"])
-def test_stages_in_a_loop_are_stages_written_out(solver):
-    """The same steps, and the same states to rounding."""
-    start = random_state(MODEL, 2, 0.3)
-    looped, written = (
-        fc.simulate(
-            MODEL, start, fc.Flow(solver, rtol=1e-7, stages=stages), np.linspace(0, 3, 9), save_states=True, metrics=()
-        )
-        for stages in ("looped", "written-out")
-    )
-    assert looped.stats["accepted"] == written.stats["accepted"]
-    for name in ("H", "W", "b"):
-        one, other = getattr(looped.states, name), getattr(written.states, name)
-        np.testing.assert_allclose(one, other, rtol=0, atol=1e-10 * np.abs(other).max())
+def test_a_called_function_stays_a_call():
+    """What keeps XLA from computing an operand anew for each entry that reads it rests on an experimental attribute."""
+    x = jnp.ones((4, 4))
 
+    def text(function):
+        return jax.jit(lambda x: function(x) @ x).lower(x).compile().as_text()
 
-def test_lanes_are_written_out_and_a_lone_run_is_not(monkeypatch):
-    monkeypatch.setattr(sys.modules["flowcollapse.flow"], "under_vmap", under_vmap)
-    start = random_state(MODEL, 0, 0.1)
-
-    def stages(start):
-        seen.append(fc.Flow().prepared(MODEL, start, 5).stages)
-        return start.W
-
-    seen: list[str] = []
-    stages(start)
-    jax.jit(stages)(start)
-    jax.vmap(stages)(jax.tree.map(lambda x: x[None], start))
-    jax.jit(jax.vmap(stages))(jax.tree.map(lambda x: x[None], start))
-    jax.grad(lambda W: stages(fc.State(H=start.H, W=W, b=start.b)).sum())(start.W)
-    assert seen == ["looped", "looped", "written-out", "written-out", "looped"]
-    assert not under_vmap(start.W)
+    assert "call(" not in text(jnp.sin)
+    assert "call(" in text(called(jnp.sin))
 
 
 @pytest.mark.parametrize(

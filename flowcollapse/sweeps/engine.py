@@ -14,10 +14,10 @@ from .._checks import check_integer, shown
 from .._errors import UsageError
 from ..model import UFM
 
-CPU_WIDTH = 16
+CPU_WIDTH = 32
 ACCELERATOR_WIDTH = 4096
 
-CPU_BLOCKS = 16
+CPU_BLOCKS = 8
 """Blocks that a CPU device takes in one call: a fixed number, so that all sweeps of some shapes share a program."""
 
 BYTES_A_CALL = 2**26

@@ -84,7 +84,7 @@ class Plan(NamedTuple):
         dtype = jnp.result_type(float)
         model, method = self.grid.model, self.grid.method
         if not {"weight_decay", "t1"} & set(self.grid.axes):  # else the lanes differ in what it depends on
-            method = method.prepared(with_values(model, shapes), None, self.ts)
+            method = method.prepared(with_values(model, shapes), self.ts)
         everything = as_arrays((model, method), dtype)
         numbers, structure = jax.tree.flatten(everything)
         num_saves, ts = (self.ts, None) if isinstance(self.ts, int) else (None, jnp.asarray(self.ts, dtype))
