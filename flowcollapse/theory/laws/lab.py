@@ -122,37 +122,54 @@ class Lab:
             self._programs[key] = jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
         return self._programs[key]
 
-    def flow(self, system: System, starts: list[Point], ts, *, decays=(0.0, 0.0, 0.0), rtol=1e-12) -> Paths:
+    def flow(
+        self,
+        system: System,
+        starts: list[Point],
+        ts,
+        *,
+        decays=(0.0, 0.0, 0.0),
+        rtol=1e-12,
+        approach="explicit",
+        metrics=METRICS,
+    ) -> Paths:
         """`fc.simulate` with `fc.Flow` from each start at the times `ts`, one row of them for all or one a lane.
 
         The default solver where classes are balanced and have a bias. An explicit one elsewhere, which takes less
-        time to compile: the default has been measured then.
+        time to compile: the default has been measured then. What `fc.simulate` decides by numbers, which are unknown
+        inside of a program, is decided here: an approach of explicit steps unless it is long, and looped stages.
         """
         solver = "exponential" if system in EVERY else "tsit5"
-        return self._run(system, solver, "class-mean", starts, ts, decays, rtol)
+
+        def method(rtol) -> Flow:
+            return Flow(solver, rtol=rtol, coordinates="class-mean", approach=approach, stages="looped")
+
+        return self._run(system, method, ("flow", approach), metrics, starts, ts, decays, rtol)
 
     def descent(
         self, system: System, starts: list[Point], steps, rates, *, decays=(0.0, 0.0, 0.0), coordinates="auto"
     ) -> Paths:
         """`fc.simulate` with gradient descent from each start, at the numbers of steps `steps` of at most 2000."""
         rates = np.broadcast_to(rates, len(starts))
-        return self._run(system, "sgd", coordinates, starts, rates[:, None] * np.asarray(steps), decays, rates)
 
-    def _run(self, system, method, coordinates, starts, ts, decays, number) -> Paths:
+        def method(rate) -> Descent:
+            return Descent("sgd", NUM_STEPS, learning_rate=rate, coordinates=coordinates)
+
+        ts = rates[:, None] * np.asarray(steps)
+        return self._run(system, method, ("descent", coordinates), METRICS, starts, ts, decays, rates)
+
+    def _run(self, system, method, name, metrics, starts, ts, decays, number) -> Paths:
+        """Runs of `method(number)`, a program for each `name` of a method."""
         lanes = len(starts)
-        names = tuple(name for name in METRICS if system.balanced or not name.startswith(("snc", "dist", "rel")))
+        names = tuple(name for name in metrics if system.balanced or not name.startswith(("snc", "dist", "rel")))
 
         def run(start: State, ts, decay, number):
-            if method == "sgd":
-                how = Descent(method, NUM_STEPS, learning_rate=number, coordinates=coordinates)
-            else:
-                how = Flow(method, rtol=number, coordinates=coordinates)
             model = eqx.tree_at(lambda one: one.weight_decay, system.model(), tuple(decay))
-            path = simulate(model, start, how, ts, save_states=True, metrics=names)
+            path = simulate(model, start, method(number), ts, save_states=True, metrics=names)
             assert path.states is not None
             return path.metrics, (path.states.H, path.states.W, path.states.b)
 
-        program = self.program(jax.vmap(run), system, method, coordinates)
+        program = self.program(jax.vmap(run), system, name, names)
         ts = np.broadcast_to(ts, (lanes, TIMES))
         decays, number = np.broadcast_to(decays, (lanes, 3)), np.broadcast_to(number, lanes)
         batches = []
