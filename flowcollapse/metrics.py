@@ -34,10 +34,11 @@ from jaxtyping import Array, Float
 from ._algebra import in_blocks
 from ._checks import shown
 from ._errors import UsageError, nearest
+from ._states import of_states
 from .balance import Reference
 from .collapse import METRICS as METRICS, View
 from .features import from_features as from_features
-from .model import UFM, Point, Problem, State, check_state, over_batch, problem_of
+from .model import UFM, Point, Problem, State, check_state, problem_of
 
 SAMPLES_UP_TO = 2**20
 """Up to this many entries of H, the metrics that need single samples are saved by default."""
@@ -176,8 +177,11 @@ def evaluate(
                 f"start has leading axes {start.W.shape[:-2]}, and it must be one state: take one of them."
             )
         reference = problem_of(model, start)[1]
-    with jax.default_matmul_precision("highest"):
-        return over_batch(lambda one: observe(*problem_of(model, one), names, reference), state)
+    return of_states(_observe, model, state, names, reference)
+
+
+def _observe(model: UFM, state: State, names: tuple[str, ...], start: Point | None) -> dict[str, Float[Array, ""]]:
+    return observe(*problem_of(model, state), names, start)
 
 
 def snc(model: UFM, state: State) -> tuple[Float[Array, "*batch"], Float[Array, "*batch"], Float[Array, "*batch"]]:

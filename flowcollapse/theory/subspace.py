@@ -12,16 +12,16 @@ lengths are of the energy norm, `||(H, W, b)||^2 = ||H||_F^2 + ||W||_F^2 + ||b||
 from typing import NamedTuple
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from .. import metrics
 from .._checks import Number, check_number, is_traced
 from .._errors import UsageError
+from .._states import of_states
 from ..collapse import View
 from ..columns import root_counts
-from ..model import UFM, Point, Problem, State, check_model, check_squared_error, check_state, over_batch, problem_of
+from ..model import UFM, Point, Problem, State, check_model, check_squared_error, check_state, problem_of
 
 
 class RiskParts(NamedTuple):
@@ -74,16 +74,15 @@ def project(model: UFM, state: State) -> State:
     """
     check_state(model, state)
     check_balanced(model)
-
-    def one(state):
-        problem, point = problem_of(model, state)
-        view = View(problem, point, *problem.split(point.X), None)
-        W = view.centre((point.W + view.B.T) / 2)
-        return point_with(problem, W, jnp.full_like(point.b, jnp.mean(point.b)), point.X.shape[-1])
-
-    with jax.default_matmul_precision("highest"):
-        W, X, b = over_batch(one, state)
+    W, X, b = of_states(_project, model, state)
     return State(X=X, W=W, b=b, columns=state.columns)
+
+
+def _project(model: UFM, state: State) -> Point:
+    problem, point = problem_of(model, state)
+    view = View(problem, point, *problem.split(point.X), None)
+    W = view.centre((point.W + view.B.T) / 2)
+    return point_with(problem, W, jnp.full_like(point.b, jnp.mean(point.b)), point.X.shape[-1])
 
 
 def point_with(problem: Problem, W: Float[Array, "C p"], b: Float[Array, " C"], n: int) -> Point:

@@ -81,9 +81,7 @@ def decay(lab: Lab) -> Comparisons:
     for system in lab_module.REACHED:
         start = sphere(system, 1e-2, seed=18)
         ts = np.linspace(0.0, 600.0, TIMES)
-        paths = lab.flow(
-            system, [start] * len(DECAYS), ts, decays=DECAYS, rtol=1e-10, approach="implicit", metrics=()
-        )
+        paths = lab.flow(system, [start] * len(DECAYS), ts, decays=DECAYS, rtol=1e-10, approach="implicit", metrics=())
         for lane, lams in enumerate(DECAYS):
             limit, end = limits.decay_limit(system.model(lams)), paths.at(lane)
             yield np.linalg.norm(end.W @ end.W.T - limit.gram), 1e-7
