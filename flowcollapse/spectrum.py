@@ -58,8 +58,8 @@ class Spectrum(eqx.Module):
 
     @property
     def eigenvalues(self) -> Float[Array, "*batch total"]:
-        repeats = np.array(self.multiplicities)
-        return jnp.sort(jnp.repeat(self.values, repeats, axis=-1, total_repeat_length=self.total), axis=-1)
+        places = np.repeat(np.arange(len(self.multiplicities)), self.multiplicities)
+        return jnp.sort(jnp.take(self.values, places, axis=-1), axis=-1)
 
     def __repr__(self) -> str:
         if is_traced(self.values) or not eqx.is_array(self.values) or self.values.ndim > 1:

@@ -18,6 +18,7 @@ from jaxtyping import Float
 from ...descent import Descent
 from ...flow import Flow
 from ...model import UFM, State
+from ...programs import QUICK
 from ...simulation import simulate
 from .. import limits
 
@@ -115,11 +116,10 @@ class Lab:
             self._kept[make, *key] = make(self, *key)
         return self._kept[make, *key]
 
-    def program(self, function, *key):
-        """`function` compiled in little time, once a key, which names all that it closes over."""
+    def program(self, function, *key, quick=True):
+        """`function` compiled once a key, which names all that it closes over; in little time unless it runs long."""
         if key not in self._programs:
-            # These programs are short: most of their time is the compiler's.
-            self._programs[key] = jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
+            self._programs[key] = jax.jit(function, compiler_options=QUICK if quick else None)
         return self._programs[key]
 
     def flow(
@@ -137,14 +137,16 @@ class Lab:
 
         The default solver where classes are balanced and have a bias. An explicit one elsewhere, which takes less
         time to compile: the default has been measured then. What `fc.simulate` decides by numbers, which are unknown
-        inside of a program, is decided here: an approach of explicit steps unless it is long, and looped stages.
+        inside of a program, is decided here: an approach of explicit steps unless it is long, and looped stages, but
+        for systems that run a thousand starts (`rms`).
         """
-        solver = "exponential" if system in EVERY else "tsit5"
+        solver, many = "exponential" if system in EVERY else "tsit5", system in REACHED and approach == "explicit"
 
         def method(rtol) -> Flow:
-            return Flow(solver, rtol=rtol, coordinates="class-mean", approach=approach, stages="looped")
+            stages = "written-out" if many else "looped"
+            return Flow(solver, rtol=rtol, coordinates="class-mean", approach=approach, stages=stages)
 
-        return self._run(system, method, ("flow", approach), metrics, starts, ts, decays, rtol)
+        return self._run(system, method, ("flow", approach), metrics, starts, ts, decays, rtol, quick=not many)
 
     def descent(
         self, system: System, starts: list[Point], steps, rates, *, decays=(0.0, 0.0, 0.0), coordinates="auto"
@@ -158,7 +160,7 @@ class Lab:
         ts = rates[:, None] * np.asarray(steps)
         return self._run(system, method, ("descent", coordinates), METRICS, starts, ts, decays, rates)
 
-    def _run(self, system, method, name, metrics, starts, ts, decays, number) -> Paths:
+    def _run(self, system, method, name, metrics, starts, ts, decays, number, quick=True) -> Paths:
         """Runs of `method(number)`, a program for each `name` of a method."""
         lanes = len(starts)
         names = tuple(name for name in metrics if system.balanced or not name.startswith(("snc", "dist", "rel")))
@@ -169,7 +171,7 @@ class Lab:
             assert path.states is not None
             return path.metrics, (path.states.H, path.states.W, path.states.b)
 
-        program = self.program(jax.vmap(run), system, name, names)
+        program = self.program(jax.vmap(run), system, name, names, quick=quick)
         ts = np.broadcast_to(ts, (lanes, TIMES))
         decays, number = np.broadcast_to(decays, (lanes, 3)), np.broadcast_to(number, lanes)
         batches = []
