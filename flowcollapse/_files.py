@@ -148,7 +148,9 @@ def _write_labelled(labelled: Labelled, path: Path) -> None:
 
     variables = [(name, *parts) for name, parts in (labelled.coords | labelled.data).items()]
     with h5netcdf.File(path, "w") as file:
-        file.dimensions = {dim: size for _, dims, values, _ in variables for dim, size in zip(dims, values.shape)}
+        file.dimensions = {
+            dim: size for _, dims, values, _ in variables for dim, size in zip(dims, values.shape, strict=True)
+        }
         file.attrs.update(labelled.attributes)
         for name, dims, values, attributes in variables:
             options = {"compression": "gzip"} if dims and name in labelled.data else {}
