@@ -16,13 +16,18 @@ def of_states(function: Callable, model: Any, state: Any, *options: Any) -> Any:
     numbers of the model.
     """
     model, state = floating(model, state)
-    return _of_states(function, model, state, options, quick=state.W.size + state.X.size <= SMALL)
+    return _of_states(function, model, state, options, quick=is_small(state))
 
 
 @Program
 def _of_states(function: Callable, model: Any, state: Any, options: tuple[Any, ...]) -> Any:
     with jax.default_matmul_precision("highest"):
         return over_batch(lambda one: function(model, one, *options), state)
+
+
+def is_small(state: Any) -> bool:
+    """Whether work on these states takes milliseconds, so that it is compiled with little effort."""
+    return state.W.size + state.X.size <= SMALL
 
 
 def over_batch(function: Callable, state: Any) -> Any:

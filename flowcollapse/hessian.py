@@ -11,10 +11,10 @@ from jaxtyping import Array, Float
 from ._checks import check_integer
 from ._errors import UsageError
 from ._lanczos import Apply, dominant, krylov
-from ._states import floating, over_batch
+from ._states import floating, is_small, over_batch
 from .coordinates import enter
 from .model import UFM, Point, Problem, State, check_squared_error, check_state, problem_of
-from .programs import SMALL, Program
+from .programs import Program
 
 ITERATIONS = 32
 """Steps of the Lanczos method, unless told otherwise."""
@@ -53,7 +53,7 @@ def hessian_vector_product(model: UFM, state: State, direction: State) -> State:
             f"{state.coordinates} columns of shape {state.X.shape}: give both in the same columns."
         )
     model, state = floating(model, state)
-    W, X, b = _product(model, state, direction, quick=state.W.size + state.X.size <= SMALL)
+    W, X, b = _product(model, state, direction, quick=is_small(state))
     return State(X=X, W=W, b=b, columns=state.columns)
 
 

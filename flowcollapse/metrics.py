@@ -113,11 +113,12 @@ def reference(start: Point | None, names: Sequence[str]) -> Reference | None:
     return None if start is None or "balancedness" not in names else Reference.of(start)
 
 
-def ready(problem: Problem, point: Point, names: Sequence[str]) -> Problem:
-    """The problem with what the named metrics need of single samples made once for all points of a run."""
-    if not any(METRICS[name].samples for name in names):
-        return problem
-    return Problem(problem.model, problem.columns.ready(point.X))
+def prepared(problem: Problem, names: Sequence[str], point: Point, start: Point | None) -> tuple[Problem, Any]:
+    """What the named metrics need and is made once for all points of a run: of single samples, in the problem, and of
+    the start. `point` is any of them."""
+    if any(METRICS[name].samples for name in names):
+        problem = Problem(problem.model, problem.columns.ready(point.X))
+    return problem, reference(start, names)
 
 
 def observe(
@@ -133,8 +134,8 @@ def observe_many(
     problem: Problem, points: Point, names: Sequence[str], start: Point | None
 ) -> dict[str, Float[Array, " time"]]:
     """The named metrics of points with one leading axis, in blocks that take a bounded amount of memory."""
-    first, origin = jax.tree.map(lambda x: x[0], points), reference(start, names)
-    problem = ready(problem, first, names)
+    first = jax.tree.map(lambda x: x[0], points)
+    problem, origin = prepared(problem, names, first, start)
     return in_blocks(lambda point: observe(problem, point, names, origin), points, observed_size(first))
 
 
