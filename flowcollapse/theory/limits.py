@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 from .. import stopping
 from .._checks import Number, check_number, is_traced
 from .._errors import UsageError
-from .._states import floating
+from .._states import floating, is_small
 from ..model import UFM, State, check_squared_error, check_state, problem_of
 from ..programs import Program
 from ..stopping import DECAY, target_modes
@@ -249,7 +249,7 @@ def plateau_time(model: UFM, start: State, decay: float = DECAY) -> Float[Array,
     if start.W.ndim != 2:
         raise UsageError(f"start has leading axes {start.W.shape[:-2]}: map over them with jax.vmap.")
     model, start = floating(model, start)
-    return _plateau_time(model, start, jnp.asarray(decay, start.W.dtype), quick=True)
+    return _plateau_time(model, start, jnp.asarray(decay, start.W.dtype), quick=is_small(start))
 
 
 @Program
@@ -288,8 +288,9 @@ def plateau_steps(model: UFM, start: State, learning_rate: Number, decay: float 
     highest = 2 / (model.num_samples + math.sqrt(model.counts[0]))
     if not is_traced(learning_rate) and np.any(np.asarray(learning_rate) >= highest):
         raise UsageError(f"learning_rate is {learning_rate!r}, but collapse attracts descent only below {highest:.6g}.")
-    eta, decay = (jnp.asarray(number, start.X.dtype) for number in (learning_rate, decay))
-    return _plateau_steps(*floating(model, start), eta, decay, quick=True)
+    model, start = floating(model, start)
+    numbers = (jnp.asarray(number, start.X.dtype) for number in (learning_rate, decay))
+    return _plateau_steps(model, start, *numbers, quick=is_small(start))
 
 
 @Program

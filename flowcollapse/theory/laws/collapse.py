@@ -79,7 +79,7 @@ def subspace_projection(lab: Lab) -> Comparisons:
     for system in lab_module.EVERY:
         model, start = system.model(), sphere(system, 1.0, seed=1, b=0.3)
         flat, unravel = ravel_pytree(tuple(map(jnp.asarray, start)))
-        columns = State(*jax.vmap(unravel)(np.eye(flat.size)))
+        columns = State(*jax.vmap(unravel)(jnp.asarray(np.eye(flat.size))))
         matrix = np.concatenate([np.asarray(part).reshape(flat.size, -1) for part in _project(system, columns)], axis=1)
         yield np.linalg.norm(matrix - matrix.T), ROUNDED
         yield np.linalg.norm(matrix @ matrix - matrix), ROUNDED
