@@ -80,8 +80,7 @@ def decay(lab: Lab) -> Comparisons:
     """Also `b = min(N/(CN + lam_b), s g/lam_b)` and L = 0. The rates there are those of the decay: long runs."""
     for system in lab_module.REACHED:
         start = sphere(system, 1e-2, seed=18)
-        ts = np.linspace(0.0, 600.0, TIMES)
-        paths = lab.flow(system, [start] * len(DECAYS), ts, decays=DECAYS, rtol=1e-10, approach="implicit", metrics=())
+        paths = lab.flow(system, [start] * len(DECAYS), np.linspace(0.0, 600.0, TIMES), decays=DECAYS, rtol=1e-10)
         for lane, lams in enumerate(DECAYS):
             limit, end = limits.decay_limit(system.model(lams)), paths.at(lane)
             yield np.linalg.norm(end.W @ end.W.T - limit.gram), 1e-7

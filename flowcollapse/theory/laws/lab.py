@@ -122,31 +122,21 @@ class Lab:
             self._programs[key] = jax.jit(function, compiler_options=QUICK if quick else None)
         return self._programs[key]
 
-    def flow(
-        self,
-        system: System,
-        starts: list[Point],
-        ts,
-        *,
-        decays=(0.0, 0.0, 0.0),
-        rtol=1e-12,
-        approach="explicit",
-        metrics=METRICS,
-    ) -> Paths:
+    def flow(self, system: System, starts: list[Point], ts, *, decays=(0.0, 0.0, 0.0), rtol=1e-12) -> Paths:
         """`fc.simulate` with `fc.Flow` from each start at the times `ts`, one row of them for all or one a lane.
 
         The default solver where classes are balanced and have a bias. An explicit one elsewhere, which takes less
         time to compile: the default has been measured then. What `fc.simulate` decides by numbers, which are unknown
-        inside of a program, is decided here: an approach of explicit steps unless it is long, and looped stages, but
-        for systems that run a thousand starts (`rms`).
+        inside of a program, is decided here as it would be: explicit steps to the end, and looped stages, but for
+        systems that run a thousand starts (`rms`).
         """
-        solver, many = "exponential" if system in EVERY else "tsit5", system in REACHED and approach == "explicit"
+        solver, many = "exponential" if system in EVERY else "tsit5", system in REACHED
 
         def method(rtol) -> Flow:
             stages = "written-out" if many else "looped"
-            return Flow(solver, rtol=rtol, coordinates="class-mean", approach=approach, stages=stages)
+            return Flow(solver, rtol=rtol, coordinates="class-mean", approach="explicit", stages=stages)
 
-        return self._run(system, method, ("flow", approach), metrics, starts, ts, decays, rtol, quick=not many)
+        return self._run(system, method, "flow", starts, ts, decays, rtol, quick=not many)
 
     def descent(
         self, system: System, starts: list[Point], steps, rates, *, decays=(0.0, 0.0, 0.0), coordinates="auto"
@@ -158,12 +148,12 @@ class Lab:
             return Descent("sgd", NUM_STEPS, learning_rate=rate, coordinates=coordinates)
 
         ts = rates[:, None] * np.asarray(steps)
-        return self._run(system, method, ("descent", coordinates), METRICS, starts, ts, decays, rates)
+        return self._run(system, method, f"descent, {coordinates}", starts, ts, decays, rates)
 
-    def _run(self, system, method, name, metrics, starts, ts, decays, number, quick=True) -> Paths:
+    def _run(self, system, method, name, starts, ts, decays, number, quick=True) -> Paths:
         """Runs of `method(number)`, a program for each `name` of a method."""
         lanes = len(starts)
-        names = tuple(name for name in metrics if system.balanced or not name.startswith(("snc", "dist", "rel")))
+        names = tuple(name for name in METRICS if system.balanced or not name.startswith(("snc", "dist", "rel")))
 
         def run(start: State, ts, decay, number):
             model = eqx.tree_at(lambda one: one.weight_decay, system.model(), tuple(decay))
@@ -171,7 +161,7 @@ class Lab:
             assert path.states is not None
             return path.metrics, (path.states.H, path.states.W, path.states.b)
 
-        program = self.program(jax.vmap(run), system, name, names, quick=quick)
+        program = self.program(jax.vmap(run), system, name, quick=quick)
         ts = np.broadcast_to(ts, (lanes, TIMES))
         decays, number = np.broadcast_to(decays, (lanes, 3)), np.broadcast_to(number, lanes)
         batches = []
