@@ -16,7 +16,6 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ._algebra import eigvalsh, singular_values
-from ._checks import Number
 from .model import UFM, Point, Problem
 
 DECAY = 20.0
@@ -159,7 +158,7 @@ class Growth(NamedTuple):
         return cls(jnp.where(values > least, values, 0.0), jnp.where(mean > least, mean, 0.0))
 
 
-def plateau_time(problem: Problem, point: Point, decay: Number = DECAY) -> Float[Array, ""]:
+def plateau_time(problem: Problem, point: Point, decay: float | Float[Array, ""] = DECAY) -> Float[Array, ""]:
     """The time at which every mode that the start has is at the plateau.
 
     It is the escape time (see `escape_time`), and with weight decay 20 over the smallest decay more. `decay` replaces
@@ -176,7 +175,7 @@ def slowest_decay(problem: Problem, dtype) -> Float[Array, ""]:
 
 
 def escape_time(
-    problem: Problem, point: Point, decay: Number = DECAY, mean_decay: Number | None = None
+    problem: Problem, point: Point, decay: float | Float[Array, ""] = DECAY, mean_decay: float | None = None
 ) -> Float[Array, ""]:
     """The time at which every mode that the start has has escaped from the origin, whatever weight decay does later.
 
