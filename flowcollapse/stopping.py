@@ -184,14 +184,14 @@ def escape_time(
     `decay` replaces the 20, and `mean_decay` that of the mean mode. Derived here.
     """
     dtype = point.X.dtype
-    mean_decay = decay if mean_decay is None else mean_decay
     _, s, _ = target_modes(problem.model)
     growth, mean = Growth.of(problem, point), mean_mode(problem, dtype)
     rate = jnp.abs(growth_rate(problem, s[-1]))
     rate = jnp.maximum(rate, 1e-3 * s[-1])
     smallest = jnp.min(jnp.where(growth.values > 0, growth.values, jnp.inf))
     time = (_logarithm(math.sqrt(s[0]), smallest) + decay) / rate
-    mean_time = (_logarithm(jnp.sqrt(mean.strength), growth.mean) + mean_decay) / jnp.where(mean.grows, mean.rate, 1.0)
+    of_mean = decay if mean_decay is None else mean_decay
+    mean_time = (_logarithm(jnp.sqrt(mean.strength), growth.mean) + of_mean) / jnp.where(mean.grows, mean.rate, 1.0)
     return jnp.where(mean.grows & (growth.mean > 0), jnp.maximum(time, mean_time), time).astype(dtype)
 
 
