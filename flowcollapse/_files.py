@@ -1,12 +1,13 @@
 """Where files are, from what users write, and writing them whole or not at all."""
 
 import contextlib
+import math
 import os
 import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ._errors import UsageError
 
@@ -108,15 +109,54 @@ def parents_of(path: Path) -> Iterator[None]:
         raise
 
 
-def write_netcdf(dataset: "xr.Dataset", path: Path) -> None:
+class Labelled(NamedTuple):
+    """Arrays with their dimensions: what an `xarray.Dataset` is made from, for files that can do without xarray, whose
+    import takes most of a second.
+
+    Each of `data` and `coords` is `(dimensions, array, attributes)`, and a coordinate has the name of its dimension.
+    """
+
+    data: dict[str, tuple[Any, ...]]
+    coords: dict[str, tuple[Any, ...]]
+    attributes: dict[str, Any]
+
+    def to_xarray(self) -> "xr.Dataset":
+        """The same as a Dataset."""
+        import xarray as xr
+
+        return xr.Dataset(*self)
+
+
+def write_netcdf(dataset: "xr.Dataset | Labelled", path: Path) -> None:
     """The Dataset as a compressed netCDF-4 file, written whole or not at all.
 
     Raises:
         UsageError: if the file cannot be written.
     """
+    if isinstance(dataset, Labelled):
+        with replacing(path) as part:
+            _write_labelled(dataset, part)
+        return
     encoding = {name: {"zlib": True} for name, values in dataset.data_vars.items() if values.ndim > 0}
     with replacing(path) as part:
         dataset.to_netcdf(part, engine="h5netcdf", encoding=encoding)
+
+
+def _write_labelled(labelled: Labelled, path: Path) -> None:
+    """The file that xarray would write."""
+    import h5netcdf
+
+    variables = [(name, *parts) for name, parts in (labelled.coords | labelled.data).items()]
+    with h5netcdf.File(path, "w") as file:
+        file.dimensions = {
+            dim: size for _, dims, values, _ in variables for dim, size in zip(dims, values.shape, strict=True)
+        }
+        file.attrs.update(labelled.attributes)
+        for name, dims, values, attributes in variables:
+            options = {"compression": "gzip"} if dims and name in labelled.data else {}
+            missing = {"fillvalue": math.nan} if values.dtype.kind == "f" else {}
+            variable = file.create_variable(name, dims, values.dtype, data=values, **options, **missing)
+            variable.attrs.update(attributes)
 
 
 def _refusal(path: Path, error: OSError) -> UsageError:

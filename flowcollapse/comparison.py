@@ -11,12 +11,13 @@ from tqdm import tqdm
 
 from ._checks import check_flag, check_integer, shown
 from ._errors import UsageError, nearest
+from .description import options
 from .flow import AbstractFlow
 from .initial import STARTS
 from .method import Method
 from .metrics import checked_names
 from .model import UFM, State, check_model
-from .provenance import options, provenance
+from .provenance import provenance
 from .race import Plateau, Race, Setting, Shared
 from .rivals import Rival, check_axes, ending_at, given_times, rival, rivals_of, save_times
 from .settings import take_cpu_cores, tell_idle_cores, tell_precision

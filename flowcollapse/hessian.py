@@ -11,8 +11,10 @@ from jaxtyping import Array, Float
 from ._checks import check_integer
 from ._errors import UsageError
 from ._lanczos import Apply, dominant, krylov
+from ._states import floating, is_small, over_batch
 from .coordinates import enter
-from .model import UFM, Point, Problem, State, check_squared_error, check_state, over_batch, problem_of
+from .model import UFM, Point, Problem, State, check_squared_error, check_state, problem_of
+from .programs import Program
 
 ITERATIONS = 32
 """Steps of the Lanczos method, unless told otherwise."""
@@ -50,10 +52,16 @@ def hessian_vector_product(model: UFM, state: State, direction: State) -> State:
             f"direction has {direction.coordinates} columns of shape {direction.X.shape} but the state has "
             f"{state.coordinates} columns of shape {state.X.shape}: give both in the same columns."
         )
+    model, state = floating(model, state)
+    W, X, b = _product(model, state, direction, quick=is_small(state))
+    return State(X=X, W=W, b=b, columns=state.columns)
+
+
+@Program
+def _product(model: UFM, state: State, direction: State) -> Point:
     problem, point = problem_of(model, state)
     with jax.default_matmul_precision("highest"):
-        W, X, b = _times(problem, *_of_one_precision(point, problem_of(model, direction)[1]))
-    return State(X=X, W=W, b=b, columns=state.columns)
+        return _times(problem, *_of_one_precision(point, problem_of(model, direction)[1]))
 
 
 def sharpness(model: UFM, state: State, *, iterations: int = ITERATIONS) -> Float[Array, "*batch"]:
@@ -82,6 +90,7 @@ def sharpness(model: UFM, state: State, *, iterations: int = ITERATIONS) -> Floa
         14.0
     """
     iterations = check_integer("iterations", iterations)
+    check_state(model, state)
     model, state = floating(model, state)
     return _sharpness(model, state, iterations)
 
@@ -169,12 +178,3 @@ def _top_vector(problem: Problem, point: Point, iterations: int) -> Point:
     start = jax.random.normal(jax.random.key(0), (size, 1), point.X.dtype)
     Q, T = krylov(apply, start, min(iterations, size))
     return as_point(Q @ dominant(T))
-
-
-def floating(model: UFM, state: State) -> tuple[UFM, State]:
-    """Both with arrays of one precision, so that a decay of another value is not another program."""
-    check_state(model, state)
-    dtype = jnp.result_type(state.X, state.W, state.b, jnp.float32)
-    X, W, b = (jnp.asarray(x, dtype) for x in (state.X, state.W, state.b))
-    model = jax.tree.map(lambda x: jnp.asarray(x, dtype), model)
-    return model, State(X=X, W=W, b=b, columns=state.columns)

@@ -34,10 +34,11 @@ from jaxtyping import Array, Float
 from ._algebra import in_blocks
 from ._checks import shown
 from ._errors import UsageError, nearest
+from ._states import of_states
 from .balance import Reference
 from .collapse import METRICS as METRICS, View
 from .features import from_features as from_features
-from .model import UFM, Point, Problem, State, check_state, over_batch, problem_of
+from .model import UFM, Point, Problem, State, check_state, problem_of
 
 SAMPLES_UP_TO = 2**20
 """Up to this many entries of H, the metrics that need single samples are saved by default."""
@@ -112,11 +113,12 @@ def reference(start: Point | None, names: Sequence[str]) -> Reference | None:
     return None if start is None or "balancedness" not in names else Reference.of(start)
 
 
-def ready(problem: Problem, point: Point, names: Sequence[str]) -> Problem:
-    """The problem with what the named metrics need of single samples made once for all points of a run."""
-    if not any(METRICS[name].samples for name in names):
-        return problem
-    return Problem(problem.model, problem.columns.ready(point.X))
+def prepared(problem: Problem, names: Sequence[str], point: Point, start: Point | None) -> tuple[Problem, Any]:
+    """What the named metrics need and is made once for all points of a run: of single samples, in the problem, and of
+    the start. `point` is any of them."""
+    if any(METRICS[name].samples for name in names):
+        problem = Problem(problem.model, problem.columns.ready(point.X))
+    return problem, reference(start, names)
 
 
 def observe(
@@ -132,8 +134,8 @@ def observe_many(
     problem: Problem, points: Point, names: Sequence[str], start: Point | None
 ) -> dict[str, Float[Array, " time"]]:
     """The named metrics of points with one leading axis, in blocks that take a bounded amount of memory."""
-    first, origin = jax.tree.map(lambda x: x[0], points), reference(start, names)
-    problem = ready(problem, first, names)
+    first = jax.tree.map(lambda x: x[0], points)
+    problem, origin = prepared(problem, names, first, start)
     return in_blocks(lambda point: observe(problem, point, names, origin), points, observed_size(first))
 
 
@@ -176,8 +178,11 @@ def evaluate(
                 f"start has leading axes {start.W.shape[:-2]}, and it must be one state: take one of them."
             )
         reference = problem_of(model, start)[1]
-    with jax.default_matmul_precision("highest"):
-        return over_batch(lambda one: observe(*problem_of(model, one), names, reference), state)
+    return of_states(_observe, model, state, names, reference)
+
+
+def _observe(model: UFM, state: State, names: tuple[str, ...], start: Point | None) -> dict[str, Float[Array, ""]]:
+    return observe(*problem_of(model, state), names, start)
 
 
 def snc(model: UFM, state: State) -> tuple[Float[Array, "*batch"], Float[Array, "*batch"], Float[Array, "*batch"]]:

@@ -20,6 +20,7 @@ from jaxtyping import Array, Float
 from ._algebra import product, square_norm
 from ._checks import as_array, check_choice, check_flag, check_integer, is_traced, real_numbers, shown
 from ._errors import UsageError
+from ._states import of_states
 from .columns import Columns, SampleColumns, check_counts
 from .losses import LOSSES, Loss
 from .programs import SMALL, Program
@@ -301,8 +302,11 @@ def risk(model: UFM, state: State) -> Float[Array, "*batch"]:
         Array(True, dtype=bool)
     """
     check_state(model, state)
-    with jax.default_matmul_precision("highest"):
-        return over_batch(lambda one: Problem.risk(*problem_of(model, one)), state)
+    return of_states(_risk, model, state)
+
+
+def _risk(model: UFM, state: State) -> Float[Array, ""]:
+    return Problem.risk(*problem_of(model, state))
 
 
 def velocity(model: UFM, state: State) -> State:
@@ -328,21 +332,12 @@ def velocity(model: UFM, state: State) -> State:
         True
     """
     check_state(model, state)
-    with jax.default_matmul_precision("highest"):
-        W, X, b = over_batch(lambda one: Problem.field(*problem_of(model, one)), state)
+    W, X, b = of_states(_field, model, state)
     return State(X=X, W=W, b=b, columns=state.columns)
 
 
-def over_batch(function, state: State):
-    """`function(state)` over its leading axes. The columns' own arrays may have fewer of them: lanes first."""
-    if state.W.ndim == 2:
-        return function(state)
-
-    def one(X, W, b, columns):
-        return over_batch(function, State(X=X, W=W, b=b, columns=columns))
-
-    mapped_columns = 0 if state.columns is not None and state.columns.batch_ndim > 0 else None
-    return jax.vmap(one, (0, 0, 0, mapped_columns))(state.X, state.W, state.b, state.columns)
+def _field(model: UFM, state: State) -> Point:
+    return Problem.field(*problem_of(model, state))
 
 
 def loss_of(model: UFM) -> Loss:

@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 
 from . import __version__
-from .description import options
 from .settings import PRECISION_NOTE
 
 PACKAGES = ("jax", "jaxlib", "diffrax", "equinox", "optax", "numpy", "xarray")
@@ -64,6 +63,8 @@ def settings() -> dict[str, Any]:
 
 def provenance(model: Any, method: Any, **more: Any) -> dict[str, str]:
     """Attributes for a file: what ran, with which versions, on which device, at which precision, when."""
+    from .description import options  # with equinox and optax, which the versions can do without
+
     device = jax.devices()[0]
     return {
         "title": "flowcollapse run",

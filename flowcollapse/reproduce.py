@@ -16,10 +16,11 @@ from ._errors import UsageError
 from ._files import check_writable, local_path, write_netcdf
 from ._tables import aligned
 from .descent import Descent
+from .description import options
 from .flow import Flow
 from .model import UFM, problem_of
 from .powers import FIT_UP_TO, POWERS, fitted_eps, fitted_power
-from .provenance import options, provenance
+from .provenance import provenance
 from .settings import take_cpu_cores
 from .stopping import plateau_time
 from .sweeps.engine import CPU_WIDTH, Engine

@@ -132,8 +132,7 @@ def without_arrays(problem: Problem) -> Problem:
 
 
 def _observer(problem: Problem, start: Point, names: tuple[str, ...], save_states: bool) -> "Observer":
-    origin = metrics_module.reference(start, names)
-    return Observer(metrics_module.ready(problem, start, names), origin, names, save_states)
+    return Observer(*metrics_module.prepared(problem, names, start, start), names, save_states)
 
 
 class Observer(eqx.Module):

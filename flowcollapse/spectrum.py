@@ -24,9 +24,10 @@ from ._algebra import eigh, eigvalsh, singular_values
 from ._checks import check_choice, check_integer, check_key, is_traced
 from ._errors import UsageError
 from ._lanczos import krylov
+from ._states import floating, over_batch
 from .coordinates import enter
-from .hessian import ITERATIONS, floating, operator
-from .model import UFM, Point, Problem, State, over_batch
+from .hessian import ITERATIONS, operator
+from .model import UFM, Point, Problem, State, check_state
 
 MAX_DENSE = 2**13
 """Up to this many visible directions the matrix is made: half a gigabyte in float64."""
@@ -57,8 +58,8 @@ class Spectrum(eqx.Module):
 
     @property
     def eigenvalues(self) -> Float[Array, "*batch total"]:
-        repeats = np.array(self.multiplicities)
-        return jnp.sort(jnp.repeat(self.values, repeats, axis=-1, total_repeat_length=self.total), axis=-1)
+        places = np.repeat(np.arange(len(self.multiplicities)), self.multiplicities)
+        return jnp.sort(jnp.take(self.values, places, axis=-1), axis=-1)
 
     def __repr__(self) -> str:
         if is_traced(self.values) or not eqx.is_array(self.values) or self.values.ndim > 1:
@@ -113,6 +114,7 @@ def hessian_spectrum(
         [30000.0, 30100.0, 30100.0]
     """
     iterations = check_integer("iterations", iterations)
+    check_state(model, state)
     model, state = floating(model, state)
     check_choice("which", which, ("largest", "smallest"))
     if num is not None:
@@ -169,6 +171,7 @@ def spectral_density(
     check_key(key)
     probes = check_integer("probes", probes)
     iterations = check_integer("iterations", iterations)
+    check_state(model, state)
     model, state = floating(model, state)
     if state.W.ndim != 2:
         raise UsageError(f"state has leading axes {state.W.shape[:-2]}: map over them with jax.vmap.")

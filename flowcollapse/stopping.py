@@ -158,7 +158,7 @@ class Growth(NamedTuple):
         return cls(jnp.where(values > least, values, 0.0), jnp.where(mean > least, mean, 0.0))
 
 
-def plateau_time(problem: Problem, point: Point, decay: float = DECAY) -> Float[Array, ""]:
+def plateau_time(problem: Problem, point: Point, decay: float | Float[Array, ""] = DECAY) -> Float[Array, ""]:
     """The time at which every mode that the start has is at the plateau.
 
     It is the escape time (see `escape_time`), and with weight decay 20 over the smallest decay more. `decay` replaces
@@ -175,7 +175,7 @@ def slowest_decay(problem: Problem, dtype) -> Float[Array, ""]:
 
 
 def escape_time(
-    problem: Problem, point: Point, decay: float = DECAY, mean_decay: float | None = None
+    problem: Problem, point: Point, decay: float | Float[Array, ""] = DECAY, mean_decay: float | None = None
 ) -> Float[Array, ""]:
     """The time at which every mode that the start has has escaped from the origin, whatever weight decay does later.
 
@@ -184,14 +184,14 @@ def escape_time(
     `decay` replaces the 20, and `mean_decay` that of the mean mode. Derived here.
     """
     dtype = point.X.dtype
-    mean_decay = decay if mean_decay is None else mean_decay
     _, s, _ = target_modes(problem.model)
     growth, mean = Growth.of(problem, point), mean_mode(problem, dtype)
     rate = jnp.abs(growth_rate(problem, s[-1]))
     rate = jnp.maximum(rate, 1e-3 * s[-1])
     smallest = jnp.min(jnp.where(growth.values > 0, growth.values, jnp.inf))
     time = (_logarithm(math.sqrt(s[0]), smallest) + decay) / rate
-    mean_time = (_logarithm(jnp.sqrt(mean.strength), growth.mean) + mean_decay) / jnp.where(mean.grows, mean.rate, 1.0)
+    of_mean = decay if mean_decay is None else mean_decay
+    mean_time = (_logarithm(jnp.sqrt(mean.strength), growth.mean) + of_mean) / jnp.where(mean.grows, mean.rate, 1.0)
     return jnp.where(mean.grows & (growth.mean > 0), jnp.maximum(time, mean_time), time).astype(dtype)
 
 

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from ._checks import is_traced
 from ._errors import UsageError
+from ._files import Labelled
 from .coordinates import Frame
 from .metrics import METRICS
 from .model import UFM, Point, State
@@ -114,8 +115,10 @@ class Trajectory(eqx.Module):
         Raises:
             UsageError: for more than one axis of lanes, or inside jit.
         """
-        import xarray as xr
+        return self.labelled().to_xarray()
 
+    def labelled(self) -> Labelled:
+        """The arrays of `to_xarray`, without xarray."""
         from .provenance import provenance
 
         if is_traced(self.ts):
@@ -140,14 +143,8 @@ class Trajectory(eqx.Module):
                 values = np.asarray(getattr(states, name))
                 data[name] = ((*lanes, "time", *axes), values, {"long_name": what, "units": "1"})
         times = {"long_name": "time", "units": "1"}
-        coords = (
-            {"time": ("time", np.asarray(self.ts), times)}
-            if not lanes
-            else {"t": ((*lanes, "time"), np.asarray(self.ts), times)}
-        )
-        return xr.Dataset(
-            data, coords=coords, attrs=provenance(self.model, self.method) | {"coordinates_used": self.coordinates}
-        )
+        coords = {"t" if lanes else "time": ((*lanes, "time"), np.asarray(self.ts), times)}
+        return Labelled(data, coords, provenance(self.model, self.method) | {"coordinates_used": self.coordinates})
 
 
 def verdict_attributes() -> dict[str, Any]:

@@ -396,7 +396,7 @@ def test_metrics_of_many_times_factorise_once():
     counts, p = (20, 20), 3
     model, names = model_of(counts, p), ("nc4", "cdnv")
     problem, point = fc.model.problem_of(model, fc.to_class_means(model, random_state(counts, p)))
-    ready = fc.metrics.ready(problem, point, names)
+    ready = fc.metrics.prepared(problem, names, point, None)[0]
     points = jax.tree.map(lambda x: jnp.stack([x, x]), point)
 
     def factorisations(function, *args) -> int:

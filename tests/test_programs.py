@@ -11,6 +11,7 @@ from systems import random_state
 
 import flowcollapse as fc
 from flowcollapse._lean import lean_diffrax
+from flowcollapse.hessian import hessian_vector_product
 from flowcollapse.programs import Program, called
 
 MODEL = fc.UFM(num_classes=3, samples_per_class=4, num_features=6)
@@ -59,6 +60,28 @@ def test_a_session_compiles_little(compilations):
     descent = fc.Descent("sgd", 50, learning_rate=0.05)
     simulate(descent)
     assert compilations.during(lambda: simulate(fc.Descent("sgd", 50, learning_rate=0.06), other)) <= 1
+
+
+ASKED_OF_A_STATE = {
+    "risk": fc.risk,
+    "velocity": fc.velocity,
+    "metrics": fc.metrics.evaluate,
+    "projection": fc.theory.subspace.project,
+    "contains": fc.theory.subspace.contains,
+    "Hessian": lambda model, state: hessian_vector_product(model, state, state),
+    "plateau time": fc.theory.limits.plateau_time,
+    "plateau steps": lambda model, state: fc.theory.limits.plateau_steps(model, state, 0.01),
+}
+
+
+@pytest.mark.parametrize("asked", ASKED_OF_A_STATE)
+def test_what_is_asked_of_a_state_is_one_program(compilations, asked):
+    """Outside of a program, JAX would compile each operation apart."""
+    model = fc.UFM(num_classes=3, samples_per_class=5, num_features=17)  # sizes that nothing has been asked of before
+    states = [fc.initial.on_subspace(model, 1e-2, key=jax.random.key(seed)) for seed in range(2)]
+    first, second = (compilations.during(lambda one=one: ASKED_OF_A_STATE[asked](model, one)) for one in states)
+    assert first <= 2  # and one to bring a number into its type
+    assert second == 0
 
 
 def test_a_sweep_of_another_size_compiles_nothing(compilations):

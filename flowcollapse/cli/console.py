@@ -14,6 +14,8 @@ from .._errors import UsageError
 if TYPE_CHECKING:
     import xarray as xr
 
+    from .._files import Labelled
+
 SUFFIXES = (".nc", ".zarr", ".csv", ".parquet")
 """The forms that results are written in."""
 
@@ -103,18 +105,20 @@ def check_apart(**places: Path | None) -> None:
                 raise UsageError(f"{other} and {name} are both {places[name]}: give them different names.")
 
 
-def write(dataset: "xr.Dataset", path: Path) -> None:
+def write(dataset: "xr.Dataset | Labelled", path: Path) -> None:
     """The results in the form that the suffix names; written whole or not at all.
 
     Raises:
         UsageError: if they cannot be written.
     """
-    from .._files import replacing, write_netcdf
+    from .._files import Labelled, replacing, write_netcdf
 
     suffix = path.suffix.lower()
     if suffix == ".nc":
         write_netcdf(dataset, path)
         return
+    if isinstance(dataset, Labelled):
+        dataset = dataset.to_xarray()
     with replacing(path) as part:
         try:
             if suffix == ".zarr":

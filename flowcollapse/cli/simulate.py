@@ -56,13 +56,14 @@ class Simulate(Computing):
         console.say(str(path))
         if output.out is None and output.plot is None:
             return
-        dataset = path.to_xarray().assign_attrs(options=options_of(self))
+        run = path.labelled()
+        run.attributes["options"] = options_of(self)
         if output.out is not None:
-            write(dataset, output.out)
+            write(run, output.out)
             console.say(f"Wrote {output.out}")
         if output.plot is not None:
             draw_without_a_window()
             from .. import plot
 
-            plot.save(plot.path(dataset), output.plot)
+            plot.save(plot.path(run.to_xarray()), output.plot)
             console.say(f"Wrote {output.plot}")

@@ -34,9 +34,11 @@ from jaxtyping import Array, Float
 
 from .._checks import is_traced, real_numbers, shown
 from .._errors import UsageError
+from .._states import floating, is_small
 from ..columns import Columns, within_class_basis
 from ..coordinates import to_class_means
 from ..model import UFM, Point, State, check_squared_error, check_state, problem_of
+from ..programs import Program
 from ..stopping import Growth, plateau_time
 
 SMALL = 1 / 32
@@ -266,7 +268,7 @@ def mean_mode_nodes(Cs: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return np.tanh(z) ** 2, np.cosh(z) ** -2.0, weights / np.sum(weights)
 
 
-@eqx.filter_jit
+@Program
 def _reach(model: UFM, start: State) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]:
     """How small a start is, zero on S; the last time that the drift is known to; how far the bias is from the mean."""
     with jax.default_matmul_precision("highest"):
@@ -306,7 +308,7 @@ def check_small_start(model: UFM, start: State, ts: Any = None) -> Any:
         return times
     if not all(np.all(np.isfinite(np.asarray(x))) for x in (start.W, start.X, start.b)):
         raise UsageError("start holds NaN or infinity, which nothing can be predicted from: give finite numbers.")
-    reach = _reach(model, start)
+    reach = _reach(*floating(model, start), quick=is_small(start))
     if any(is_traced(x) for x in reach):  # inside jit even a start that is known
         return times
     smallness, latest, uneven = (float(x) for x in reach)

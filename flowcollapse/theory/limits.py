@@ -17,7 +17,9 @@ from jaxtyping import Array, Float
 from .. import stopping
 from .._checks import Number, check_number, is_traced
 from .._errors import UsageError
+from .._states import floating, is_small
 from ..model import UFM, State, check_squared_error, check_state, problem_of
+from ..programs import Program
 from ..stopping import DECAY, target_modes
 from .escape import Escape, Parts, check_features, check_small_start
 from .scaling import kappa as kappa, powers as powers, rms as rms
@@ -192,14 +194,20 @@ def decay_limit(model: UFM) -> Limit:
     check_squared_error(model)
     if not model.balanced:
         raise UsageError(f"samples_per_class={model.samples_per_class} is imbalanced: decay_limit needs equal counts.")
-    C, N, use_bias = model.num_classes, model.counts[0], model.use_bias
-    check_features(model, C - 1 if use_bias else C)
-    lam_W, lam_H, lam_b = model.decays
+    check_features(model, model.num_classes - 1 if model.use_bias else model.num_classes)
+    lam_W, lam_H, _ = model.decays
     if not (is_traced(lam_W) or is_traced(lam_H)) and (float(lam_W) > 0) != (float(lam_H) > 0):
         raise UsageError(
             f"weight_decay is {model.weight_decay!r}: a decay of only one of W and H lets the other grow without end; "
             "give both, or neither."
         )
+    return _decay_limit(jax.tree.map(jnp.asarray, model), quick=True)
+
+
+@Program
+def _decay_limit(model: UFM) -> Limit:
+    C, N, use_bias = model.num_classes, model.counts[0], model.use_bias
+    lam_W, lam_H, lam_b = model.decays
     s, g = math.sqrt(N), jnp.sqrt(lam_W * lam_H)
     ratio = jnp.where(g > 0, jnp.sqrt(lam_H / jnp.where(g > 0, lam_W, 1.0)), 1.0)
     decays, b = lam_b > 0, N / (C * N + lam_b)
@@ -240,6 +248,12 @@ def plateau_time(model: UFM, start: State, decay: float = DECAY) -> Float[Array,
     check_number("decay", decay)
     if start.W.ndim != 2:
         raise UsageError(f"start has leading axes {start.W.shape[:-2]}: map over them with jax.vmap.")
+    model, start = floating(model, start)
+    return _plateau_time(model, start, jnp.asarray(decay, start.W.dtype), quick=is_small(start))
+
+
+@Program
+def _plateau_time(model: UFM, start: State, decay: Float[Array, ""]) -> Float[Array, ""]:
     return stopping.plateau_time(*problem_of(model, start), decay)
 
 
@@ -271,11 +285,17 @@ def plateau_steps(model: UFM, start: State, learning_rate: Number, decay: float 
     check_small_start(model, start)
     check_number("learning_rate", learning_rate)
     check_number("decay", decay)
-    s = math.sqrt(model.counts[0])
-    highest = 2 / (model.num_samples + s)
+    highest = 2 / (model.num_samples + math.sqrt(model.counts[0]))
     if not is_traced(learning_rate) and np.any(np.asarray(learning_rate) >= highest):
         raise UsageError(f"learning_rate is {learning_rate!r}, but collapse attracts descent only below {highest:.6g}.")
-    eta = jnp.asarray(learning_rate, start.X.dtype)
+    model, start = floating(model, start)
+    numbers = (jnp.asarray(number, start.X.dtype) for number in (learning_rate, decay))
+    return _plateau_steps(model, start, *numbers, quick=is_small(start))
+
+
+@Program
+def _plateau_steps(model: UFM, start: State, eta: Float[Array, ""], decay: Float[Array, ""]) -> Float[Array, ""]:
+    s = math.sqrt(model.counts[0])
     sigma = stopping.Growth.of(*problem_of(model, start)).values
     smallest = jnp.min(jnp.where(sigma > 0, sigma, jnp.inf))
     growing = jnp.where(smallest < math.sqrt(s), jnp.log(math.sqrt(s) / smallest), 0.0)

@@ -11,8 +11,10 @@ from jaxtyping import Array, Float
 from .. import metrics as metrics_module
 from .._algebra import in_blocks
 from .._errors import UsageError
+from .._states import floating, is_small
 from ..coordinates import Frame, to_class_means
 from ..model import UFM, State, problem_of
+from ..programs import Program
 from ..simulation import NUM_SAVES
 from ..stopping import Ending, Verdict, plateau_time, verdict
 from ..trajectory import Trajectory
@@ -83,11 +85,12 @@ def trajectory(model: UFM, start: State, ts: Any = None, *, metrics: Any = None)
     """
     times = check_small_start(model, start, ts)
     names = metrics_module.checked_names(model, start.columns, metrics)
-    path, frame = _trajectory(model, start, times, names)
-    return dataclasses.replace(path, frame=frame.of(start))
+    numbers, first = floating(model, start)
+    path, frame = _trajectory(numbers, first, times, names, quick=is_small(start))
+    return dataclasses.replace(path, frame=frame.of(start), model=model)
 
 
-@eqx.filter_jit
+@Program
 def _trajectory(model: UFM, start: State, ts: Float[Array, " time"] | None, names: tuple[str, ...]):
     """The predicted run, and its frame without what leads back to the samples."""
     with jax.default_matmul_precision("highest"):
@@ -96,7 +99,7 @@ def _trajectory(model: UFM, start: State, ts: Float[Array, " time"] | None, name
         if ts is None:
             ts = plateau_time(problem, first) * jnp.linspace(1, 0, NUM_SAVES, dtype=start.X.dtype)[::-1]
 
-        ready, origin = metrics_module.ready(problem, first, names), metrics_module.reference(first, names)
+        ready, origin = metrics_module.prepared(problem, names, first, first)
 
         def observed(t):
             return metrics_module.observe(ready, escape.at(t).point, names, origin)

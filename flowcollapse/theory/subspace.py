@@ -11,17 +11,16 @@ lengths are of the energy norm, `||(H, W, b)||^2 = ||H||_F^2 + ||W||_F^2 + ||b||
 
 from typing import NamedTuple
 
-import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from .. import metrics
 from .._checks import Number, check_number, is_traced
 from .._errors import UsageError
+from .._states import of_states
 from ..collapse import View
 from ..columns import root_counts
-from ..model import UFM, Point, Problem, State, check_model, check_squared_error, check_state, over_batch, problem_of
+from ..model import UFM, Point, Problem, State, check_model, check_squared_error, check_state, problem_of
 
 
 class RiskParts(NamedTuple):
@@ -74,16 +73,15 @@ def project(model: UFM, state: State) -> State:
     """
     check_state(model, state)
     check_balanced(model)
-
-    def one(state):
-        problem, point = problem_of(model, state)
-        view = View(problem, point, *problem.split(point.X), None)
-        W = view.centre((point.W + view.B.T) / 2)
-        return point_with(problem, W, jnp.full_like(point.b, jnp.mean(point.b)), point.X.shape[-1])
-
-    with jax.default_matmul_precision("highest"):
-        W, X, b = over_batch(one, state)
+    W, X, b = of_states(_project, model, state)
     return State(X=X, W=W, b=b, columns=state.columns)
+
+
+def _project(model: UFM, state: State) -> Point:
+    problem, point = problem_of(model, state)
+    view = View(problem, point, *problem.split(point.X), None)
+    W = view.centre((point.W + view.B.T) / 2)
+    return point_with(problem, W, jnp.full_like(point.b, jnp.mean(point.b)), point.X.shape[-1])
 
 
 def point_with(problem: Problem, W: Float[Array, "C p"], b: Float[Array, " C"], n: int) -> Point:
@@ -155,11 +153,15 @@ def contains(model: UFM, state: State, rtol: Number | None = None) -> Bool[Array
     check_balanced(model)
     check_state(model, state)
     check_rtol(rtol)
-    allowed = jnp.asarray(default_rtol(state) if rtol is None else rtol)
-    off = distance(model, State(X=state.X, W=state.W, b=jnp.zeros_like(state.b), columns=state.columns))
-    size = jnp.sqrt(jnp.sum(state.W**2, axis=(-2, -1)) + jnp.sum(state.X**2, axis=(-2, -1)))
-    uneven = jnp.linalg.norm(state.b - jnp.mean(state.b, axis=-1, keepdims=True), axis=-1)
-    bias_size = jnp.maximum(jnp.linalg.norm(state.b, axis=-1), model.num_classes**-0.5)
+    return of_states(_contains, model, state, jnp.asarray(default_rtol(state) if rtol is None else rtol))
+
+
+def _contains(model: UFM, state: State, allowed: Float[Array, ""]) -> Bool[Array, ""]:
+    problem, point = problem_of(model, state)
+    off = metrics.observe(problem, point._replace(b=jnp.zeros_like(point.b)), ("distance",), None)["distance"]
+    size = jnp.sqrt(jnp.sum(state.W**2) + jnp.sum(state.X**2))
+    uneven = jnp.linalg.norm(state.b - jnp.mean(state.b))
+    bias_size = jnp.maximum(jnp.linalg.norm(state.b), model.num_classes**-0.5)
     return (off <= allowed * size) & (uneven <= allowed * bias_size)
 
 
@@ -189,10 +191,15 @@ def risk_parts(model: UFM, state: State, rtol: Number | None = None) -> RiskPart
     check_squared_error(model)
     check_state(model, state)
     check_on_subspace(model, state, rtol)
-    lam_W, lam_H, lam_b = (decay.astype(state.W.dtype) for decay in model.decays)
-    values = metrics.evaluate(model, state, ("snc1", "snc3"))
-    classifier = values["snc1"] ** 2 + (lam_W + lam_H) * jnp.sum(state.W**2, axis=(-2, -1))
-    bias = model.num_samples * values["snc3"] ** 2 + lam_b * jnp.sum(state.b**2, axis=-1)
+    return of_states(_risk_parts, model, state)
+
+
+def _risk_parts(model: UFM, state: State) -> RiskParts:
+    problem, point = problem_of(model, state)
+    lam_W, lam_H, lam_b = problem.decays(state.W.dtype)
+    values = metrics.observe(problem, point, ("snc1", "snc3"), None)
+    classifier = values["snc1"] ** 2 + (lam_W + lam_H) * jnp.sum(state.W**2)
+    bias = model.num_samples * values["snc3"] ** 2 + lam_b * jnp.sum(state.b**2)
     return RiskParts(classifier / 2, bias / 2)
 
 
@@ -221,7 +228,7 @@ def check_on_subspace(model: UFM, state: State, rtol: Number | None) -> None:
     """Raise `UsageError` if the state is known and off S."""
     check_balanced(model)
     check_rtol(rtol)
-    on = eqx.filter_jit(contains)(model, state, None if rtol is None else jnp.asarray(rtol))
+    on = contains(model, state, rtol)
     if not is_traced(on) and not bool(jnp.all(on)):
         raise UsageError(
             f"state is off the invariant subspace S, at the distance {distance(model, state)}: project it first, with "

@@ -26,8 +26,7 @@ def snc_implies_nc(lab: Lab) -> Comparisons:
         model = system.model()
         U, _, Vt = lab_module.modes(system, sphere(system, 1.0, seed=3))
         state = as_state(on_subspace(system, np.sqrt(system.s) * U @ Vt, 1 / system.C))
-        evaluate = lab.program(lambda one, model=model: metrics.evaluate(model, one), "metrics", system)
-        for name, value in evaluate(state).items():
+        for name, value in metrics.evaluate(model, state).items():
             yield value, ROUNDED * (system.N if name == "risk" else 1.0)
 
 
@@ -80,25 +79,21 @@ def subspace_projection(lab: Lab) -> Comparisons:
     for system in lab_module.EVERY:
         model, start = system.model(), sphere(system, 1.0, seed=1, b=0.3)
         flat, unravel = ravel_pytree(tuple(map(jnp.asarray, start)))
-        columns = State(*jax.vmap(unravel)(jnp.eye(flat.size)))
-        matrix = np.concatenate(
-            [np.asarray(part).reshape(flat.size, -1) for part in _project(lab, system, columns)], axis=1
-        )
+        columns = State(*jax.vmap(unravel)(jnp.asarray(np.eye(flat.size))))
+        matrix = np.concatenate([np.asarray(part).reshape(flat.size, -1) for part in _project(system, columns)], axis=1)
         yield np.linalg.norm(matrix - matrix.T), ROUNDED
         yield np.linalg.norm(matrix @ matrix - matrix), ROUNDED
         yield abs(np.trace(matrix) - subspace.dimension(model)), ROUNDED
         inside = random_on_subspace(system, 1.0, seed=2, beta=0.3)
-        yield gap(_project(lab, system, as_state(inside)), inside), ROUNDED
-        off = [np.asarray(z) - p for z, p in zip(start, _project(lab, system, as_state(start)), strict=True)]
+        yield gap(_project(system, as_state(inside)), inside), ROUNDED
+        off = [np.asarray(z) - p for z, p in zip(start, _project(system, as_state(start)), strict=True)]
         length = np.sqrt(sum(np.sum(part**2) for part in off))
         yield abs(metrics.evaluate(model, as_state(start), ("distance",))["distance"] / length - 1), ROUNDED
 
 
-def _project(lab: Lab, system, state: State):
+def _project(system, state: State):
     """The nearest points of S, of one state or of many."""
-    shape = state.W.shape[:-2]
-    project = lab.program(lambda one: subspace.project(system.model(), one), "projection", system, shape)
-    return as_point(project(state))
+    return as_point(subspace.project(system.model(), state))
 
 
 @law("risk-on-subspace", "on S, R = 1/2 ||W W^T - s P||^2 + C N/2 ||b - 1/C||^2", PAPER)
@@ -117,7 +112,7 @@ def subspace_flow_stays(lab: Lab) -> Comparisons:
         starts = [random_on_subspace(system, size, seed=4, beta=0.0) for size in (1e-2, 1.0, 1.0)]
         decays = [(0.0, 0.0, 0.0), (0.0, 0.0, 0.0), (0.4, 0.4, 0.1)]
         paths = lab.flow(system, starts, np.linspace(0, 12 / system.s, lab_module.TIMES), decays=decays)
-        yield _off_subspace(lab, system, paths), ROUNDED
+        yield _off_subspace(system, paths), ROUNDED
 
 
 @law("subspace-descent-stays", "S is invariant under gradient descent, at large step sizes too", PAPER)
@@ -127,11 +122,11 @@ def subspace_descent_stays(lab: Lab) -> Comparisons:
         threshold = 2 / (system.C * system.N + system.s)
         rates = [0.1 * threshold, 0.9 * threshold, 1.1 * threshold]
         paths = lab.descent(system, [random_on_subspace(system, 0.3, seed=4)] * 3, np.arange(lab_module.TIMES), rates)
-        yield _off_subspace(lab, system, paths), ROUNDED
+        yield _off_subspace(system, paths), ROUNDED
 
 
-def _off_subspace(lab, system, paths) -> float:
-    projected = _project(lab, system, State(*map(jnp.asarray, paths.states)))
+def _off_subspace(system, paths) -> float:
+    projected = _project(system, State(*map(jnp.asarray, paths.states)))
     return max(
         gap([part[lane, time] for part in projected], paths.at(lane, time))
         for lane in range(len(paths.states.W))

@@ -18,6 +18,7 @@ from jaxtyping import Float
 from ...descent import Descent
 from ...flow import Flow
 from ...model import UFM, State
+from ...programs import QUICK
 from ...simulation import simulate
 from .. import limits
 
@@ -115,44 +116,52 @@ class Lab:
             self._kept[make, *key] = make(self, *key)
         return self._kept[make, *key]
 
-    def program(self, function, *key):
-        """`function` compiled in little time, once a key, which names all that it closes over."""
+    def program(self, function, *key, quick=True):
+        """`function` compiled once a key, which names all that it closes over; in little time unless it runs long."""
         if key not in self._programs:
-            # These programs are short: most of their time is the compiler's.
-            self._programs[key] = jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
+            self._programs[key] = jax.jit(function, compiler_options=QUICK if quick else None)
         return self._programs[key]
 
     def flow(self, system: System, starts: list[Point], ts, *, decays=(0.0, 0.0, 0.0), rtol=1e-12) -> Paths:
         """`fc.simulate` with `fc.Flow` from each start at the times `ts`, one row of them for all or one a lane.
 
         The default solver where classes are balanced and have a bias. An explicit one elsewhere, which takes less
-        time to compile: the default has been measured then.
+        time to compile: the default has been measured then. What `fc.simulate` decides by numbers, which are unknown
+        inside of a program, is decided here as it would be: explicit steps to the end, and looped stages, but for
+        systems that run a thousand starts (`rms`).
         """
-        solver = "exponential" if system in EVERY else "tsit5"
-        return self._run(system, solver, "class-mean", starts, ts, decays, rtol)
+        solver, many = "exponential" if system in EVERY else "tsit5", system in REACHED
+
+        def method(rtol) -> Flow:
+            stages = "written-out" if many else "looped"
+            return Flow(solver, rtol=rtol, coordinates="class-mean", approach="explicit", stages=stages)
+
+        return self._run(system, method, "flow", starts, ts, decays, rtol, quick=not many)
 
     def descent(
         self, system: System, starts: list[Point], steps, rates, *, decays=(0.0, 0.0, 0.0), coordinates="auto"
     ) -> Paths:
         """`fc.simulate` with gradient descent from each start, at the numbers of steps `steps` of at most 2000."""
         rates = np.broadcast_to(rates, len(starts))
-        return self._run(system, "sgd", coordinates, starts, rates[:, None] * np.asarray(steps), decays, rates)
 
-    def _run(self, system, method, coordinates, starts, ts, decays, number) -> Paths:
+        def method(rate) -> Descent:
+            return Descent("sgd", NUM_STEPS, learning_rate=rate, coordinates=coordinates)
+
+        ts = rates[:, None] * np.asarray(steps)
+        return self._run(system, method, f"descent, {coordinates}", starts, ts, decays, rates)
+
+    def _run(self, system, method, name, starts, ts, decays, number, quick=True) -> Paths:
+        """Runs of `method(number)`, a program for each `name` of a method."""
         lanes = len(starts)
         names = tuple(name for name in METRICS if system.balanced or not name.startswith(("snc", "dist", "rel")))
 
         def run(start: State, ts, decay, number):
-            if method == "sgd":
-                how = Descent(method, NUM_STEPS, learning_rate=number, coordinates=coordinates)
-            else:
-                how = Flow(method, rtol=number, coordinates=coordinates)
             model = eqx.tree_at(lambda one: one.weight_decay, system.model(), tuple(decay))
-            path = simulate(model, start, how, ts, save_states=True, metrics=names)
+            path = simulate(model, start, method(number), ts, save_states=True, metrics=names)
             assert path.states is not None
             return path.metrics, (path.states.H, path.states.W, path.states.b)
 
-        program = self.program(jax.vmap(run), system, method, coordinates)
+        program = self.program(jax.vmap(run), system, name, quick=quick)
         ts = np.broadcast_to(ts, (lanes, TIMES))
         decays, number = np.broadcast_to(decays, (lanes, 3)), np.broadcast_to(number, lanes)
         batches = []
