@@ -31,6 +31,11 @@ class Arrays(NamedTuple):
     b: np.ndarray
 
 
+def model_of(counts, p, **options) -> fc.UFM:
+    """The model with these samples a class."""
+    return fc.UFM(num_classes=len(counts), samples_per_class=tuple(counts), num_features=p, **options)
+
+
 def arrays(state) -> Arrays:
     """A state of the package, or a path of them, in NumPy."""
     return Arrays(np.asarray(state.H), np.asarray(state.W), np.asarray(state.b))
@@ -53,6 +58,13 @@ def random_state(model: fc.UFM, seed: int = 0, size: float = 1.0) -> fc.State:
 def centring(C: int) -> Float[np.ndarray, "C C"]:
     """`P = I - 11^T/C`."""
     return np.eye(C) - 1 / C
+
+
+def means_and_deviations(H, counts):
+    """The class means and `H` less its class means, in plain NumPy."""
+    ends = np.cumsum(counts)
+    means = np.stack([H[:, end - n : end].mean(axis=1) for n, end in zip(counts, ends, strict=True)], axis=1)
+    return means, H - np.repeat(means, counts, axis=1)
 
 
 def one_hot(counts) -> Float[np.ndarray, "C samples"]:
@@ -157,3 +169,10 @@ def relative_error(found, expected) -> float:
     """`||found - expected|| / ||expected||` over all parts together, each with its leading axes."""
     difference = sum(np.sum((np.asarray(f) - np.asarray(e)) ** 2) for f, e in zip(found, expected, strict=True))
     return float(np.sqrt(difference / sum(np.sum(np.asarray(e) ** 2) for e in expected)))
+
+
+def assert_close(actual, wanted, tolerance):
+    """Equal shapes, and a difference of norm at most `tolerance`, relative to what is wanted if that exceeds 1."""
+    actual, wanted = np.asarray(actual), np.asarray(wanted)
+    assert actual.shape == wanted.shape
+    assert np.linalg.norm(actual - wanted) <= tolerance * max(1.0, float(np.linalg.norm(wanted)))
