@@ -7,7 +7,11 @@ from pathlib import Path
 
 # Most of the suite's time is the compiler's, and no law asks for speed. What is compiled is kept for the other worker,
 # the other files and the next run. Programs that tests start inherit both.
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
+# jax 0.10 also emits its fusions as it used to, in a third of the time; newer ones pass over that option.
+os.environ["XLA_FLAGS"] = (
+    "--xla_backend_optimization_level=0 --xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters "
+    + os.environ.get("XLA_FLAGS", "")
+)
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "programs"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.05")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # XLA names the processor's features whenever it loads a program
