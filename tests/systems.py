@@ -22,6 +22,9 @@ GEOMETRIES = [(3, 3, 15), (4, 7, 6), (5, 2, 3), (3, 4, 2), (3, 1, 5), (2, 3, 4),
 # These programs are short: most of their time is the compiler's, of which this saves a third.
 compiled = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
+USUAL_FUSIONS = {"xla_cpu_use_fusion_emitters": True} if jax.__version_info__ < (0, 11) else {}
+"""Options of the compiler for laws about the last bits: the suite's cheap fusions round by their place in a program."""
+
 
 class Arrays(NamedTuple):
     """A point in NumPy: features (p x n_tot), classifier (C x p), bias (C)."""
