@@ -12,8 +12,11 @@ from pathlib import Path
 # Most of the suite's time is the compiler's, and no law asks for speed. What is compiled is kept for the other worker,
 # the other files and the next run. Programs that tests start inherit both.
 # jax 0.10 also emits its fusions as it used to, in a third of the time; newer ones know no other way.
-OLD_FUSIONS = " --xla_cpu_use_fusion_emitters=false" if version("jax").startswith("0.10.") else ""
-os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0" + OLD_FUSIONS + " " + os.environ.get("XLA_FLAGS", "")
+os.environ["XLA_FLAGS"] = " ".join(
+    ["--xla_backend_optimization_level=0"]
+    + ["--xla_cpu_use_fusion_emitters=false"] * version("jax").startswith("0.10.")
+    + [os.environ.get("XLA_FLAGS", "")]
+)
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "programs"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.05")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # XLA names the processor's features whenever it loads a program
