@@ -1,12 +1,21 @@
 """Settings of the whole suite: float64, and every shape that the package's signatures promise checked at run time."""
 
+import ctypes
+import gc
 import os
+import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 # Most of the suite's time is the compiler's, and no law asks for speed. What is compiled is kept for the other worker,
 # the other files and the next run. Programs that tests start inherit both.
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
+# jax 0.10 also emits its fusions as it used to, in a third of the time; newer ones know no other way.
+os.environ["XLA_FLAGS"] = " ".join(
+    ["--xla_backend_optimization_level=0"]
+    + ["--xla_cpu_use_fusion_emitters=false"] * version("jax").startswith("0.10.")
+    + [os.environ.get("XLA_FLAGS", "")]
+)
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "programs"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.05")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # XLA names the processor's features whenever it loads a program
@@ -26,11 +35,35 @@ fc.enable_x64()
 fc.use_cpu_cores(2)  # sweeps are tested on one device and on two
 
 
-@pytest.fixture(autouse=True, scope="module")
-def forget_programs():
-    """Compiled programs are kept for one file of tests only: all together would take several gigabytes."""
-    yield
+def resident() -> int:
+    """The bytes of memory that this process holds, where Linux tells."""
+    told = Path("/proc/self/statm")
+    return int(told.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if told.exists() else 0
+
+
+def forget_programs() -> None:
+    """Let go of all compiled programs, and of the memory that the C library keeps after the compiler's threads."""
     jax.clear_caches()
+    gc.collect()
+    if sys.platform == "linux":
+        getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)(0)
+
+
+@pytest.fixture(autouse=True)
+def bounded_memory():
+    """All programs of the suite together would take several gigabytes."""
+    yield
+    if resident() > 900 * 2**20:
+        forget_programs()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def clean_slate():
+    """Files of tests share programs on disk, and neither memory nor figures."""
+    yield
+    forget_programs()
+    if "matplotlib.pyplot" in sys.modules:
+        sys.modules["matplotlib.pyplot"].close("all")
 
 
 @pytest.fixture

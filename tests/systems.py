@@ -22,6 +22,9 @@ GEOMETRIES = [(3, 3, 15), (4, 7, 6), (5, 2, 3), (3, 4, 2), (3, 1, 5), (2, 3, 4),
 # These programs are short: most of their time is the compiler's, of which this saves a third.
 compiled = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
+USUAL_FUSIONS = {"xla_cpu_use_fusion_emitters": True} if jax.__version_info__ < (0, 11) else {}
+"""Options of the compiler for laws about the last bits: the suite's cheap fusions round by their place in a program."""
+
 
 class Arrays(NamedTuple):
     """A point in NumPy: features (p x n_tot), classifier (C x p), bias (C)."""
@@ -29,6 +32,11 @@ class Arrays(NamedTuple):
     H: np.ndarray
     W: np.ndarray
     b: np.ndarray
+
+
+def model_of(counts, p, **options) -> fc.UFM:
+    """The model with these samples a class."""
+    return fc.UFM(num_classes=len(counts), samples_per_class=tuple(counts), num_features=p, **options)
 
 
 def arrays(state) -> Arrays:
@@ -53,6 +61,13 @@ def random_state(model: fc.UFM, seed: int = 0, size: float = 1.0) -> fc.State:
 def centring(C: int) -> Float[np.ndarray, "C C"]:
     """`P = I - 11^T/C`."""
     return np.eye(C) - 1 / C
+
+
+def means_and_deviations(H, counts):
+    """The class means and `H` less its class means, in plain NumPy."""
+    ends = np.cumsum(counts)
+    means = np.stack([H[:, end - n : end].mean(axis=1) for n, end in zip(counts, ends, strict=True)], axis=1)
+    return means, H - np.repeat(means, counts, axis=1)
 
 
 def one_hot(counts) -> Float[np.ndarray, "C samples"]:
@@ -157,3 +172,10 @@ def relative_error(found, expected) -> float:
     """`||found - expected|| / ||expected||` over all parts together, each with its leading axes."""
     difference = sum(np.sum((np.asarray(f) - np.asarray(e)) ** 2) for f, e in zip(found, expected, strict=True))
     return float(np.sqrt(difference / sum(np.sum(np.asarray(e) ** 2) for e in expected)))
+
+
+def assert_close(actual, wanted, tolerance):
+    """Equal shapes, and a difference of norm at most `tolerance`, relative to what is wanted if that exceeds 1."""
+    actual, wanted = np.asarray(actual), np.asarray(wanted)
+    assert actual.shape == wanted.shape
+    assert np.linalg.norm(actual - wanted) <= tolerance * max(1.0, float(np.linalg.norm(wanted)))

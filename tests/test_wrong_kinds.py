@@ -14,7 +14,7 @@ import wrong_kinds
 
 import flowcollapse as fc
 
-QUICK = {"XLA_FLAGS": "--xla_backend_optimization_level=0", "JAX_TRACEBACK_FILTERING": "off"}
+QUICK = {"JAX_TRACEBACK_FILTERING": "off"}
 
 FUNCTIONS = wrong_kinds.public_functions()
 

@@ -127,14 +127,13 @@ class Lab:
 
         The default solver where classes are balanced and have a bias. An explicit one elsewhere, which takes less
         time to compile: the default has been measured then. What `fc.simulate` decides by numbers, which are unknown
-        inside of a program, is decided here as it would be: explicit steps to the end, and looped stages, but for
-        systems that run a thousand starts (`rms`).
+        inside of a program, is decided here as it would be: explicit steps to the end. Systems that run a thousand
+        starts (`rms`) are worth a compilation that takes longer.
         """
         solver, many = "exponential" if system in EVERY else "tsit5", system in REACHED
 
         def method(rtol) -> Flow:
-            stages = "written-out" if many else "looped"
-            return Flow(solver, rtol=rtol, coordinates="class-mean", approach="explicit", stages=stages)
+            return Flow(solver, rtol=rtol, coordinates="class-mean", approach="explicit")
 
         return self._run(system, method, "flow", starts, ts, decays, rtol, quick=not many)
 
