@@ -114,10 +114,10 @@ class ExponentialDOP853(dfx.AbstractAdaptiveSolver):
         data = (t0, h, z, y0, first)
         reads = getattr(getattr(forcing, "term", forcing), "reads", None)  # diffrax wraps its terms
         if reads is None:
-            outcome = _step(self.output, forcing, *data, args)
+            y1, error, dense_info, last = _step(self.output, forcing, *data, args)
         else:
-            outcome = lanes_last(_step)(self.output, forcing, *data, reads(args))
-        return *outcome, dfx.RESULTS.successful
+            y1, error, dense_info, last = lanes_last(_step)(self.output, forcing, *data, reads(args))
+        return y1, error, dense_info, last, dfx.RESULTS.successful
 
 
 PLACES = (0, *range(END + 1), *range(NEAR + 1, NEAR + len(C) - NUM_STAGES))

@@ -1,5 +1,7 @@
 """Lanes in lockstep as the last axis: the same numbers as a lane by itself, whatever its company."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -108,7 +110,8 @@ def numbers_of(model, coordinates="auto", solver="exponential"):
         flow = fc.Flow(solver, rtol=1e-7, approach="explicit", coordinates=coordinates)
         path = fc.simulate(model, start, flow, 7, metrics=("risk", "nc1_trace"), save_states=True)
         steps = {name: path.stats[name] for name in ("accepted", "rejected")}
-        return steps, {**path.metrics, "W": path.states.W, "H": path.states.H, "b": path.states.b, "t": path.ts}
+        states: Any = path.states
+        return steps, {**path.metrics, "W": states.W, "H": states.H, "b": states.b, "t": path.ts}
 
     return run
 
@@ -141,8 +144,8 @@ def test_width_and_order_change_nothing():
 def test_a_lane_of_nan_disturbs_none():
     run = compiled(jax.vmap(numbers_of(MODELS["paper"])))
     seeds, eps = jnp.arange(2), jnp.array([0.3, 0.1])
-    broken = run(seeds, eps.at[1].set(jnp.nan))
-    same(*(jax.tree.map(lambda x: x[0], result) for result in (broken, run(seeds, eps))), 1e6 * EPS)
+    broken, whole = run(seeds, eps.at[1].set(jnp.nan)), run(seeds, eps)
+    same(jax.tree.map(lambda x: x[0], broken), jax.tree.map(lambda x: x[0], whole), 1e6 * EPS)
     assert np.isnan(broken[1]["W"][1, -1]).all()
 
 

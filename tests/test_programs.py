@@ -99,8 +99,8 @@ def test_a_called_function_stays_a_call():
     """What keeps XLA from computing an operand anew for each entry that reads it rests on an experimental attribute."""
     x = jnp.ones((4, 4))
 
-    def text(function):
-        return jax.jit(lambda x: function(x) @ x).lower(x).compile().as_text()
+    def text(function) -> str:
+        return str(jax.jit(lambda x: function(x) @ x).lower(x).compile().as_text())
 
     assert "call(" not in text(jnp.sin)
     assert "call(" in text(called(jnp.sin))
