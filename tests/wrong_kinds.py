@@ -43,12 +43,13 @@ def is_shape(x: Any) -> bool:
 
 def traced(program: Callable) -> Callable:
     """In place of a compiled program: it is traced, once for arguments of the same kinds, and gives zeros, or yes."""
-    if program.__name__ in DECIDING:
-        return compiled(program)
+    deciding = compiled(program) if program.__name__ in DECIDING else None
     known: dict[Any, Any] = {}
 
     @functools.wraps(program)
     def run(*args, quick: bool = False, **options):
+        if deciding is not None:
+            return deciding(*args, **options)
         leaves, structure = jax.tree.flatten((args, options))
         kinds = (jax.typeof(x) if eqx.is_array(x) else (type(x), x) for x in leaves)
         key = structure, *kinds, jax.config.read("jax_enable_x64")
