@@ -28,11 +28,11 @@ from peers import PEERS
 
 import flowcollapse as fc
 from flowcollapse.provenance import versions
+from flowcollapse.sweeps.engine import CPU_WIDTH as BLOCK
 
 EPS = (1.0, 1e-1, 1e-2, 1e-3)
 MODEL = fc.UFM(num_classes=3, samples_per_class=3, num_features=15)
 SAVES = 41
-BLOCK = 16
 SLOW = {"torchdiffeq_dopri5": 8, "scipy_dop853": 2, "scipy_rk45": 2, "scipy_lsoda": 4}
 """How many times fewer lanes a slow peer runs."""
 

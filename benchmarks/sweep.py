@@ -8,7 +8,7 @@ Every run keeps the end states; "saves" are 41 times with five metrics. Parts, e
 - `throughput`: `fc.sweep` of 1 to 16,384 lanes beside the same lanes in one batch of diffrax, in torchode, in loops of
   scipy's solvers and in C: trajectories a second of wall time and of CPU time, and errors. All on one core; the first
   three also on all cores;
-- `width`: the time of a lane's step in blocks of 1 to 32 lanes, for states of several sizes;
+- `width`: the time of a lane's step in blocks of 1 to 64 lanes, for states of several sizes;
 - `devices`: the same sweep on 1, 2 and 4 CPU devices, pinned to as many cores as long as there are enough;
 - `storing`: a sweep into a store beside the same in memory, and beside one without save times, in turns;
 - `start`: fresh processes: imports, `--help`, and the first result of a sweep of 16 lanes, compiling included;
@@ -69,9 +69,9 @@ def throughput(options: Options) -> Iterator[Row]:
 
 
 def width(options: Options) -> Iterator[Row]:
-    spec: Row = {"part": "width", "sizes": SIZES, "widths": (1, 4, 8, 16, 32), "lanes": 256, "budget_s": 2.0}
+    spec: Row = {"part": "width", "sizes": SIZES, "widths": (1, 4, 8, 16, 32, 64), "lanes": 256, "budget_s": 2.0}
     if options.quick:
-        spec |= {"sizes": SIZES[:1], "widths": (1, 16), "lanes": 16, "budget_s": 0.0}
+        spec |= {"sizes": SIZES[:1], "widths": (1, 32), "lanes": 16, "budget_s": 0.0}
     yield from on_cores(1, spec)
 
 

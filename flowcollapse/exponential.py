@@ -10,6 +10,7 @@ accuracy nor step size depends on the stiffness. The weights, derived here, are 
 `docs/solver.md` has the derivation and the measurements; the coefficients of DOP853 are in `_dop853.py`.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import ClassVar
@@ -88,7 +89,7 @@ class ExponentialDOP853(dfx.AbstractAdaptiveSolver):
 
     def suited(self, output: bool) -> "ExponentialDOP853":
         """The same solver with or without output."""
-        return ExponentialDOP853(output)
+        return dataclasses.replace(self, output=output)
 
     @property
     def interpolation_cls(self):
