@@ -117,7 +117,8 @@ class ExponentialDOP853(dfx.AbstractAdaptiveSolver):
         if reads is None:
             y1, error, dense_info, last = _step(self.output, forcing, *data, args)
         else:
-            y1, error, dense_info, last = lanes_last(_step)(self.output, forcing, *data, reads(args))
+            step = lanes_last(_step, functools.partial(_step, mapped=True))
+            y1, error, dense_info, last = step(self.output, forcing, *data, reads(args))
         return y1, error, dense_info, last, dfx.RESULTS.successful
 
 
@@ -127,8 +128,11 @@ PLACES = (0, *range(END + 1), *range(NEAR + 1, NEAR + len(C) - NUM_STAGES))
 STAGE_USES = [np.zeros(0, bool), *USED[: END + 1], *FURTHER.used]
 
 
-def _step(output: bool, forcing: dfx.AbstractTerm, t0, h, z, y0: PyTree, first: PyTree, args: PyTree):
-    """The end of a step, its error, what its output is made from, and the forcing at its end. Lanes may come last."""
+def _step(output: bool, forcing: dfx.AbstractTerm, t0, h, z, y0: PyTree, first: PyTree, args: PyTree, mapped=False):
+    """The end of a step, its error, what its output is made from, and the forcing at its end.
+
+    Lanes may come last, or the step is `mapped` over them.
+    """
     slow0, fast0 = y0
     count = len(C) if output else NUM_STAGES + 1
     decay, weights = step_weights(z, output)
@@ -152,7 +156,7 @@ def _step(output: bool, forcing: dfx.AbstractTerm, t0, h, z, y0: PyTree, first: 
         return jax.lax.switch(i - 1, [functools.partial(at, j) for j in range(1, count)], derivatives)
 
     # A product with zeros costs a small state less than to compile the branches.
-    small = h.ndim == 0 and sum(x.size for x in jax.tree.leaves(slow0)) <= SMALL
+    small = not mapped and h.ndim == 0 and sum(x.size for x in jax.tree.leaves(slow0)) <= SMALL
     state = at_any if small else in_its_branch
     k, g = in_a_loop(lambda i, so_far: forcing.vf(t0 + nodes[i] * h, state(i, so_far), args), count, tuple(first))
 

@@ -48,27 +48,33 @@ def called(function: Callable) -> Callable:
     return call
 
 
-LANES_LAST_UP_TO = 512
-"""States of up to so many numbers are worth turning round; see `benchmarks/README.md`."""
+LANES_LAST_UP_TO = 2048
+"""Functions whose arrays have up to so many numbers in a lane take their lanes last. A step has two states among its
+arguments: it pays up to 900 numbers in a state (`benchmarks/sweep.py --only width`); then its sums are too long."""
 
 
-def lanes_last(function: Callable) -> Callable:
+def lanes_last(function: Callable, mapped: Callable | None = None) -> Callable:
     """The same function of pytrees, which takes lanes in lockstep on a CPU as the last axis of all its arrays.
 
     There they lie side by side for vector code. The function must allow such axes; with small arrays it is called once
-    for all lanes of a `jax.vmap`, and otherwise mapped as usual. Derivatives are those of the function as it is.
+    for all lanes of a `jax.vmap`, and otherwise it is mapped as usual, or `mapped` in its place, which gives the same.
+    Derivatives are those of the function as it is.
     """
 
     def call(*args: Any) -> Any:
         static, arrays = _leaves_of(args)
-        plain = functools.partial(_of_leaves(function), static)
-        return _lanes_last(lambda *arrays: plain(list(arrays)))(*arrays)
+
+        def of_arrays(function: Callable) -> Callable:
+            of_leaves = _of_leaves(function)
+            return lambda *arrays: of_leaves(static, list(arrays))
+
+        return _lanes_last(of_arrays(function), of_arrays(mapped or function))(*arrays)
 
     return call
 
 
-def _lanes_last(function: Callable) -> Callable:
-    """`lanes_last` for a function of arrays."""
+def _lanes_last(function: Callable, mapped: Callable) -> Callable:
+    """`lanes_last` for functions of arrays."""
 
     @jax.custom_batching.custom_vmap
     def single(*arrays):
@@ -78,10 +84,10 @@ def _lanes_last(function: Callable) -> Callable:
     def of_lanes(size, batched, *arrays):
         if jax.default_backend() != "cpu" or sum(x.size for x in arrays) > LANES_LAST_UP_TO * size:
             axes = tuple(0 if b else None for b in batched)
-            outcome = jax.vmap(function, axes, axis_size=size)(*arrays)
+            outcome = jax.vmap(mapped, axes, axis_size=size)(*arrays)
         else:
             turned = (_turned(x, size, b) for x, b in zip(arrays, batched, strict=True))
-            outcome = jax.tree.map(lambda x: jnp.moveaxis(x, -1, 0), _lanes_last(function)(*turned))
+            outcome = jax.tree.map(lambda x: jnp.moveaxis(x, -1, 0), _lanes_last(function, mapped)(*turned))
         return outcome, jax.tree.map(lambda _: True, outcome)
 
     derived = jax.custom_jvp(single)
