@@ -25,7 +25,8 @@ BYTES_A_CALL = 2**26
 
 CPU_WIDTHS = ((512, CPU_WIDTH), (2**16, 8))
 """On a CPU, states of up to so many numbers run so many lanes in lockstep, larger ones a lane at a time. Against that,
-blocks take 0.4 of the time for the paper's task, 0.8 to 1 from 600 numbers on, 0.5 at 5,000 (`benchmarks/sweep.py`)."""
+blocks take 0.7 of the time for the paper's task, about the same from 400 to 1,500 numbers, 0.5 at 5,000
+(`benchmarks/sweep.py --only width`)."""
 
 
 Device = Any
