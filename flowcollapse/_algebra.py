@@ -47,7 +47,9 @@ def times(A: Float[Array, "m k *lanes"], B: Float[Array, "k *shape"]) -> Float[A
 
 
 def total(terms: Sequence[Any]) -> Any:
-    """The sum of some terms: of five at a time first, since each addition waits for the one before."""
+    """The sum of some terms: of five at a time first, since each addition waits for the one before. Of none it is 0."""
+    if not terms:
+        return 0.0
     while len(terms) > 1:
         terms = [functools.reduce(operator.add, terms[i : i + 5]) for i in range(0, len(terms), 5)]
     return terms[0]
@@ -58,12 +60,13 @@ def sum_of_squares(parts: Sequence[Array], lanes: int = 0) -> Float[Array, "*lan
     if lanes == 0:
         return total([jnp.sum(x**2) for x in parts])
     sums = []
-    for part in parts:  # axis by axis, each by a call: XLA would make one sum of them again
+    for part in (x for x in parts if x.size > 0):  # axis by axis, each by a call: XLA would make one sum of them again
         added = _squares_added(part)
         while added.ndim > lanes:
             added = _added(added)
         sums.append(added)
-    return total(sums)
+    shape = parts[0].shape[parts[0].ndim - lanes :]
+    return jnp.broadcast_to(jnp.asarray(total(sums), parts[0].dtype), shape)
 
 
 @called

@@ -97,9 +97,16 @@ MODELS = {
     "paper": fc.UFM(num_classes=3, samples_per_class=3, num_features=15),
     "imbalanced": fc.UFM(num_classes=3, samples_per_class=(1, 2, 4), num_features=5),
     "without bias": fc.UFM(num_classes=2, samples_per_class=3, num_features=4, use_bias=False),
+    "one sample a class": fc.UFM(num_classes=3, samples_per_class=1, num_features=4),
     "with decay": fc.UFM(num_classes=3, samples_per_class=2, num_features=6, weight_decay=(0.1, 0.2, 0.3)),
 }
-COORDINATES = {"paper": "auto", "imbalanced": "class-mean", "without bias": "sample", "with decay": "auto"}
+COORDINATES = {
+    "paper": "auto",
+    "one sample a class": "auto",
+    "imbalanced": "class-mean",
+    "without bias": "sample",
+    "with decay": "auto",
+}
 
 
 def numbers_of(model, coordinates="auto", solver="exponential"):
