@@ -56,7 +56,7 @@ def total(terms: Sequence[Any]) -> Any:
 
 
 def sum_of_squares(parts: Sequence[Array], lanes: int = 0) -> Float[Array, "*lanes"]:
-    """The sum of the squares of all entries of all parts. So many last axes are lanes, each with a sum of its own."""
+    """The sum of the squares of all entries of all parts, for each lane; the last `lanes` axes are lanes."""
     if lanes == 0:
         return total([jnp.sum(x**2) for x in parts])
     sums = []

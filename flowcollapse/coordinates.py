@@ -170,7 +170,7 @@ def mean_residual_field(
     return W_velocity, X_velocity, _mean_forcing(problem.model.num_samples, decays, W, W_velocity, Xu, m, e)
 
 
-# Each of these is a piece of its own, or XLA would compute one anew for each entry of another that reads it.
+# These are separate calls: otherwise XLA would compute each anew for every entry of the next that reads it.
 
 
 @called

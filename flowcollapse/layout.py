@@ -24,7 +24,7 @@ class LanesLastTerm(dfx.ODETerm):
     """A term whose field allows lanes as the last axis of the state, and depends on the problem without its samples."""
 
     def reads(self, args: Any) -> Problem:
-        """What the field needs of the arguments."""
+        """The part of the arguments that the field reads."""
         model, columns = args[0]
         # Three decays, since one that has lanes would look like three.
         return Problem(eqx.tree_at(lambda m: m.weight_decay, model, model.decays), columns.without_arrays())

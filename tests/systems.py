@@ -179,3 +179,12 @@ def assert_close(actual, wanted, tolerance):
     actual, wanted = np.asarray(actual), np.asarray(wanted)
     assert actual.shape == wanted.shape
     assert np.linalg.norm(actual - wanted) <= tolerance * max(1.0, float(np.linalg.norm(wanted)))
+
+
+def sizes(jaxpr):
+    """Sizes of everything that a program computes, inner programs included."""
+    for equation in jaxpr.eqns:
+        yield from (int(np.prod(variable.aval.shape)) for variable in equation.outvars)
+        for inner in jax.tree.leaves(equation.params, is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")):
+            if hasattr(inner, "eqns") or hasattr(inner, "jaxpr"):
+                yield from sizes(getattr(inner, "jaxpr", inner))

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from systems import sizes
 
 import flowcollapse as fc
 from flowcollapse.coordinates import enter, from_mean_residual, mean_residual_field, to_mean_residual
@@ -193,15 +194,6 @@ def test_a_million_samples_a_class_make_no_array_of_their_size(method):
     run = functools.partial(fc.simulate, ts=jnp.linspace(0.0, 1e-6, 7), metrics=("snc2", "nc1", "risk"))
     program = jax.make_jaxpr(lambda start: run(model, start, method).metrics)(start)
     assert max(sizes(program.jaxpr)) < 10_000
-
-
-def sizes(jaxpr):
-    """Sizes of everything that a program computes, inner programs included."""
-    for equation in jaxpr.eqns:
-        yield from (int(np.prod(variable.aval.shape)) for variable in equation.outvars)
-        for inner in jax.tree.leaves(equation.params, is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")):
-            if hasattr(inner, "eqns") or hasattr(inner, "jaxpr"):
-                yield from sizes(getattr(inner, "jaxpr", inner))
 
 
 # ---- which optimizers, and what is refused

@@ -110,7 +110,7 @@ COORDINATES = {
 
 
 def numbers_of(model, coordinates="auto", solver="exponential"):
-    """What is compared of a run, as a function of the start and of eps."""
+    """A run as a function of the seed and eps: its steps, and the numbers to compare."""
 
     def run(seed, eps):
         start = fc.initial.sphere(model, eps, key=jax.random.key(seed))

@@ -96,7 +96,7 @@ def test_a_sweep_of_another_size_compiles_nothing(compilations):
 
 
 def test_a_called_function_stays_a_call():
-    """What keeps XLA from computing an operand anew for each entry that reads it rests on an experimental attribute."""
+    """`called` rests on an experimental attribute: an inlined call would compute operands many times."""
     x = jnp.ones((4, 4))
 
     def text(function) -> str:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
-from systems import assert_close, compiled, means_and_deviations, model_of
+from systems import assert_close, compiled, means_and_deviations, model_of, sizes
 
 import flowcollapse as fc
 from flowcollapse.columns import SampleColumns
@@ -119,19 +119,10 @@ def test_keys_of_the_old_kind_draw_the_same_start():
 def test_reduced_draws_do_without_arrays_of_the_number_of_samples():
     model = fc.UFM(num_classes=3, samples_per_class=10**7, num_features=4)
     program = jax.make_jaxpr(lambda key: fc.initial.sphere(model, 1e-3, key=key, reduced=True))(jax.random.key(0))
-    assert max(size_of_largest(program.jaxpr)) < 1000
+    assert max(sizes(program.jaxpr)) < 1000
     state = fc.initial.sphere(model, eps=1e-3, key=jax.random.key(0))
     assert state.coordinates == "class-mean"
     assert state.X.shape == (4, 3 + 4)
-
-
-def size_of_largest(jaxpr):
-    """Sizes of everything that a program computes, inner programs included."""
-    for equation in jaxpr.eqns:
-        yield from (int(np.prod(variable.aval.shape)) for variable in equation.outvars)
-        for inner in jax.tree.leaves(equation.params, is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")):
-            if hasattr(inner, "eqns") or hasattr(inner, "jaxpr"):
-                yield from size_of_largest(getattr(inner, "jaxpr", inner))
 
 
 def test_features_too_large_for_memory_are_refused_with_their_size_and_a_cure():
