@@ -28,7 +28,7 @@ import optax
 from peer_batch import METRICS, PeerUnavailable, fastest, require
 
 import flowcollapse as fc
-from flowcollapse.provenance import versions
+from flowcollapse.results.provenance import versions
 
 MODEL = fc.UFM(num_classes=3, samples_per_class=3, num_features=15)
 TARGET = np.repeat(np.eye(3), 3, axis=1)

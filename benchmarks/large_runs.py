@@ -16,9 +16,9 @@ from fresh_process import cores, machine
 from peer_batch import Batch, fastest, numpy_field, pack, require, unpack
 
 import flowcollapse as fc
-from flowcollapse.model import problem_of
-from flowcollapse.provenance import versions
-from flowcollapse.stopping import plateau_time
+from flowcollapse.endings.plateau import plateau_time
+from flowcollapse.model.problem import problem_of
+from flowcollapse.results.provenance import versions
 
 EPS = 1e-3
 REFERENCE_RTOLS = (3e-13, 1e-12, 3e-12, 1e-11)

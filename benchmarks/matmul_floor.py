@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from peer_batch import one_blas_thread
 
-from flowcollapse.coordinates import mean_residual_field
-from flowcollapse.model import Problem
+from flowcollapse.methods.stiff_part import mean_residual_field
+from flowcollapse.model.problem import Problem
 
 
 class Floor:

@@ -18,10 +18,11 @@ from typing import Any
 import jax
 
 import flowcollapse as fc
-from flowcollapse.coordinates import enter
-from flowcollapse.metrics import checked_names, observe_many
-from flowcollapse.model import Point, Problem
-from flowcollapse.provenance import versions
+from flowcollapse.metrics.evaluation import observe_many
+from flowcollapse.metrics.registry import checked_names
+from flowcollapse.model.coordinates import enter
+from flowcollapse.model.problem import Point, Problem
+from flowcollapse.results.provenance import versions
 from flowcollapse.simulation import NUM_SAVES
 
 SIZES = ((3, 3, 15), (10, 100, 64), (100, 500, 512), (1000, 1, 512), (1000, 10, 512))

@@ -27,8 +27,8 @@ from peer_batch import METRICS, Batch, PeerUnavailable, Timing, fastest
 from peers import PEERS
 
 import flowcollapse as fc
-from flowcollapse.provenance import versions
-from flowcollapse.sweeps.engine import CPU_WIDTH as BLOCK
+from flowcollapse.results.provenance import versions
+from flowcollapse.sweeps.capacity import CPU_WIDTH as BLOCK
 
 EPS = (1.0, 1e-1, 1e-2, 1e-3)
 MODEL = fc.UFM(num_classes=3, samples_per_class=3, num_features=15)

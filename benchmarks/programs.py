@@ -18,12 +18,14 @@ import jax
 import jax.numpy as jnp
 
 import flowcollapse as fc
-from flowcollapse.coordinates import enter
-from flowcollapse.metrics import checked_names, observe_many
+from flowcollapse.endings.plateau import plateau_time
+from flowcollapse.endings.verdict import Ending, verdict
+from flowcollapse.metrics.evaluation import observe_many
+from flowcollapse.metrics.registry import checked_names
+from flowcollapse.model.coordinates import enter
 from flowcollapse.programs import QUICK
-from flowcollapse.provenance import versions
+from flowcollapse.results.provenance import versions
 from flowcollapse.simulation import as_arrays, without_arrays
-from flowcollapse.stopping import Ending, plateau_time, verdict
 
 MODEL = fc.UFM(num_classes=3, samples_per_class=3, num_features=15)
 LANES = 32

@@ -27,8 +27,9 @@ from large_runs import (
 from matmul_floor import Floor
 
 import flowcollapse as fc
-from flowcollapse.coordinates import enter, to_mean_residual
-from flowcollapse.model import Problem
+from flowcollapse.methods.stiff_part import to_mean_residual
+from flowcollapse.model.coordinates import enter
+from flowcollapse.model.problem import Problem
 
 FLOWS = {"ours": OURS, "tsit5_class_mean": "tsit5"}
 FLOOR_ROUNDS = 3

@@ -103,7 +103,7 @@ def main() -> None:
             print(f"{case}: {rows[-1].get('failed', 'done')}", file=sys.stderr, flush=True)
     print(table(rows))
     if options.out is not None:
-        from flowcollapse.provenance import versions
+        from flowcollapse.results.provenance import versions
 
         about = {"machine": machine(), "versions": versions(), "rows": rows}
         options.out.write_text(json.dumps(about, indent=1) + "\n")

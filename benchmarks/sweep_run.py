@@ -25,11 +25,12 @@ from peer_batch import METRICS, Batch, PeerUnavailable, Timing, flow_metrics
 from peers import END_ONLY, PEERS
 
 import flowcollapse as fc
-from flowcollapse.model import problem_of
-from flowcollapse.stopping import plateau_time
-from flowcollapse.sweeps.engine import block_width, state_size
+from flowcollapse.endings.plateau import plateau_time
+from flowcollapse.model.coordinates import state_size
+from flowcollapse.model.problem import problem_of
+from flowcollapse.sweeps.capacity import block_width
 from flowcollapse.sweeps.grid import make_grid, tasks
-from flowcollapse.sweeps.lanes import Plan
+from flowcollapse.sweeps.lane import Plan
 from flowcollapse.sweeps.local import Local
 
 MODEL = fc.UFM(num_classes=3, samples_per_class=3, num_features=15)

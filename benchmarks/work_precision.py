@@ -33,7 +33,8 @@ from large_runs import (
 from peer_batch import Batch
 
 import flowcollapse as fc
-from flowcollapse.coordinates import enter, mean_residual_field, to_mean_residual
+from flowcollapse.methods.stiff_part import mean_residual_field, to_mean_residual
+from flowcollapse.model.coordinates import enter
 
 FLOWS: dict[str, Callable[[], Any]] = {
     OURS: lambda: OURS,

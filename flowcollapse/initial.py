@@ -7,11 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from ._algebra import qr, svd
 from ._checks import check_flag, check_key, check_number, checked_dtype
 from ._errors import UsageError
-from .columns import ClassMeanColumns
-from .model import UFM, State, check_columns, check_model, loss_of
+from ._linalg.algebra import qr, svd
+from .model.columns import ClassMeanColumns
+from .model.requirements import check_columns, check_model
+from .model.state import State
+from .model.ufm import UFM, loss_of
 from .programs import Program
 
 REDUCED_FROM = 2**22

@@ -14,20 +14,21 @@ from . import initial
 from ._checks import check_number
 from ._errors import UsageError
 from ._files import check_writable, local_path, write_netcdf
-from ._tables import aligned
-from .descent import Descent
-from .description import options
-from .flow import Flow
-from .model import UFM, problem_of
-from .powers import FIT_UP_TO, POWERS, fitted_eps, fitted_power
-from .provenance import provenance
+from .endings.plateau import plateau_time
+from .methods.descent import Descent
+from .methods.flow import Flow
+from .model.problem import problem_of
+from .model.ufm import UFM
+from .results.description import options
+from .results.fits import FIT_UP_TO, POWERS, fitted_eps, fitted_power
+from .results.labels import verdict_attributes
+from .results.provenance import provenance
+from .results.tables import aligned, verdicts
 from .settings import take_cpu_cores
-from .stopping import plateau_time
-from .sweeps.engine import CPU_WIDTH, Engine
+from .sweeps.capacity import CPU_WIDTH
+from .sweeps.engine import Engine
 from .sweeps.grid import checked_axes
-from .sweeps.run import sweep
-from .sweeps.summary import verdicts
-from .trajectory import verdict_attributes
+from .sweeps.sweep import sweep
 
 NAMES = ("snc1", "snc2", "snc3", "distance", "relative_distance", "risk")
 """The curves that are kept."""

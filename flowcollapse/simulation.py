@@ -9,16 +9,20 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, Real
 
-from . import metrics as metrics_module
 from ._checks import check_flag, check_integer, is_traced, real_numbers, shown
 from ._errors import UsageError
-from .balance import Reference
-from .coordinates import enter
-from .method import Method, check_method
-from .model import UFM, Point, Problem, State, check_model, check_state
+from .endings.verdict import Ending, Verdict, verdict
+from .methods.base import Method, check_method
+from .metrics.balance import Reference
+from .metrics.evaluation import observe, observe_many, prepared
+from .metrics.registry import checked_names
+from .model.coordinates import enter
+from .model.problem import Point, Problem
+from .model.requirements import check_model, check_state
+from .model.state import State
+from .model.ufm import UFM
 from .programs import SMALL, Program
-from .stopping import Ending, Verdict, verdict
-from .trajectory import Trajectory
+from .results.trajectory import Trajectory
 
 NUM_SAVES = 101
 
@@ -68,7 +72,7 @@ def simulate(
     """
     start = checked_start(model, start)
     check_method(method)
-    names = metrics_module.checked_names(model, start.columns, metrics)
+    names = checked_names(model, start.columns, metrics)
     dtype = start.X.dtype
     save_states = check_flag("save_states", save_states)
     times = check_integer("ts", ts) if isinstance(ts, int | np.integer) else checked_times(ts, method, dtype)
@@ -115,7 +119,7 @@ def _run(model: UFM, start: State, method: Method, ts, inside: tuple[tuple[str, 
 def _observed(problem: Problem, points: Point, names: tuple[str, ...], start: Point) -> dict[str, Array]:
     """The metrics of points; NaN for points that are not finite."""
     with jax.default_matmul_precision("highest"):
-        values = metrics_module.observe_many(problem, points, names, start)
+        values = observe_many(problem, points, names, start)
         finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x), axis=range(1, x.ndim)) for x in points]), axis=0)
     return {name: jnp.where(finite, value, jnp.nan) for name, value in values.items()}
 
@@ -132,7 +136,7 @@ def without_arrays(problem: Problem) -> Problem:
 
 
 def _observer(problem: Problem, start: Point, names: tuple[str, ...], save_states: bool) -> "Observer":
-    return Observer(*metrics_module.prepared(problem, names, start, start), names, save_states)
+    return Observer(*prepared(problem, names, start, start), names, save_states)
 
 
 class Observer(eqx.Module):
@@ -144,7 +148,7 @@ class Observer(eqx.Module):
     save_states: bool = eqx.field(static=True)
 
     def __call__(self, point: Point) -> tuple[dict[str, Array], Point | None]:
-        values = metrics_module.observe(self.problem, point, self.names, self.start)
+        values = observe(self.problem, point, self.names, self.start)
         return values, point if self.save_states else None
 
 

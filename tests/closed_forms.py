@@ -7,7 +7,7 @@ import numpy as np
 import systems
 
 import flowcollapse as fc
-from flowcollapse.columns import within_class_basis
+from flowcollapse.model.columns import within_class_basis
 
 exact = fc.theory.exact
 TS = np.array([0.0, 1e-9, 0.3, 1.0, 3.0])

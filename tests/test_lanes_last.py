@@ -9,7 +9,7 @@ import pytest
 from systems import compiled
 
 import flowcollapse as fc
-from flowcollapse._algebra import sum_of_squares, times
+from flowcollapse._linalg.algebra import sum_of_squares, times
 from flowcollapse.programs import LANES_LAST_UP_TO, lanes_last
 
 EPS = float(jnp.finfo(jnp.float64).eps)

@@ -10,8 +10,8 @@ import pytest
 from systems import random_state
 
 import flowcollapse as fc
-from flowcollapse._lean import lean_diffrax
-from flowcollapse.hessian import hessian_vector_product
+from flowcollapse.curvature.hessian import hessian_vector_product
+from flowcollapse.methods.solvers.lean import lean_diffrax
 from flowcollapse.programs import Program, called
 
 MODEL = fc.UFM(num_classes=3, samples_per_class=4, num_features=6)

@@ -8,8 +8,8 @@ import scipy.stats
 from systems import assert_close, compiled, means_and_deviations, model_of, sizes
 
 import flowcollapse as fc
-from flowcollapse.columns import SampleColumns
-from flowcollapse.metrics import available
+from flowcollapse.metrics.registry import available
+from flowcollapse.model.columns import SampleColumns
 
 EPS = float(np.finfo(np.float64).eps)
 DRAWS = 4000

@@ -75,7 +75,7 @@ TIMES = [0.0, 1.0]
 RESULTS = {"Trajectory", "Verdict"}
 """Public classes that the package makes and users only read."""
 
-INTERNAL = {f"flowcollapse.{name}" for name in ("cli", "theory.laws", "sweeps.engine", "comparison_table")}
+INTERNAL = {f"flowcollapse.{name}" for name in ("cli", "theory.laws", "sweeps.engine", "comparison.table")}
 """Modules for the package itself, though some of their functions have examples."""
 
 
@@ -160,16 +160,18 @@ CALLS: dict[str, Callable[[], dict[str, Any]]] = {
     },
     "to_class_means": lambda: {"model": MODEL, "state": START},
     "velocity": lambda: {"model": MODEL, "state": START},
-    "hessian.hessian_vector_product": lambda: {"model": MODEL, "state": START, "direction": START},
-    "hessian.hessian_trace": lambda: {"model": MODEL, "state": START},
-    "spectrum.spectral_density": lambda: {"model": MODEL, "state": START, "key": KEY, "probes": 1, "iterations": 4},
+    "curvature.hessian.hessian_vector_product": lambda: {"model": MODEL, "state": START, "direction": START},
+    "curvature.hessian.hessian_trace": lambda: {"model": MODEL, "state": START},
+    "curvature.spectrum.spectral_density": lambda: {
+        "model": MODEL, "state": START, "key": KEY, "probes": 1, "iterations": 4,
+    },
     "initial.sphere": lambda: {"model": MODEL, "eps": 0.1, "key": KEY, "reduced": False, "dtype": None},
     "initial.on_subspace": lambda: {"model": MODEL, "eps": 0.1, "key": KEY, "dtype": None},
     "initial.balanced": lambda: {"model": MODEL, "eps": 0.1, "key": KEY, "dtype": None},
     "initial.collapsed": lambda: {"model": MODEL, "key": KEY, "dtype": None},
-    "metrics.evaluate": lambda: {"model": MODEL, "state": START, "names": ["snc1"], "start": START},
-    "metrics.snc": lambda: {"model": MODEL, "state": START},
-    "features.from_features": lambda: {
+    "metrics.evaluation.evaluate": lambda: {"model": MODEL, "state": START, "names": ["snc1"], "start": START},
+    "metrics.evaluation.snc": lambda: {"model": MODEL, "state": START},
+    "metrics.features.from_features": lambda: {
         "features": np.eye(3), "labels": [0, 0, 1], "W": np.ones((2, 3)), "b": np.zeros(2)
     },
     "plot.comparison.comparison_paths": lambda: {
@@ -195,9 +197,13 @@ CALLS: dict[str, Callable[[], dict[str, Any]]] = {
         "progress": False,
     },
     "theory.certificate.verify": lambda: {"only": ["origin-modes"], "report": None},
-    "theory.curves.learning_curve": lambda: {"model": MODEL, "start": START, "ts": TIMES, "corrected": True},
-    "theory.curves.descent_curve": lambda: {"model": MODEL, "start": START, "learning_rate": 0.1, "num_steps": 2},
-    "theory.curves.mean_modes": lambda: {"model": MODEL, "start": START, "ts": TIMES},
+    "theory.small_starts.curves.learning_curve": lambda: {
+        "model": MODEL, "start": START, "ts": TIMES, "corrected": True,
+    },
+    "theory.small_starts.curves.descent_curve": lambda: {
+        "model": MODEL, "start": START, "learning_rate": 0.1, "num_steps": 2,
+    },
+    "theory.small_starts.curves.mean_modes": lambda: {"model": MODEL, "start": START, "ts": TIMES},
     "theory.exact.subspace_flow": lambda: {"model": MODEL, "start": ON_S, "ts": TIMES, "rtol": 1e-3},
     "theory.exact.subspace_descent": lambda: {
         "model": MODEL, "start": ON_S, "steps": [1], "learning_rate": 0.1, "rtol": 1e-3
@@ -208,20 +214,24 @@ CALLS: dict[str, Callable[[], dict[str, Any]]] = {
     "theory.landscape.stability_threshold": lambda: {"model": MODEL},
     "theory.landscape.divergence_threshold": lambda: {"model": MODEL},
     "theory.landscape.settled_eigenvalue": lambda: {"model": MODEL, "learning_rate": 0.1},
-    "theory.limits.plateau": lambda: {"model": MODEL, "start": START},
-    "theory.limits.imbalanced_limit": lambda: {"model": MODEL},
-    "theory.limits.decay_limit": lambda: {"model": MODEL},
-    "theory.limits.plateau_time": lambda: {"model": MODEL, "start": START, "decay": 1.0},
-    "theory.limits.plateau_steps": lambda: {"model": MODEL, "start": START, "learning_rate": 0.1, "decay": 1.0},
-    "theory.prediction.trajectory": lambda: {"model": MODEL, "start": START, "ts": TIMES, "metrics": ["risk"]},
-    "theory.prediction.states": lambda: {"model": MODEL, "start": START, "ts": TIMES},
+    "theory.small_starts.limits.plateau": lambda: {"model": MODEL, "start": START},
+    "theory.small_starts.limits.imbalanced_limit": lambda: {"model": MODEL},
+    "theory.small_starts.limits.decay_limit": lambda: {"model": MODEL},
+    "theory.small_starts.limits.plateau_time": lambda: {"model": MODEL, "start": START, "decay": 1.0},
+    "theory.small_starts.limits.plateau_steps": lambda: {
+        "model": MODEL, "start": START, "learning_rate": 0.1, "decay": 1.0,
+    },
+    "theory.small_starts.prediction.trajectory": lambda: {
+        "model": MODEL, "start": START, "ts": TIMES, "metrics": ["risk"],
+    },
+    "theory.small_starts.prediction.states": lambda: {"model": MODEL, "start": START, "ts": TIMES},
     "theory.riccati.balanced_flow": lambda: {
         "model": NO_BIAS, "start": fc.initial.balanced(NO_BIAS, 0.1, key=KEY), "ts": TIMES, "rtol": 1e-3
     },
     "theory.riccati.second_phase": second_phase,
-    "theory.scaling.kappa": lambda: {"model": MODEL},
-    "theory.scaling.powers": lambda: {"model": MODEL},
-    "theory.scaling.rms": lambda: {"model": MODEL, "eps": 0.1},
+    "theory.small_starts.scaling.kappa": lambda: {"model": MODEL},
+    "theory.small_starts.scaling.powers": lambda: {"model": MODEL},
+    "theory.small_starts.scaling.rms": lambda: {"model": MODEL, "eps": 0.1},
     "theory.subspace.dimension": lambda: {"model": MODEL},
     "theory.subspace.project": lambda: {"model": MODEL, "state": START},
     "theory.subspace.distance": lambda: {"model": MODEL, "state": START},

@@ -86,7 +86,7 @@ class Compare(Computing):
             progress=console.bars,
             **axes,
         ).assign_attrs(options=options_of(self))
-        from ..comparison_table import table
+        from ..comparison.table import table
 
         if kept.out is not None:
             write(dataset, kept.out)

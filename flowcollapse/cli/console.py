@@ -134,7 +134,7 @@ def write(dataset: "xr.Dataset | Labelled", path: Path) -> None:
 
 def table(dataset: "xr.Dataset") -> Any:
     """The results as one table of pandas: a row for each run and time, with the values of all axes."""
-    from .._tables import label
+    from ..results.tables import label
 
     texts = {}
     for name in map(str, dataset.variables):

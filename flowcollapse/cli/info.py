@@ -13,7 +13,7 @@ class Info(Command):
     def run(self, console: Console) -> None:
         import jax
 
-        from ..provenance import versions
+        from ..results.provenance import versions
         from ..settings import cpu_cores
 
         rows = list(versions().items())

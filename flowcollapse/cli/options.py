@@ -13,9 +13,10 @@ from .._errors import UsageError
 from .words import Kind, split
 
 if TYPE_CHECKING:
-    from ..descent import Descent
-    from ..flow import Flow
-    from ..model import UFM, State
+    from ..methods.descent import Descent
+    from ..methods.flow import Flow
+    from ..model.state import State
+    from ..model.ufm import UFM
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,7 +68,7 @@ class Model:
     """Loss of the logits."""
 
     def build(self) -> "UFM":
-        from ..model import UFM
+        from ..model.ufm import UFM
 
         return UFM(
             num_classes=self.num_classes,
@@ -158,11 +159,11 @@ class Method:
     def build(self) -> "Flow | Descent":
         coordinates = self.coordinates.lower()
         if self.method == "flow":
-            from ..flow import Flow
+            from ..methods.flow import Flow
 
             options: dict[str, Any] = {name: getattr(self, name) for name in ("rtol", "atol", "t1", "max_steps")}
             return Flow(self.solver, coordinates=coordinates, **options)
-        from ..descent import Descent
+        from ..methods.descent import Descent
 
         numbers = {"learning_rate": self.learning_rate}
         if self.momentum is not None:

@@ -1,6 +1,6 @@
 """Figures from Datasets: every function draws on the axes it is given, or on new ones, and returns them."""
 
-from ._axes import save as save
+from ._style import save as save
 from .comparison import (
     comparison as comparison,
     comparison_distance as comparison_distance,

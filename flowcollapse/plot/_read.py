@@ -42,7 +42,7 @@ def read(source: Any) -> xr.Dataset:
         return source
     if isinstance(source, str | Path):
         return _open(source)
-    from ..trajectory import Trajectory
+    from ..results.trajectory import Trajectory
 
     if isinstance(source, Trajectory):
         return source.to_xarray()

@@ -10,8 +10,8 @@ import xarray as xr
 
 from .._checks import shown
 from .._errors import UsageError
-from ._axes import LABELS, tex
 from ._read import known_name
+from ._style import LABELS, tex
 
 AXES = {
     "eps": (r"norm of $H_0$ and of $W_0$, ", r"\varepsilon"),

@@ -12,8 +12,8 @@ from matplotlib.ticker import NullLocator
 
 from .._checks import shown
 from .._errors import UsageError
-from ._axes import OKABE_ITO, log_against_time, panels
 from ._read import Source, another_picture, known_name, read
+from ._style import OKABE_ITO, log_against_time, panels
 from .paper import IN_A_PATH
 
 OVER = ("seed", "lane")

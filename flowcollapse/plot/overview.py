@@ -7,9 +7,9 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 
-from ._axes import panels
 from ._read import Source, read_many
 from ._select import ends, having, metric_of, metrics_of, several
+from ._style import panels
 from .sweeps import bands, codes_of, draw_verdicts, heatmap, limit
 
 

@@ -12,8 +12,21 @@ from matplotlib.patches import Patch
 
 from .._checks import shown
 from .._errors import UsageError
-from ._axes import BAND, DASHED, DOTTED, GREY, LABELS, LEGEND, OKABE_ITO, log_against_time, palette, panels, spread, tex
 from ._read import Source, another_picture, known_name, read
+from ._style import (
+    BAND,
+    DASHED,
+    DOTTED,
+    GREY,
+    LABELS,
+    LEGEND,
+    OKABE_ITO,
+    log_against_time,
+    palette,
+    panels,
+    spread,
+    tex,
+)
 
 IN_A_PATH = {
     "snc1": "SNC1 error",

@@ -8,20 +8,9 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from .._errors import UsageError
-from ._axes import DASHED, DOTTED, GREY, OKABE_ITO, log_scale, panels
 from ._read import Source, read_many
-from ._select import (
-    attribute,
-    end_label,
-    ends,
-    equals,
-    header,
-    metric_of,
-    model_options,
-    numbers,
-    only,
-    single_values,
-)
+from ._select import attribute, end_label, ends, equals, header, metric_of, model_options, numbers, only, single_values
+from ._style import DASHED, DOTTED, GREY, OKABE_ITO, log_scale, panels
 from .sweeps import VERDICT_COLORS, codes_of, legend
 
 SHAPES = ("num_classes", "samples_per_class", "num_features")
@@ -112,7 +101,7 @@ def stability(dataset: Source, ax: Axes | None = None, *, name: str = "snc1") ->
 
 def _model(dataset: xr.Dataset) -> Any:
     """The model that all runs share."""
-    from ..model import UFM
+    from ..model.ufm import UFM
 
     fields = (*SHAPES, "weight_decay", "use_bias", "loss")
     return UFM(**{field: value for field, value in model_options(dataset).items() if field in fields})

@@ -15,21 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from .._errors import UsageError
-from ..powers import POWERS, fitted_eps, fitted_power
-from ._axes import (
-    BAND,
-    DASHED,
-    GREY,
-    LABELS,
-    LEGEND,
-    OKABE_ITO,
-    log_against_time,
-    log_scale,
-    log_ticks,
-    palette,
-    panels,
-    spread,
-)
+from ..results.fits import POWERS, fitted_eps, fitted_power
 from ._read import Source, read_many
 from ._select import (
     axis_label,
@@ -48,6 +34,20 @@ from ._select import (
     several,
     symbol,
     value_text,
+)
+from ._style import (
+    BAND,
+    DASHED,
+    GREY,
+    LABELS,
+    LEGEND,
+    OKABE_ITO,
+    log_against_time,
+    log_scale,
+    log_ticks,
+    palette,
+    panels,
+    spread,
 )
 
 MISSING, UNDONE = "missing", "0.88"

@@ -11,9 +11,9 @@ import jax
 
 from .._checks import shown
 from .._errors import UsageError
-from ..provenance import settings
+from ..results.provenance import settings
 from .grid import Batch
-from .lanes import Plan
+from .lane import Plan
 from .local import Local, Result
 
 if TYPE_CHECKING:

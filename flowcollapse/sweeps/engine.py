@@ -12,22 +12,9 @@ from jaxtyping import Array, Bool, Int, PyTree
 
 from .._checks import check_integer, shown
 from .._errors import UsageError
-from ..model import UFM
-
-CPU_WIDTH = 32
-ACCELERATOR_WIDTH = 4096
 
 CPU_BLOCKS = 8
 """Blocks that a CPU device takes in one call: a fixed number, so that all sweeps of some shapes share a program."""
-
-BYTES_A_CALL = 2**26
-"""A call has so few blocks that its results on a device fit into this, but at least one."""
-
-CPU_WIDTHS = ((512, CPU_WIDTH), (2**16, 8))
-"""On a CPU, states of up to so many numbers run so many lanes in lockstep, larger ones a lane at a time. Against that,
-blocks take 0.7 of the time for the paper's task, about the same from 400 to 1,500 numbers, 0.5 at 5,000
-(`benchmarks/sweep.py --only width`)."""
-
 
 Device = Any
 """A `jax.Device`, which type checkers take for a variable."""
@@ -124,33 +111,6 @@ def _run(function, mesh: Mesh, shared: PyTree, used: Bool[Array, " blocks"], blo
     return jax.shard_map(on_one_device, mesh=mesh, in_specs=(same, lanes, lanes), out_specs=lanes, check_vma=False)(
         shared, used, blocks
     )
-
-
-def block_width(model: UFM, devices: Sequence[Device], lanes: int, factorises: bool = False) -> int:
-    """How many of some lanes run in lockstep: a few on a CPU, many on an accelerator.
-
-    Small states always fill their block, for one program. Large ones, methods that factorise a matrix for each lane,
-    and accelerators take the power of two that leaves every device a block: there, few lanes are not paid for as many.
-    """
-    widest = ACCELERATOR_WIDTH
-    if devices[0].platform == "cpu":
-        widest = next((width for numbers, width in CPU_WIDTHS if state_size(model) <= numbers), 1)
-        if widest == CPU_WIDTH and not factorises:
-            return widest
-    fair = -(-lanes // len(devices))
-    return max(1, min(widest, 2 ** (fair - 1).bit_length()))
-
-
-def blocks_a_call(bytes_a_lane: int, width: int) -> int:
-    """How many blocks a CPU device takes in one call, by what is kept of a lane."""
-    return max(1, min(CPU_BLOCKS, BYTES_A_CALL // (width * bytes_a_lane)))
-
-
-def state_size(model: UFM) -> int:
-    """Numbers of a state in class-mean columns and compressed rows."""
-    C = model.num_classes
-    columns = C + min(model.num_features, model.num_samples - C)
-    return min(model.num_features, C + columns) * (C + columns) + C
 
 
 def chosen_devices(devices: Any) -> list[Device]:

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from ..stopping import Verdict
+from ..endings.verdict import Verdict
 from .grid import Batch, Task
-from .lanes import Plan
+from .lane import Plan
 from .local import Result
 from .store import MARK
 

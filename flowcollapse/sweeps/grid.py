@@ -11,8 +11,8 @@ import numpy as np
 
 from .._checks import check_positive, shown
 from .._errors import UsageError, nearest
-from ..method import Method, check_method
-from ..model import UFM
+from ..methods.base import Method, check_method
+from ..model.ufm import UFM
 
 SHAPE_AXES = ("num_classes", "samples_per_class", "num_features")
 """Axes that change the shapes of the arrays: each combination of their values is a program of its own."""

@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from .._errors import UsageError
-from ..description import described, options, refused
 from ..initial import STARTS
-from ..losses import LOSSES
-from ..metrics import METRICS
-from ..provenance import precision, settings, versions
-from ..solvers import SOLVERS
+from ..losses.registry import LOSSES
+from ..methods.solvers.registry import SOLVERS
+from ..metrics.registry import METRICS
+from ..results.description import described, options, refused
+from ..results.provenance import precision, settings, versions
 from .grid import MODEL_AXES, SHAPE_AXES, Grid
-from .lanes import Plan, common_metrics
+from .lane import Plan, common_metrics
 
 PACKAGE = __name__.partition(".")[0]
 

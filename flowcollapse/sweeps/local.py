@@ -6,20 +6,10 @@ from typing import NamedTuple
 import numpy as np
 
 from ..settings import tell_idle_cores
-from .engine import ACCELERATOR_WIDTH, Device, Engine, block_width, blocks_a_call, state_size
+from .capacity import COSTLY, block_width, blocks_a_call, bytes_kept, expected_cost
+from .engine import Device, Engine
 from .grid import Batch, Task, lane_values, shape_values, with_values
-from .lanes import Plan
-
-LANES_A_TASK = 1024
-NUMBERS_A_TASK = 2**18
-"""On each CPU device a task has at most as many lanes, and their states as many numbers: what is lost with one was
-minutes at most, and writing it takes a few hundredths of its time."""
-
-BYTES_A_TASK = 2**28
-"""What is kept of a task fits into this."""
-
-COSTLY = ("steps_taken", "steps_accepted", "steps_rejected")
-"""The variables whose sum is the number of steps that a lane computed."""
+from .lane import Plan
 
 
 class Result(NamedTuple):
@@ -105,24 +95,3 @@ class Local:
             blocks = blocks_a_call(bytes_kept(self.plan), width)
             self._engines[name] = Engine(lane, width=width, devices=self.devices, shared=shared, blocks=blocks)
         return self._engines[name]
-
-
-def expected_cost(lanes: dict[str, np.ndarray]) -> np.ndarray:
-    """The order that puts lanes of like cost side by side: by the numbers of model and method, then from the largest
-    eps down (it rests longest at its plateau, where steps are short), then by seed."""
-    others = [values for name, values in lanes.items() if name not in ("eps", "seed")]
-    return np.lexsort((lanes["seed"], -lanes["eps"], *(v if v.ndim == 1 else v.sum(axis=1) for v in others)))
-
-
-def default_lanes(plan: Plan, devices: Sequence[Device], width: int | None) -> int:
-    """How many lanes a task has: few where states are large, at least a block for every device."""
-    largest = max((with_values(plan.grid.model, shapes) for shapes in plan.grid.shapes()), key=state_size)
-    most = LANES_A_TASK if devices[0].platform == "cpu" else ACCELERATOR_WIDTH
-    block = width or block_width(largest, devices, plan.grid.num_lanes, plan.grid.method.factorises)
-    on_one = max(min(most, NUMBERS_A_TASK // state_size(largest)), block)
-    return max(1, min(on_one * len(devices), BYTES_A_TASK // bytes_kept(plan)))
-
-
-def bytes_kept(plan: Plan) -> int:
-    """The bytes that are kept of a lane, at most."""
-    return max(sum(int(np.prod(x.shape)) * x.dtype.itemsize for x in out.values()) for out in plan.outcomes())

@@ -21,10 +21,12 @@ import numpy as np
 
 from .._errors import UsageError
 from .._files import check_writable, local_path, parents_of
-from ..provenance import provenance
+from ..results.labels import MISSING
+from ..results.provenance import provenance
+from .dataset import empty_dataset
 from .grid import Task
 from .identity import configuration
-from .lanes import MISSING, Plan, empty_dataset
+from .lane import Plan
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -1,13 +1,10 @@
 """A sweep as a short table for people."""
 
-from collections import Counter
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .._tables import aligned, label
-from ..stopping import Verdict
-from .lanes import MISSING
+from ..results.tables import aligned, label, verdicts
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -45,9 +42,3 @@ def summary(dataset: "xr.Dataset") -> str:
     if int(np.prod(shape)) > MOST_ROWS:
         lines.append(f"... and {int(np.prod(shape)) - MOST_ROWS} more rows")
     return "\n".join(lines)
-
-
-def verdicts(codes: np.ndarray) -> str:
-    """How many lanes ended how."""
-    counts = sorted(Counter(codes.ravel().tolist()).items())
-    return ", ".join(f"{count} {'missing' if code == MISSING else Verdict(code).name}" for code, count in counts)

@@ -3,10 +3,9 @@ learning curves and predictions, the landscape, and the certificate that all of 
 
 from . import (
     certificate as certificate,
-    curves as curves,
     exact as exact,
     landscape as landscape,
-    limits as limits,
-    prediction as prediction,
+    riccati as riccati,
     subspace as subspace,
 )
+from .small_starts import curves as curves, limits as limits, prediction as prediction, scaling as scaling

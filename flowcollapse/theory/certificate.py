@@ -14,7 +14,7 @@ import jax
 
 from .._checks import shown
 from .._errors import UsageError, nearest
-from ..provenance import precision, versions
+from ..results.provenance import precision, versions
 from .laws import LAWS as LAWS, Law
 from .laws.lab import Lab
 

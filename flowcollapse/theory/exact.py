@@ -25,18 +25,13 @@ from jaxtyping import Array, Float, Int
 
 from .._checks import Number, check_integer, check_number, is_traced, real_numbers, shown
 from .._errors import UsageError
-from ..model import UFM, State, check_squared_error, problem_of
+from ..endings.modes import Growth, growing_part, target_modes
+from ..model.problem import problem_of
+from ..model.requirements import check_equal_decay, check_squared_error
+from ..model.state import State
+from ..model.ufm import UFM
 from ..simulation import as_arrays, checked_start
-from ..stopping import Growth, growing_part, target_modes
-from ._shared import (
-    Times,
-    bias,
-    bias_rate,
-    check_equal_decay,
-    checked_times,
-    integral,
-    least,
-)
+from .bias import Times, bias, bias_rate, checked_times, integral, least
 from .riccati import balanced_flow as balanced_flow, second_phase as second_phase
 from .subspace import check_balanced, check_on_subspace, point_with
 

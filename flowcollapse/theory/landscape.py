@@ -31,9 +31,11 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._checks import Number, check_integer, check_key, check_positive, checked_dtype, is_traced
 from .._errors import UsageError
-from ..columns import repeat_columns
-from ..model import UFM, State, check_squared_error
-from ..spectrum import Spectrum
+from ..curvature.spectrum import Spectrum
+from ..model.columns import repeat_columns
+from ..model.requirements import check_squared_error
+from ..model.state import State
+from ..model.ufm import UFM
 
 
 def spectrum(model: UFM, rank: int | None = None) -> Spectrum:
@@ -230,7 +232,7 @@ def _check_balanced(model: UFM) -> None:
     if not model.balanced:
         raise UsageError(
             f"samples_per_class={model.samples_per_class} is imbalanced, but S is defined for equal counts: use equal "
-            "counts, or flowcollapse.spectrum.hessian_spectrum at a state."
+            "counts, or fc.hessian_spectrum at a state."
         )
 
 

@@ -9,19 +9,14 @@ from jaxtyping import Array, Float
 
 from .._checks import Number, is_traced
 from .._errors import UsageError
-from ..coordinates import to_class_means
-from ..model import UFM, State, check_squared_error, problem_of
+from ..endings.modes import target_modes
+from ..model.coordinates import to_class_means
+from ..model.problem import problem_of
+from ..model.requirements import check_equal_decay, check_squared_error, known_decays
+from ..model.state import State
+from ..model.ufm import UFM
 from ..simulation import as_arrays, checked_start
-from ..stopping import target_modes
-from ._shared import (
-    Times,
-    bias,
-    check_equal_decay,
-    checked_times,
-    integral,
-    known_decays,
-    least,
-)
+from .bias import Times, bias, checked_times, integral, least
 from .subspace import check_rtol, default_rtol
 
 

@@ -17,10 +17,13 @@ from jaxtyping import Array, Bool, Float
 from .. import metrics
 from .._checks import Number, check_number, is_traced
 from .._errors import UsageError
-from .._states import of_states
-from ..collapse import View
-from ..columns import root_counts
-from ..model import UFM, Point, Problem, State, check_model, check_squared_error, check_state, problem_of
+from ..metrics.view import View
+from ..model.batch import of_states
+from ..model.columns import root_counts
+from ..model.problem import Point, Problem, problem_of
+from ..model.requirements import check_model, check_squared_error, check_state
+from ..model.state import State
+from ..model.ufm import UFM
 
 
 class RiskParts(NamedTuple):

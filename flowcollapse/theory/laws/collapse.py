@@ -8,8 +8,10 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from ... import metrics
-from ...coordinates import mean_residual_field, to_class_means, to_mean_residual
-from ...model import State, problem_of, risk, velocity
+from ...methods.stiff_part import mean_residual_field, to_mean_residual
+from ...model.coordinates import to_class_means
+from ...model.problem import problem_of, risk, velocity
+from ...model.state import State
 from .. import subspace
 from . import lab as lab_module
 from .lab import EPS, Lab, as_point, as_state, gap, on_subspace, random_on_subspace, sphere

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from ...hessian import hessian_vector_product
-from ...model import State
+from ...curvature.hessian import hessian_vector_product
+from ...model.state import State
 from .. import landscape
 from . import lab as lab_module
 from .lab import EPS, NUM_STEPS, Lab, Point, System, as_state, on_subspace, sphere

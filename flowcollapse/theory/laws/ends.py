@@ -5,7 +5,7 @@ import math
 import jax
 import numpy as np
 
-from .. import limits
+from ..small_starts import limits
 from . import lab as lab_module
 from .lab import TIMES, Lab, as_state, balanced_system, end_time, mean_modes, modes, sphere, split
 from .registry import DERIVED, Comparisons, law

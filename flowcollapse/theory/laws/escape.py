@@ -6,9 +6,9 @@ import math
 import jax
 import numpy as np
 
-from ...hessian import hessian_vector_product
+from ...curvature.hessian import hessian_vector_product
 from ...initial import sphere as random_start
-from .. import curves, limits
+from ..small_starts import curves, limits
 from . import lab as lab_module
 from .lab import EPS, LANES, TIMES, Lab, Point, as_point, as_state, end_time, modes, small_starts, split
 from .registry import DERIVED, ON_THE_PAPER, Comparisons, law

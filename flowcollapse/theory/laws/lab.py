@@ -15,12 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from ...descent import Descent
-from ...flow import Flow
-from ...model import UFM, State
+from ...methods.descent import Descent
+from ...methods.flow import Flow
+from ...model.state import State
+from ...model.ufm import UFM
 from ...programs import QUICK
 from ...simulation import simulate
-from .. import limits
+from ..small_starts import limits
 
 LANES, TIMES = 16, 9
 NUM_STEPS = 2000

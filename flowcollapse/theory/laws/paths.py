@@ -3,8 +3,9 @@
 import jax.numpy as jnp
 import numpy as np
 
-from ...coordinates import to_class_means
-from .. import curves, exact
+from ...model.coordinates import to_class_means
+from .. import exact
+from ..small_starts import curves
 from . import lab as lab_module
 from .lab import EPS, TIMES, Lab, Point, as_point, as_state, gap, modes, random_on_subspace, sphere, split
 from .registry import DERIVED, ON_THE_PAPER, PAPER, Comparisons, law

@@ -1,0 +1,1 @@
+"""Linear algebra that JAX does not have, or not for lanes."""

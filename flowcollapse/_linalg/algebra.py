@@ -1,0 +1,207 @@
+"""Norms, products and factors of matrices, for blocks of lanes on a CPU: vector code, and no thread that waits."""
+
+import functools
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import jax.scipy.linalg as jsl
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from ..programs import called
+
+WRITTEN_OUT_UP_TO = 256
+"""Products of up to so many multiplications are faster as sums than as calls, in blocks of lanes by a factor 1.2 to 3
+at 243 of them, and slower from about 500 on."""
+
+
+def square_norm(A: Float[Array, "m n"]) -> Float[Array, ""]:
+    """`||A||_F^2`: the rows are added up side by side first, where one sum over all would wait for each addition."""
+    return jnp.sum(jax.lax.optimization_barrier(jnp.sum(A**2, axis=0)))  # else XLA makes one sum of the two
+
+
+def product(A: Float[Array, "m k"], B: Float[Array, "k n"]) -> Float[Array, "m n"]:
+    """`A B`, for a result that is used once: XLA computes a small one anew wherever it is used."""
+    if A.shape[0] * A.shape[1] * B.shape[1] > WRITTEN_OUT_UP_TO:
+        return A @ B
+    return jnp.sum(A[:, :, None] * B[None], axis=1)
+
+
+def beside(constants: Any, like: Float[Array, "*lanes"]) -> Float[Array, "*shape"]:
+    """Constants of the precision of an array, with as many axes more, of length one, as the array has."""
+    return jnp.asarray(constants, like.dtype).reshape(*np.shape(constants), *(1,) * like.ndim)
+
+
+def times(A: Float[Array, "m k *lanes"], B: Float[Array, "k *shape"]) -> Float[Array, "m *outcome"]:
+    """`A B` for a matrix A, and a matrix or vector B, in lanes whose axes are the last ones.
+
+    Without lanes it is a call. With lanes it is a sum of products in which they lie side by side, for vector code.
+    """
+    if A.ndim == 2:
+        return A @ B
+    matrix = B.ndim == A.ndim
+    return total([(A[:, j, None] if matrix else A[:, j]) * B[j] for j in range(len(B))])
+
+
+def total(terms: Sequence[Any]) -> Any:
+    """The sum of some terms: of five at a time first, since each addition waits for the one before. Of none it is 0."""
+    if not terms:
+        return 0.0
+    while len(terms) > 1:
+        terms = [functools.reduce(operator.add, terms[i : i + 5]) for i in range(0, len(terms), 5)]
+    return terms[0]
+
+
+def sum_of_squares(parts: Sequence[Array], lanes: int = 0) -> Float[Array, "*lanes"]:
+    """The sum of the squares of all entries of all parts, for each lane; the last `lanes` axes are lanes."""
+    if lanes == 0:
+        return total([jnp.sum(x**2) for x in parts])
+    sums = []
+    for part in (x for x in parts if x.size > 0):  # axis by axis, each by a call: XLA would make one sum of them again
+        added = _squares_added(part)
+        while added.ndim > lanes:
+            added = _added(added)
+        sums.append(added)
+    shape = parts[0].shape[parts[0].ndim - lanes :]
+    return jnp.broadcast_to(jnp.asarray(total(sums), parts[0].dtype), shape)
+
+
+@called
+def _added(x: Float[Array, "m *shape"]) -> Float[Array, "*shape"]:
+    return total(list(x))
+
+
+@called
+def _squares_added(x: Float[Array, "m *shape"]) -> Float[Array, "*shape"]:
+    return total([row**2 for row in x])
+
+
+AT_ONCE = 2**18
+"""The most numbers in an intermediate array of a mapped function: 2 MiB in double precision, which a cache can hold."""
+
+
+def in_blocks(function: Callable, xs: PyTree, numbers: int) -> Any:
+    """`jax.vmap(function)(xs)`, a block of entries at a time where all of them together would take too much memory.
+
+    Args:
+        function: takes one entry of `xs`.
+        xs: arrays with one common leading axis.
+        numbers: the size of the largest intermediate array that one entry takes.
+    """
+    count, at_once = len(jax.tree.leaves(xs)[0]), max(1, AT_ONCE // max(1, numbers))
+    if count <= at_once:
+        return jax.vmap(function)(xs)
+    blocks = -(-count // at_once)
+    height = -(-count // blocks)
+    # The last entry fills up the last block: a remainder would be one more program to compile.
+    fill = [(0, blocks * height - count)]
+    filled = jax.tree.map(lambda x: jnp.pad(x, fill + [(0, 0)] * (x.ndim - 1), mode="edge"), xs)
+    apart = jax.tree.map(lambda x: x.reshape(blocks, height, *x.shape[1:]), filled)
+    outcome = jax.lax.map(jax.vmap(function), apart)
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:count], outcome)
+
+
+F = TypeVar("F", bound=Callable)
+
+
+def one_by_one(factorise: F) -> F:
+    """The same function of one matrix, that takes the matrices of a batch one after the other on a CPU.
+
+    On a batch, LAPACK hands work to the threads that all CPU devices share, and waits for it on one of them: with as
+    many devices as threads, all can wait, and jax 0.10.1 then does, for ever. A matrix by itself is computed where it
+    is; that takes a tenth of a microsecond more. Derivatives are those of `factorise`.
+    """
+
+    @jax.custom_batching.custom_vmap
+    def single(*args):
+        return factorise(*args)
+
+    @single.def_vmap
+    def batch(size, batched, *args):
+        args = jax.tree.map(lambda x, b: x if b else jnp.broadcast_to(x, (size, *x.shape)), args, tuple(batched))
+        outcome = jax.lax.platform_dependent(
+            *args, cpu=lambda *xs: jax.lax.map(lambda x: single(*x), xs), default=jax.vmap(factorise)
+        )
+        return outcome, jax.tree.map(lambda _: True, outcome)
+
+    derived = jax.custom_jvp(single)
+    derived.defjvp(lambda primals, tangents: jax.jvp(factorise, primals, tangents))
+    return derived  # pyright: ignore[reportReturnType]
+
+
+qr = one_by_one(jnp.linalg.qr)
+svd = one_by_one(lambda A: jnp.linalg.svd(A, full_matrices=False))
+singular_values = one_by_one(lambda A: jnp.linalg.svd(A, compute_uv=False))
+triangle = one_by_one(lambda A: jnp.linalg.qr(A, mode="r"))
+eigh = one_by_one(jnp.linalg.eigh)
+eigvalsh = one_by_one(jnp.linalg.eigvalsh)
+lu_factor = one_by_one(jsl.lu_factor)
+lu_solve = one_by_one(jsl.lu_solve)
+lu_solve_transposed = one_by_one(lambda factors, b: jsl.lu_solve(factors, b, trans=1))
+_inverse = one_by_one(lambda R: jsl.solve_triangular(R, jnp.eye(len(R), dtype=R.dtype)))
+_pinv_by_svd = one_by_one(jnp.linalg.pinv)
+
+BY_COLUMNS_UP_TO = 4
+"""Matrices of at most this many columns are orthogonalised column by column in all lanes at once; more go to LAPACK."""
+
+
+@jax.custom_jvp
+def pinv(A: Float[Array, "m n"]) -> Float[Array, "n m"]:
+    """The pseudo-inverse, as `jnp.linalg.pinv` has it, by a QR factorisation wherever the rank is full beyond doubt.
+
+    `A = Q R` has the pseudo-inverse `R^-1 Q^T`, with an error of the condition of A times eps, as by the singular
+    values, in a seventh of their time. They decide where `||A|| ||A^+||` is so large that one of them may be rounding.
+    """
+    return pinv(A.T).T if A.shape[0] < A.shape[1] else _pinvs(A[None])[0]
+
+
+@pinv.defjvp
+def _derivative_of_pinv(primals, tangents):
+    (A,), (dA,) = primals, tangents
+    P = pinv(A)
+    # Golub and Pereyra 1973, for a rank that does not change; no square matrix of the longer side is made.
+    inside, out, within = P @ dA @ P, dA.T - (dA.T @ A) @ P, dA.T @ P.T @ P
+    return P, P @ (P.T @ out) + within - P @ (A @ within) - inside
+
+
+@jax.custom_batching.custom_vmap
+def _pinvs(A: Float[Array, "lanes m n"]) -> Float[Array, "lanes n m"]:
+    if A.shape[2] <= BY_COLUMNS_UP_TO:
+        found = _by_columns(A)
+    else:
+        Q, R = jax.vmap(qr)(A)
+        found = jax.vmap(_inverse)(R) @ jnp.swapaxes(Q, 1, 2)
+    squares = jnp.sum(A**2, (1, 2)) * jnp.sum(found**2, (1, 2))
+    known = squares < (10 * A.shape[1] * jnp.finfo(A.dtype).eps) ** -2.0  # the relative size that jnp.linalg.pinv keeps
+    # One branch for all lanes: of a branch for each, both sides would be computed.
+    by_svd = jax.vmap(lambda A, found, known: jnp.where(known, found, _pinv_by_svd(A)))
+    return jax.lax.cond(jnp.all(known), lambda: found, lambda: by_svd(A, found, known))
+
+
+@_pinvs.def_vmap
+def _pinvs_of_batches(size, batched, A):
+    lanes, m, n = A.shape[1:]
+    return _pinvs(A.reshape(size * lanes, m, n)).reshape(size, lanes, n, m), True
+
+
+def _by_columns(A: Float[Array, "lanes m n"]) -> Float[Array, "lanes n m"]:
+    """Pseudo-inverses by the Gram-Schmidt method without roots: `A = Q T`, T with a unit diagonal.
+
+    Each column is made orthogonal twice: once would leave the square of the condition in the products with `Q^T`.
+    """
+    n = A.shape[2]
+    Q, rows = [], []
+    T: dict[tuple[int, int], Any] = dict.fromkeys([(i, j) for j in range(n) for i in range(j)], 0.0)
+    for j in range(n):
+        column = A[:, :, j]
+        for i in 2 * list(range(j)):
+            along = jnp.sum(rows[i] * column, axis=1, keepdims=True)
+            column, T[i, j] = column - along * Q[i], T[i, j] + along
+        Q.append(column)
+        rows.append(column / jnp.sum(column**2, axis=1, keepdims=True))
+    for i in reversed(range(n)):
+        rows[i] = rows[i] - sum(T[i, j] * rows[j] for j in range(i + 1, n))
+    return jnp.stack(rows, axis=1)

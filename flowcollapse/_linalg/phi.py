@@ -1,0 +1,28 @@
+"""The functions phi_k of exponential integrators, `phi_0 = exp` and `phi_k(z) = (phi_{k-1}(z) - 1/(k-1)!) / z`."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+TAYLOR_TERMS = 20
+
+
+def phi(z: Float[Array, "*shape"], count: int) -> list[Float[Array, "*shape"]]:
+    """`phi_0(-z) ... phi_count(-z)` for `z >= 0`, with `phi_k(w) = sum_j w^j / (j + k)!`.
+
+    Taylor's series for the last and the recursion downward below z = 1, the recursion upward above, each where it is
+    stable. Relative accuracy about 1e-13 in float64.
+    """
+    one = jnp.ones_like(z)
+    below, small, large = z < one, jax.lax.min(z, one), jax.lax.max(z, one)
+    low = [jnp.full_like(z, 1 / math.factorial(TAYLOR_TERMS + count))]
+    for k in reversed(range(count, count + TAYLOR_TERMS)):
+        low[0] = 1 / math.factorial(k) - small * low[0]
+    for k in reversed(range(count)):
+        low.insert(0, 1 / math.factorial(k) - small * low[0])
+    high, inverse = [jnp.exp(-large)], 1 / large
+    for k in range(count):
+        high.append((1 / math.factorial(k) - high[-1]) * inverse)
+    return [jax.lax.select(below, *both) for both in zip(low, high, strict=True)]

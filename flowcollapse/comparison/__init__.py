@@ -1,0 +1,1 @@
+"""Flow against descent from the same starts, matched in time."""

@@ -1,0 +1,142 @@
+"""The modes of the targets: how fast they grow near the origin, and which have escaped from it."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from .._linalg.algebra import eigvalsh, singular_values
+from ..model.problem import Point, Problem
+from ..model.ufm import UFM
+
+
+def target_modes(model: UFM) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Singular vectors and values `(U, s, V)` of the targets that the bias leaves, `diag(sqrt n)(I - u u^T / n_tot)`.
+
+    For balanced classes: C - 1 times `sqrt N`. Without a bias nothing is projected out and there are C modes.
+    """
+    return _target_modes(model.counts, model.use_bias)
+
+
+@functools.cache
+def _target_modes(counts: tuple[int, ...], use_bias: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    n = np.array(counts, dtype=np.float64)
+    Z = np.diag(np.sqrt(n))
+    if use_bias:
+        Z = Z @ (np.eye(len(n)) - np.outer(np.sqrt(n), np.sqrt(n)) / n.sum())
+    U, s, Vt = np.linalg.svd(Z)
+    k = len(n) - 1 if use_bias else len(n)
+    return U[:, :k], s[:k], Vt[:k].T
+
+
+class MeanMode(NamedTuple):
+    """The target that a decaying bias leaves along the classes' mean, `strength * left right^T`, and whether it grows.
+
+    The strength is `sqrt N lam_b / (C N + lam_b)` for balanced classes (derived here). Growth slower than a thousandth
+    of the other modes' is not waited for.
+    """
+
+    strength: Float[Array, ""]
+    left: Float[Array, " C"]
+    right: Float[Array, " C"]
+    rate: Float[Array, ""]
+    grows: Bool[Array, ""]
+
+    def amplitude(self, W: Float[Array, "C p"], B: Float[Array, "p C"]) -> Float[Array, ""]:
+        """How much of the mode a point has."""
+        return jnp.linalg.norm(W.T @ self.left + B @ self.right) / 2
+
+
+def mean_mode(problem: Problem, dtype) -> MeanMode:
+    """The mean mode of a problem."""
+    n = np.array(problem.model.counts, dtype=np.float64)
+    lam_b = jax.lax.stop_gradient(problem.decays(dtype)[2])
+    strength = float(np.linalg.norm(n) / np.sqrt(n.sum())) * lam_b / (float(n.sum()) + lam_b)
+    rate = growth_rate(problem, strength)
+    _, s, _ = target_modes(problem.model)
+    possible = problem.model.use_bias and problem.model.num_features > len(s)
+    left, right = jnp.asarray(n / np.linalg.norm(n), dtype), jnp.asarray(np.sqrt(n / n.sum()), dtype)
+    return MeanMode(strength, left, right, rate, possible & (rate > 1e-3 * s[-1]))
+
+
+def growth_rate(problem: Problem, strength) -> Float[Array, ""]:
+    """The rate at which a mode of the targets grows from the origin: its strength, less what decay takes."""
+    lam_W, lam_H, _ = jax.lax.stop_gradient(problem.decays(jnp.result_type(float)))
+    return jnp.sqrt(((lam_W - lam_H) / 2) ** 2 + strength**2) - (lam_W + lam_H) / 2
+
+
+def growing_part(problem: Problem, point: Point) -> Float[Array, "p k"]:
+    """`V0^T = (W^T U + B V) / 2`: the modes that grow, one column a mode; `P (W + B^T) / 2` for balanced classes."""
+    U, _, V = target_modes(problem.model)
+    dtype = point.X.dtype
+    B, _ = problem.split(point.X)
+    return (point.W.T @ jnp.asarray(U, dtype) + B @ jnp.asarray(V, dtype)) / 2
+
+
+class Growth(NamedTuple):
+    """How much of each growing mode a start has; zero where it lacks the mode.
+
+    What is below the rounding of W and B is lacking: where the two cancel, only rounding is left of their sum.
+    """
+
+    values: Float[Array, " modes"]
+    mean: Float[Array, ""]
+
+    @classmethod
+    def of(cls, problem: Problem, point: Point) -> "Growth":
+        """The min(C-1, p) largest singular values of `growing_part`, largest first, and the mean mode's amplitude."""
+        point = jax.lax.stop_gradient(point)
+        B, _ = problem.split(point.X)
+        values = singular_values(growing_part(problem, point))
+        mean = mean_mode(problem, point.X.dtype).amplitude(point.W, B)
+        tolerance = 16 * jnp.finfo(values.dtype).eps * max(problem.model.num_classes, point.X.shape[0])
+        least = tolerance * (jnp.linalg.norm(point.W) + jnp.linalg.norm(B)) / 2
+        return cls(jnp.where(values > least, values, 0.0), jnp.where(mean > least, mean, 0.0))
+
+
+class Modes(NamedTuple):
+    """The modes of the targets at a point, as the spectrum of the residual shows them.
+
+    At a critical point a mode can still grow if and only if the residual G has a singular value above
+    `sqrt(lam_W lam_H)` and the features have room for it, that is a direction that no escaped mode uses: those are
+    counted in the spectrum of `W B`. So the modes that have not escaped are counted in the spectrum of `G G^T`, up to
+    the room (derived here).
+    """
+
+    waiting: Int[Array, ""]
+    """How many have not escaped."""
+    lacking: Int[Array, ""]
+    """How many the start lacks; they cannot grow."""
+    settled: Bool[Array, ""]
+    """Whether every mode either has escaped or has not begun to."""
+
+    @classmethod
+    def of(cls, problem: Problem, start: Point, end: Point) -> "Modes":
+        _, s, _ = target_modes(problem.model)
+        lam_W, lam_H, _ = jax.lax.stop_gradient(problem.decays(end.X.dtype))
+        floor = jnp.sqrt(lam_W * lam_H)
+        G, mean, growth = problem.residual(end), mean_mode(problem, end.X.dtype), Growth.of(problem, start)
+        mean_excess = jnp.abs(mean.left @ problem.columns.times_ones(G)) / problem.model.num_samples**0.5 - floor
+        mean_gap = mean.strength - floor
+        G = jnp.where(mean.grows, G - jnp.outer(mean.left, mean.left @ G), G)  # the mean mode is judged by itself
+
+        spectrum = jnp.sqrt(jnp.maximum(eigvalsh(G @ G.T)[::-1], 0.0))
+        excess = spectrum - floor
+        gap = jnp.maximum(s[-1] - floor, 1e-2 * s[-1])
+        escaped = jnp.sum(singular_values(end.W @ problem.split(end.X)[0]) > 0.5 * gap)
+        room = problem.model.num_features - escaped
+        # The largest belong to the modes that have not escaped. Without room for them it does not matter how large.
+        rest = jnp.arange(len(spectrum)) < len(spectrum) - escaped
+        waiting = jnp.minimum(jnp.sum(rest & (excess > 0.5 * gap)), room)
+        waiting += mean.grows & (mean_excess > 0.5 * mean_gap)
+        settled = jnp.all((excess < 0.05 * gap) | (rest & ((excess > 0.95 * gap) | (room == 0))))
+        settled &= ~mean.grows | (mean_excess < 0.05 * mean_gap) | (mean_excess > 0.95 * mean_gap)
+        return cls(waiting, jnp.sum(growth.values == 0) + (mean.grows & (growth.mean == 0)), settled)
+
+    @property
+    def done(self) -> Bool[Array, ""]:
+        """Whether no mode can grow any more: all have escaped, but for those that the start lacks."""
+        return self.settled & ((self.waiting == 0) | (self.waiting == self.lacking))

@@ -1,0 +1,1 @@
+"""The ways from a start to a path: gradient flows and discrete descents."""

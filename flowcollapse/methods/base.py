@@ -1,0 +1,94 @@
+"""What a flow and a descent have in common: the way from a start to a path, with numbers that may vary."""
+
+import abc
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from .._errors import UsageError
+from ..endings.verdict import Ending, Verdict
+from ..model.problem import Point, Problem
+from ..model.state import State
+from ..model.ufm import UFM
+
+
+class Run(NamedTuple):
+    """A method's result: observations at `ts` (NaN where the run did not get there), the end, and how it went."""
+
+    ts: Float[Array, " time"]
+    observed: PyTree
+    end: Point
+    t_end: Float[Array, ""]
+    steps_ran_out: Bool[Array, ""]
+    stats: dict[str, Int[Array, ""]]
+    at_rest: Bool[Array, ""] | bool = False
+
+    @property
+    def ending(self) -> Ending:
+        return Ending(self.end, self.t_end, self.steps_ran_out, jnp.asarray(self.at_rest))
+
+
+class Method(eqx.Module):
+    """A way from a start to a path, a flow or a descent, as `fc.simulate` and `fc.sweep` take it."""
+
+    name: ClassVar[str]
+    """What files and tables call the kind of method."""
+
+    coordinates: eqx.AbstractVar[str]
+
+    @property
+    @abc.abstractmethod
+    def label(self) -> str:
+        """What tables call this method."""
+
+    @property
+    @abc.abstractmethod
+    def numbers(self) -> tuple[str, ...]:
+        """The names of its numbers, which vary without a new compilation."""
+
+    @abc.abstractmethod
+    def with_numbers(self, numbers: Mapping[str, Any]) -> "Method":
+        """The same method with some of its `numbers` replaced."""
+
+    def prepared(self, model: UFM, ts: Any) -> "Method":
+        """The same method with that decided which depends on numbers, as far as they are known outside of a program."""
+        return self
+
+    @property
+    @abc.abstractmethod
+    def limit(self) -> Verdict:
+        """The verdict of a run that ended before the plateau, as it was told to."""
+
+    @property
+    def factorises(self) -> bool:
+        """Whether its steps factorise a matrix, which is done for one lane after the other."""
+        return False
+
+    @property
+    def open(self) -> tuple[str, ...]:
+        """The names of the numbers that it needs and has not been given."""
+        return ()
+
+    def check_closed(self, left: Sequence[str]) -> None:
+        """Raise `UsageError` if numbers are still open."""
+
+    def coordinates_for(self, model: UFM, start: State) -> str:
+        """The coordinates of a run from a start."""
+        return self.coordinates
+
+    def saves(self, ts: Any, dtype) -> Any:
+        """The save times, or their number, after making sure that the method has them."""
+        return ts
+
+    @abc.abstractmethod
+    def run(self, problem: Problem, start: Point, ts: Array | int, observe: Callable[[Point], Any] | None) -> Run:
+        """Run from `start` and observe at `ts`, or at that many times up to the end; without `observe`, keep points."""
+
+
+def check_method(method: Any) -> None:
+    """Raise `UsageError` unless `method` is a `Method`."""
+    if not isinstance(method, Method):
+        raise UsageError(f'method must be a flow or a descent, as fc.Flow() or fc.Descent("sgd", ...), got {method!r}.')

@@ -1,0 +1,350 @@
+"""Discrete descent by any optax optimizer, on the same problem, the same metrics and the same kind of trajectory."""
+
+import contextlib
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
+
+import cloudpickle
+import equinox as eqx
+import equinox.internal as eqxi
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Int
+
+from .._checks import Number, check_integer, check_positive, is_traced, shown
+from .._errors import UsageError
+from ..endings.verdict import Verdict
+from ..model.coordinates import check_coordinates, enter
+from ..model.problem import Point, Problem
+from ..model.state import State
+from ..model.ufm import UFM
+from .base import Method, Run
+from .clock import Clock, check_times, checked_clock, checked_saves, nearest, rule_of, spread
+from .equivariance import obstacle
+from .optimizers import check_arguments, factory_of, missing, structural
+from .transformation import Loss, on_points
+
+
+class Descent(Method):
+    """Gradient descent, or any optax optimizer, with a fixed number of steps.
+
+    Args:
+        optimizer: an optax `GradientTransformation` (`optax.sgd(0.05)`), or the name of an optax optimizer (`"sgd"`),
+            or a function that makes one (`optax.adam`); the last two take their numbers from `hyperparameters`, so that
+            one compilation serves all values.
+        num_steps: how many steps.
+        t1: end at the step whose time is nearest to this, if that is before the last one.
+        coordinates: `"auto"` (class means if the optimizer is proved to commute with the change of coordinates, samples
+            otherwise), `"class-mean"`, `"sample"`.
+        clock: the time that a step takes, a function from the number of a step (0, 1, ...) to it, or the times of all
+            steps. Default: the distance that the optimizer goes under a unit force.
+        **hyperparameters: `learning_rate=0.05`, `momentum=0.9`, ... for a name or function. A number that a name needs
+            may be left open, for an axis of a sweep.
+
+    The optimizer sees the parameters as `{"W": ..., "H": ..., "b": ...}`. Masks and labels are dictionaries with these
+    keys, as in `optax.multi_transform({"moves": optax.sgd(0.05), "rests": optax.set_to_zero()}, {"W": "moves", "H":
+    "moves", "b": "rests"})`. An optimizer that asks for the loss (`value`, `grad`, `value_fn`), such as
+    `optax.lbfgs()`, gets it.
+
+    The time of a step is the distance that the optimizer goes under a constant unit force on an entry of W, starting at
+    rest, and must be the same for H if both move: the sum of the learning rates for SGD and its schedules,
+    `eta / (1 - beta)` a step for momentum once it has picked up, the learning rate for Adam and sign methods. In this
+    time the gradient flow goes the same distance (derived here). b has no say. The steps of an optimizer that depend on
+    the value of the loss, such as those of L-BFGS, take the time 1 each.
+
+    Class means and compressed rows are used where the program of the update is shown to be made of sums of gradients,
+    parameters and earlier updates times norms, inner products and numbers: then all steps commute with the isometries
+    between the coordinates, at every magnitude and however many there are (see `flowcollapse/equivariance.py`).
+
+    Raises:
+        UsageError: for an unknown optimizer, numbers that do not fit it, a num_steps that is not a positive integer, a
+            clock that does not go forward, or class-mean coordinates for an optimizer that is not known to keep them.
+
+    Source: the paper descends with a fixed step size.
+
+    Example:
+        >>> import optax, flowcollapse as fc
+        >>> fc.Descent("sgd", num_steps=100, learning_rate=0.05).coordinates
+        'auto'
+        >>> fc.Descent(optax.adam(0.01), num_steps=100).coordinates
+        'sample'
+    """
+
+    hyperparameters: dict[str, Any]
+    t1: Number | None
+    clock: Any
+    optimizer: str | Callable | optax.GradientTransformation = eqx.field(static=True)
+    options: tuple[tuple[str, Any], ...] = eqx.field(static=True)
+    num_steps: int = eqx.field(static=True)
+    coordinates: str = eqx.field(static=True)
+    ticks: str | Callable = eqx.field(static=True)
+
+    name = "descent"
+
+    def __init__(
+        self,
+        optimizer,
+        num_steps: int,
+        *,
+        t1: Number | None = None,
+        coordinates: str = "auto",
+        clock: Any = None,
+        **hyperparameters,
+    ):
+        check_integer("num_steps", num_steps)
+        check_positive("t1", t1)
+        check_coordinates(coordinates)
+        if isinstance(optimizer, optax.MultiSteps):
+            optimizer = optimizer.gradient_transformation()
+        ready = isinstance(optimizer, optax.GradientTransformation)
+        if ready and hyperparameters:
+            raise UsageError(f"{sorted(hyperparameters)} cannot be set on a ready optimizer: pass its name instead.")
+        if not ready and not callable(optimizer) and not isinstance(optimizer, str):
+            raise UsageError(
+                f"optimizer must be an optax optimizer, its name, such as 'sgd', or a function that makes one, "
+                f"got {shown(optimizer)}."
+            )
+        if not callable(hyperparameters.get("learning_rate")):  # a schedule
+            check_positive("learning_rate", hyperparameters.get("learning_rate"))
+        self.optimizer, self.num_steps, self.t1 = optimizer, int(num_steps), t1
+        left, fixed = (), ()
+        if not isinstance(optimizer, optax.GradientTransformation):
+            factory = factory_of(optimizer) if isinstance(optimizer, str) else optimizer
+            left = missing(factory, hyperparameters) if isinstance(optimizer, str) else ()
+            hyperparameters |= dict.fromkeys(left)
+            check_arguments(self._kind, factory, hyperparameters)
+            fixed = structural(factory) if isinstance(optimizer, str) else ()
+        numbers = {
+            name: value
+            for name, value in hyperparameters.items()
+            if name in left or (eqx.is_array_like(value) and not isinstance(value, bool) and name not in fixed)
+        }
+        self.hyperparameters = numbers
+        self.options = tuple((k, v) for k, v in sorted(hyperparameters.items()) if k not in numbers)
+        # The kind of optimizer decides the rest: where a number is traced or open, another one stands for it.
+        stands = {k: 0.1 if v is None or is_traced(v) else v for k, v in numbers.items()}
+        example = self._with(stands)
+        self.ticks, self.clock = (
+            (rule_of(example, self._kind), None) if clock is None else checked_clock(clock, self.num_steps)
+        )
+        self.coordinates = self._checked_coordinates(coordinates, example)
+
+    def transformation(self) -> optax.GradientTransformation:
+        """The optax optimizer itself.
+
+        Raises:
+            UsageError: if a number is still open.
+        """
+        self.check_closed(self.open)
+        return self._with(self.hyperparameters)
+
+    def _with(self, hyperparameters: dict[str, Any]) -> optax.GradientTransformation:
+        if isinstance(self.optimizer, optax.GradientTransformation):
+            return self.optimizer
+        factory = factory_of(self.optimizer) if isinstance(self.optimizer, str) else self.optimizer
+        try:
+            made = factory(**hyperparameters, **dict(self.options))
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"optimizer {self._kind}: {error}.") from None
+        if not isinstance(made, optax.GradientTransformation):
+            raise UsageError(f"optimizer {self._kind} must make an optax optimizer, and it made {shown(made)}.")
+        return made
+
+    @property
+    def open(self) -> tuple[str, ...]:
+        """The names of the numbers that it needs and has not been given."""
+        return tuple(name for name, value in self.hyperparameters.items() if value is None)
+
+    def check_closed(self, left: Sequence[str]) -> None:
+        """Raise `UsageError` if numbers are still open."""
+        if left:
+            raise UsageError(
+                f"optimizer {self._kind} needs {left[0]}, and it is open: give it, as in {left[0]}=0.05, or make it an "
+                "axis."
+            )
+
+    @property
+    def numbers(self) -> tuple[str, ...]:
+        """The names of its numbers, which vary without a new compilation."""
+        return (*self.hyperparameters, "t1")
+
+    def with_numbers(self, numbers: Mapping[str, Any]) -> "Descent":
+        """The same descent with some of its `numbers` replaced.
+
+        Raises:
+            UsageError: for what is not a number, such as a schedule, or cannot be.
+        """
+        for name, value in numbers.items():
+            if not is_traced(value) and np.asarray(value).dtype.kind not in "iuf":
+                raise UsageError(
+                    f"{name} takes numbers here, got {value!r}: run each schedule or option as a descent by itself, "
+                    f'fc.Descent("sgd", 1000, {name}=...).'
+                )
+        check_positive("learning_rate", numbers.get("learning_rate"))
+        check_positive("t1", numbers.get("t1"))
+        if not numbers:
+            return self
+
+        def places(one: Descent) -> list:
+            return [one.t1 if name == "t1" else one.hyperparameters[name] for name in numbers]
+
+        # The kind of optimizer, and with it the coordinates, are known already.
+        return eqx.tree_at(places, self, list(numbers.values()), is_leaf=lambda x: x is None)
+
+    def with_steps(self, num_steps: int) -> "Descent":
+        """The same descent with another number of steps."""
+        fields = vars(self) | {"num_steps": num_steps}
+        return _revived(fields)
+
+    @property
+    def limit(self) -> Verdict:
+        """The verdict of a run that ended before the plateau, as it was told to."""
+        return Verdict.step_limit if self.t1 is None else Verdict.time_limit
+
+    @property
+    def _kind(self) -> str:
+        return self.optimizer if isinstance(self.optimizer, str) else getattr(self.optimizer, "__name__", "optax")
+
+    @property
+    def label(self) -> str:
+        """What tables call this method."""
+        return f"descent ({self._kind}, {self.num_steps} steps)"
+
+    def _checked_coordinates(self, coordinates: str, example: optax.GradientTransformation) -> str:
+        """The coordinates asked for if the optimizer may use them, as far as that depends on no shapes."""
+        return coordinates if coordinates == "sample" else self._proved(coordinates, example, *SHAPES)
+
+    def coordinates_for(self, model: UFM, start: State) -> str:
+        """The coordinates of a run: those asked for if they are proved to be the same path on the run's own shapes."""
+        if self.coordinates == "sample":
+            return "sample"
+        reduced = jax.eval_shape(lambda one: enter(model, one, self.coordinates)[2], start)
+        C, p, dtype = model.num_classes, model.num_features, start.X.dtype
+        return self._proved(self.coordinates, self.transformation(), _shapes(C, p, model.num_samples, dtype), reduced)
+
+    def _proved(self, coordinates: str, optimizer, samples: Point, reduced: Point) -> str:
+        try:
+            reason = obstacle(optimizer, self._kind, samples, reduced)
+        except UsageError as error:
+            reason = str(error).rstrip(".")
+        if reason is None:
+            return coordinates
+        if coordinates == "class-mean":
+            raise UsageError(
+                f'{self.label} does not commute with rotations of the features, so coordinates="class-mean" would '
+                f'change its path ({reason}): use coordinates="sample" or "auto".'
+            )
+        return "sample"
+
+    def saves(self, ts: Any, dtype) -> Any:
+        """The save times, or their number; as times where that many equal steps would include two of one time.
+
+        Raises:
+            UsageError: for an open number, for steps whose time cannot be told, for times beyond the last step, and for
+                two times that fall on one step. Nothing of that is known inside jit.
+        """
+        self.check_closed(self.open)
+        steps = None if is_traced(ts) else _known_times(self, dtype)
+        if steps is None:
+            return ts
+        check_times(steps, self.label)
+        last = self.num_steps if self.t1 is None else int(nearest(steps, np.asarray(self.t1, dtype)))
+        return checked_saves(steps, last, ts, self.label)
+
+    def run(self, problem: Problem, start: Point, ts: Array | int, observe: Callable[[Point], Any] | None) -> Run:
+        """Descend from `start` and observe at the steps whose times are nearest to `ts`, or at that many of them."""
+        dtype = start.X.dtype
+        optimizer = on_points(self.transformation(), self._kind, start)
+        times = self.step_times(dtype)
+        last = jnp.asarray(self.num_steps) if self.t1 is None else nearest(times, jnp.asarray(self.t1, dtype))
+        steps = (
+            spread(last, min(ts, self.num_steps + 1)) if isinstance(ts, int) else jnp.minimum(nearest(times, ts), last)
+        )
+
+        def gradient(point: Point) -> Point:
+            return jax.tree.map(jnp.negative, problem.field(point))
+
+        def advance(carry):
+            step, point, state = carry
+            loss = Loss(problem.risk(point), problem.risk, gradient) if optimizer.uses else None
+            updates, state = optimizer.update(gradient(point), state, point, loss)
+            return step + 1, jax.tree.map(jnp.add, point, updates), state
+
+        def to_save(carry, step):
+            carry = eqxi.while_loop(
+                lambda c: c[0] < step, advance, carry, max_steps=self.num_steps, kind="checkpointed"
+            )
+            return carry, carry[1] if observe is None else observe(carry[1])
+
+        # The end is one more save, so that the step is compiled once.
+        carry = (jnp.zeros((), int), start, optimizer.init(start))
+        (_, end, _), observed = jax.lax.scan(to_save, carry, jnp.append(steps, last))
+        observed = jax.tree.map(lambda x: x[:-1], observed)
+        return Run(times[steps], observed, end, times[last], jnp.asarray(False), {"taken": last})
+
+    def _clock(self) -> Clock:
+        return Clock(self.transformation(), self._kind, self.ticks, self.clock)
+
+    def step_times(self, dtype) -> Float[Array, " steps_and_start"]:
+        """The time after each step, from 0 before the first."""
+        return self._clock().times(self.num_steps, dtype)
+
+    def duration(self) -> Float[Array, ""]:
+        """The time after the last step."""
+        return self._clock().duration(self.num_steps, jnp.result_type(float))
+
+    def steps_until(self, time: Float[Array, ""], most: int) -> Int[Array, ""]:
+        """How many steps it takes until a time is reached; `most` if that many are not enough."""
+        return self._clock().steps_until(time, most)
+
+    def __reduce__(self):
+        """Optimizers are closures, which `pickle` refuses and `cloudpickle` takes."""
+        fields = vars(self)
+        functions = {name: fields[name] for name in ("optimizer", "options", "ticks")}
+        try:
+            packed = cloudpickle.dumps(functions)
+        except Exception as error:  # whatever the user's own objects may raise
+            raise UsageError(f"{self.label} cannot be pickled: {type(error).__name__}: {error}.") from error
+        return _unpacked, ({name: value for name, value in fields.items() if name not in functions}, packed)
+
+    def __deepcopy__(self, memo: dict) -> "Descent":
+        return jax.tree.map(lambda x: copy.deepcopy(x, memo), self)
+
+
+def _revived(fields: Mapping[str, Any]) -> Descent:
+    """A descent of given fields, which have been checked before."""
+    descent = object.__new__(Descent)
+    for name, value in fields.items():
+        object.__setattr__(descent, name, value)
+    return descent
+
+
+def _unpacked(fields: Mapping[str, Any], functions: bytes) -> Descent:
+    return _revived({**fields, **cloudpickle.loads(functions)})
+
+
+def _shapes(C: int, p: int, n: int, dtype) -> Point:
+    return Point(*(cast(Any, jax.ShapeDtypeStruct(shape, dtype)) for shape in ((C, p), (p, n), (C,))))
+
+
+SHAPES = (_shapes(3, 11, 13, np.float32), _shapes(3, 7, 5, np.float32))
+"""Of points in samples and in fewer rows and columns, to know beforehand how most optimizers go."""
+
+
+def _known_times(method: Descent, dtype) -> np.ndarray | None:
+    """The times of the steps, or None if they are traced."""
+    if any(map(is_traced, jax.tree.leaves(method))):
+        return None
+    with contextlib.suppress(jax.errors.ConcretizationTypeError, jax.errors.UnexpectedTracerError):
+        with jax.ensure_compile_time_eval():
+            times = _step_times(method, np.dtype(dtype))
+        return None if is_traced(times) else np.asarray(times)
+    return None
+
+
+@eqx.filter_jit
+def _step_times(method: Descent, dtype: np.dtype) -> Float[Array, " steps_and_start"]:
+    return method.step_times(dtype)

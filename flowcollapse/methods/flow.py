@@ -1,0 +1,273 @@
+"""The gradient flow, integrated by diffrax in the coordinates where it is cheap and not stiff."""
+
+import abc
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import diffrax as dfx
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Bool, Float, PyTree
+
+from .._checks import Number, check_choice, check_integer, check_positive, is_traced, shown
+from .._errors import UsageError
+from ..endings.plateau import default_times, escape_time, plateau_time
+from ..endings.verdict import Verdict
+from ..model.coordinates import check_coordinates
+from ..model.problem import Point, Problem
+from ..model.ufm import UFM
+from .base import Method, Run
+from .integration import Legs, adjoint_of
+from .layouts import Layout, SecondOrder
+from .solvers.registry import solver_of, splits_stiff_part
+
+APPROACHES = ("auto", "explicit", "implicit")
+
+EXPLICIT_UP_TO = 6000.0
+"""Up to this time, in units of the fastest decay at rest, explicit steps are few: about a thousand."""
+
+LONGEST_UNTIL_REST = 1e3
+"""A run until rest ends at the latest after this many plateau times."""
+
+
+class AbstractFlow(Method):
+    """A flow, integrated with adaptive steps: what its kinds have in common. Each has a `velocity` of its own."""
+
+    rtol: Number = 1e-8
+    atol: Number | None = None
+    t1: Number | None = None
+    solver: str | dfx.AbstractSolver = eqx.field(static=True, default="exponential")
+    max_steps: int = eqx.field(static=True, default=65_536)
+    coordinates: str = eqx.field(static=True, default="auto")
+    mesh: Mesh | None = eqx.field(static=True, default=None)
+    until: str | None = eqx.field(static=True, default=None)
+    approach: str = eqx.field(static=True, default="auto")
+    adjoint: str | dfx.AbstractAdjoint = eqx.field(static=True, default="reverse")
+
+    symmetric: ClassVar[bool] = True
+    """Whether the field has a symmetric Jacobian, as that of a gradient flow has."""
+
+    def __init__(
+        self,
+        solver: str | dfx.AbstractSolver = "exponential",
+        *,
+        rtol: Number = 1e-8,
+        atol: Number | None = None,
+        t1: Number | None = None,
+        max_steps: int = 65_536,
+        coordinates: str = "auto",
+        mesh: Any = None,
+        until: Any = None,
+        approach: Any = "auto",
+        adjoint: Any = "reverse",
+    ):
+        method = solver_of(solver)
+        for name, value in (("rtol", rtol), ("atol", atol), ("t1", t1)):
+            check_positive(name, value)
+        check_coordinates(coordinates)
+        check_integer("max_steps", max_steps)
+        if until is not None:
+            check_choice("until", until, ("rest",))
+        check_choice("approach", approach, APPROACHES)
+        if mesh is not None and not isinstance(mesh, Mesh):
+            raise UsageError(f"mesh must be a jax.sharding.Mesh, got {shown(mesh)}: make one with jax.make_mesh.")
+        adjoint_of(adjoint)
+        self.rtol, self.atol, self.t1 = rtol, atol, t1
+        self.solver, self.max_steps, self.coordinates, self.mesh = solver, max_steps, coordinates, mesh
+        self.until, self.approach, self.adjoint = until, approach, adjoint
+        if not self.symmetric and getattr(method, "symmetric_jacobian", False):
+            raise UsageError(
+                f"solver {solver!r} rests on a symmetric Jacobian, which the {self.name} has not: use another solver."
+            )
+        if approach == "implicit" and not self._can_be_implicit:
+            raise UsageError(
+                f'approach="implicit" changes from an explicit solver to an implicit one, which a {self.name} with '
+                f"the solver {solver!r} cannot: leave it out."
+            )
+
+    @abc.abstractmethod
+    def velocity(self, problem: Problem, point: Point) -> Point:
+        """The right-hand side at a point."""
+
+    @property
+    def label(self) -> str:
+        """What tables call this method."""
+        solver = self.solver if isinstance(self.solver, str) else type(self.solver).__name__
+        return f"{self.name.replace('-', ' ')} ({solver})"
+
+    @property
+    def numbers(self) -> tuple[str, ...]:
+        """The names of its numbers, which vary without a new compilation."""
+        return tuple(field.name for field in dataclasses.fields(self) if not field.metadata.get("static", False))
+
+    def with_numbers(self, numbers: Mapping[str, Any]) -> "AbstractFlow":
+        """The same flow with some of its `numbers` replaced."""
+        return self._with(**numbers)
+
+    def _with(self, **changed: Any) -> "AbstractFlow":
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return type(self)(**(fields | changed))
+
+    @property
+    def limit(self) -> Verdict:
+        """The verdict of a run that ended before the plateau, as it was told to."""
+        return Verdict.time_limit
+
+    @property
+    def layout_of_point(self) -> Layout:
+        """How the solver holds a point."""
+        return Layout(splits_stiff_part(solver_of(self.solver)))
+
+    @property
+    def layout(self) -> Layout | SecondOrder:
+        """How the solver holds the state of the flow."""
+        return self.layout_of_point
+
+    def initial(self, problem: Problem, start: Point) -> PyTree:
+        """The state that the flow begins with, in its layout."""
+        return self.layout_of_point.state(problem, start)
+
+    def prepared(self, model: UFM, ts: Any) -> "AbstractFlow":
+        """The same flow with what is `"auto"` decided, as far as what is known outside of a program allows."""
+        if self.approach != "auto":
+            return self
+        explicit = not self._can_be_implicit or (self.until is None and _few_steps_at_rest(model, self.t1, ts))
+        return self._with(approach="explicit" if explicit else "implicit")
+
+    @property
+    def factorises(self) -> bool:
+        """Whether the solver is an implicit one with Newton's method."""
+        return isinstance(solver_of(self.solver), dfx.AbstractImplicitSolver)
+
+    @property
+    def _can_be_implicit(self) -> bool:
+        return self.symmetric and not self.factorises
+
+    def run(self, problem: Problem, start: Point, ts: Array | int, observe: Callable[[Point], Any] | None) -> Run:
+        """Integrate from `start` and observe at `ts`, or at that many times that show the run up to its end."""
+        solver, dtype = solver_of(self.solver), start.X.dtype
+        if splits_stiff_part(solver) and not problem.loss.squared_error:
+            raise UsageError(
+                f"{self.label} takes the mean residual of the squared error apart, but the loss is "
+                f'{problem.model.loss!r}: use solver="tsit5".'
+            )
+        if self.until is not None and isinstance(ts, int):
+            # Where the rest is not known before the run, a first run finds it, and the saves are spread up to there.
+            found = self.run(problem, start, jnp.zeros(1, dtype), lambda _: ())
+            known = self._with(until=None, t1=found.t_end)
+            return known.run(problem, start, ts, observe)._replace(
+                steps_ran_out=found.steps_ran_out, at_rest=found.at_rest
+            )
+        start = start if self.mesh is None else start._replace(X=spread_columns(start.X, self.mesh))
+        escape = escape_time(problem, start)
+        t1 = self._end(problem, start, ts)
+        ts = default_times(ts, escape, t1) if isinstance(ts, int) else ts.astype(dtype)
+        observing = observe is None or bool(jax.tree.leaves(jax.eval_shape(observe, start)))
+        legs = Legs(self, problem, start, ts if observing else None, observe)
+
+        if self.approach == "implicit" or (self.approach == "auto" and self._can_be_implicit):
+            # The mean mode can take hundreds of times as long as the others. Steps that are short beside its growth
+            # bring it up, and its decay to rest is left to the implicit ones.
+            first = legs.explicit(jnp.minimum(escape_time(problem, start, mean_decay=0.0), t1))
+            over = first.ran_out | first.at_rest
+            last = legs.implicit(first.end, first.t_end, jnp.where(over, first.t_end, t1))
+            last = last._replace(
+                saved=jax.tree.map(lambda x, y: choose(ts <= first.t_end, x, y), first.saved, last.saved),
+                ran_out=first.ran_out | last.ran_out,
+                at_rest=first.at_rest | last.at_rest,
+                stats={name: first.stats[name] + last.stats[name] for name in last.stats},
+            )
+        else:
+            last = legs.explicit(t1)
+        saved = last.saved if observing or observe is None else observe(last.end)
+        observed = jax.tree.map(lambda x: choose(ts <= last.t_end, x, jnp.nan), saved)
+        return Run(ts, observed, last.end, last.t_end, last.ran_out, last.stats, last.at_rest)
+
+    def _end(self, problem: Problem, start: Point, ts: Array | int) -> Float[Array, ""]:
+        """When to end: at t1, the last of `ts`, far beyond the plateau time for a run until rest, or at that time."""
+        if self.t1 is not None:
+            end = self.t1
+        elif self.until is not None:
+            end = LONGEST_UNTIL_REST * plateau_time(problem, start)
+        else:
+            end = plateau_time(problem, start) if isinstance(ts, int) else ts[-1]
+        return jnp.asarray(end, start.X.dtype)
+
+
+class Flow(AbstractFlow):
+    """The gradient flow `z' = -grad R(z)`, integrated with adaptive steps.
+
+    Args:
+        solver: a name (`"exponential"`, `"tsit5"`, `"dopri5"`, `"dopri8"`, `"kvaerno5"`, `"kencarp5"`) or a diffrax
+            solver with an error estimate. The default treats the stiff mean residual exactly and takes eighth-order
+            steps in the rest; its cost depends neither on the samples per class nor on the stiffness.
+        rtol: relative tolerance of each block (W, class means, within-class part, bias) in its own norm; in float32 at
+            least 4e-6 is used.
+        atol: absolute tolerance of each block's norm. Default: `rtol` times the block's norm at the start, so that it
+            follows eps.
+        t1: where to end. Default: the plateau time of the start, or the last of `ts`.
+        max_steps: accepted and rejected steps together; implicit steps of the approach are counted apart. A run that
+            needs more ends early: its verdict says so, `t_end` is where it ended, and what it did not reach is NaN.
+        coordinates: `"auto"` (class means where exact, compressed rows where it pays), `"class-mean"`, `"sample"`.
+        mesh: a `jax.sharding.Mesh` over whose devices the columns of the features are spread, for one large problem.
+        until: `"rest"` ends the run where the flow has come to rest: every mode that the start has has escaped, and
+            W, the features and b each have less than `10 rtol` of their norm to go. Then `t1` is the latest end.
+        approach: how the flow goes on once every mode has escaped. `"implicit"` changes to implicit steps (backward
+            differentiation with conjugate gradients), which take the slow approach that weight decay causes in a few
+            hundred steps; `"explicit"` keeps the solver to the end, with steps as short as its stability wants;
+            `"auto"` is `"implicit"` if there is weight decay or the end is far, unless the solver is implicit already.
+        adjoint: how the run is differentiated: `"reverse"` (for `jax.grad`, with checkpoints), `"forward"` (for
+            `jax.jvp`, `jax.jacfwd` and their repetition, as in second derivatives), or an adjoint of diffrax.
+
+    The times that `fc.simulate` saves by default are equally far apart up to the escape, and logarithmic after it.
+
+    Raises:
+        UsageError: for an unknown solver, coordinates, approach or adjoint, tolerances or a t1 that are not positive,
+            or a mesh whose size does not divide the columns.
+
+    Source: the paper's gradient flow; the coordinates and the default solver are derived here.
+    """
+
+    name = "flow"
+    __init__ = AbstractFlow.__init__  # which type checkers do not see inherited
+
+    def velocity(self, problem: Problem, point: Point) -> Point:
+        """`-grad R`."""
+        return problem.field(point)
+
+
+def spread_columns(X: Float[Array, "p n"], mesh: Mesh) -> Float[Array, "p n"]:
+    """The columns of X spread over the devices of a mesh; the compiler carries that through the whole solve.
+
+    Raises:
+        UsageError: if the number of columns is not a multiple of the number of devices.
+    """
+    if X.shape[1] % mesh.size != 0:
+        fitting = [k for k in range(1, X.shape[1] + 1) if X.shape[1] % k == 0]
+        raise UsageError(
+            f"mesh has {mesh.size} devices, which do not divide the {X.shape[1]} columns of the features: "
+            f"use a mesh of {', '.join(map(str, fitting[:8]))} devices."
+        )
+    columns = NamedSharding(Mesh(mesh.devices, mesh.axis_names), PartitionSpec(None, mesh.axis_names))
+    return jax.lax.with_sharding_constraint(X, columns)
+
+
+def _few_steps_at_rest(model: UFM, t1: Any, ts: Any) -> bool:
+    """Whether explicit steps, capped at their stability, are few up to the end. False where numbers are traced."""
+    decays = jax.tree.leaves(model.weight_decay)
+    end = t1 if t1 is not None else None if isinstance(ts, int) else ts[-1]
+    if any(is_traced(x) for x in (*decays, end)):
+        return False
+    decay = max(float(np.max(np.asarray(x))) for x in decays)
+    if end is None:
+        return decay == 0
+    return float(np.max(np.asarray(end))) * (2 * max(model.counts) ** 0.5 + decay) <= EXPLICIT_UP_TO
+
+
+def choose(which: Bool[Array, " time"], x, y) -> Array:
+    """`x` where `which`, and `y` elsewhere, along the first axis."""
+    return jnp.where(which.reshape(-1, *(1,) * (x.ndim - 1)), x, y)

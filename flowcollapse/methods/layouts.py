@@ -1,0 +1,115 @@
+"""How a point, or a point and its velocity, is laid out inside the solver, and the field and norms in that layout."""
+
+import dataclasses
+from typing import Any
+
+import diffrax as dfx
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from .._linalg.algebra import sum_of_squares
+from ..model.problem import Point, Problem
+from ..programs import lanes_last
+from .stiff_part import from_mean_residual, mean_residual_field, stiff_rate, to_mean_residual
+
+
+class LanesLastTerm(dfx.ODETerm):
+    """A term whose field allows lanes as the last axis of the state, and depends on the problem without its samples."""
+
+    def reads(self, args: Any) -> Problem:
+        """The part of the arguments that the field reads."""
+        model, columns = args[0]
+        # Three decays, since one that has lanes would look like three.
+        return Problem(eqx.tree_at(lambda m: m.weight_decay, model, model.decays), columns.without_arrays())
+
+    def vf(self, t, y, args):
+        return super().vf(t, y, args if isinstance(args, Problem) else self.reads(args))
+
+
+def _squares(blocks: tuple[Array, ...]) -> Float[Array, "blocks *lanes"]:
+    """The sums of the squares of the blocks, the last of which is a vector for each lane."""
+    lanes = blocks[-1].ndim - 1
+    return jnp.stack([sum_of_squares([block], lanes) for block in blocks])
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How a point is laid out inside the solver: `((W, X), e)` or `((W, X), b)`."""
+
+    mean_residual: bool
+
+    def state(self, problem: Problem, point: Point) -> PyTree:
+        last = to_mean_residual(problem, point) if self.mean_residual else point.b
+        return (point.W, point.X), last
+
+    def point(self, problem: Problem, y: PyTree) -> Point:
+        (W, X), last = y
+        return from_mean_residual(problem, W, X, last) if self.mean_residual else Point(W, X, last)
+
+    def terms(self) -> dfx.AbstractTerm:
+        """The flow's vector field, split into forcing and relaxation for the solvers that take them apart.
+
+        Its arguments are the problem, what observes, and the flow, whose `velocity` the field is.
+        """
+
+        def forcing(t, y, problem):
+            (W, X), e = y
+            W_velocity, X_velocity, g = mean_residual_field(problem, W, X, e)
+            return (W_velocity, X_velocity), g
+
+        def relaxation(t, y, args):
+            return jax.tree.map(jnp.zeros_like, y[0]), -stiff_rate(args[0], y[1].dtype) * y[1]
+
+        def whole(t, y, args):
+            (W, X), b = y
+            W, X, b = args[2].velocity(args[0], Point(W, X, b))
+            return (W, X), b
+
+        if self.mean_residual:
+            return dfx.MultiTerm(LanesLastTerm(forcing), dfx.ODETerm(relaxation))
+        return dfx.ODETerm(whole)
+
+    def block_norms(self, problem: Problem, y: PyTree) -> Float[Array, "4"]:
+        """The norms of W, B, L and of the mean residual or bias."""
+        (W, X), last = y
+        return jnp.sqrt(lanes_last(_squares)((W, *problem.split(X), last)))
+
+    def block_scales(self, norms: Float[Array, "4"]) -> Float[Array, "4"]:
+        """What the error of each block is measured against: its own size; B's for the mean residual and the bias."""
+        last = norms[1] if self.mean_residual else norms[1] + norms[3]
+        return norms.at[3].set(last)
+
+
+@dataclasses.dataclass(frozen=True)
+class SecondOrder:
+    """How a point that has a velocity is laid out: as z and as `u = z + m z'`, where it would drift to in the time m.
+
+    Then `m z'' + z' = f(z)` is `z' = (u - z) / m`, `u' = f(z)`, and both parts have the scales of a point.
+    """
+
+    of_point: Layout
+
+    def state(self, problem: Problem, point: Point, drifted: Point) -> PyTree:
+        return self.of_point.state(problem, point), self.of_point.state(problem, drifted)
+
+    def point(self, problem: Problem, y: PyTree) -> Point:
+        return self.of_point.point(problem, y[0])
+
+    def terms(self) -> dfx.AbstractTerm:
+        """The field of both parts; its arguments are those of a `Layout`'s, and the flow has a `mass` too."""
+
+        def field(t, y, args):
+            problem, _, flow = args
+            velocity = jax.tree.map(lambda z, u: (u - z) / flow.mass, *y)
+            return velocity, self.of_point.state(problem, flow.velocity(problem, self.point(problem, y)))
+
+        return dfx.ODETerm(field)
+
+    def block_norms(self, problem: Problem, y: PyTree) -> Float[Array, "8"]:
+        """The norms of W, B, L and the bias, of the point and of where it would drift to."""
+        return jnp.concatenate([self.of_point.block_norms(problem, part) for part in y])
+
+    def block_scales(self, norms: Float[Array, "8"]) -> Float[Array, "8"]:
+        return jnp.concatenate([self.of_point.block_scales(part) for part in jnp.split(norms, 2)])

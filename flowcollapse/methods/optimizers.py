@@ -1,0 +1,117 @@
+"""The optimizers that go by name: optax's own."""
+
+import contextlib
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import optax
+
+from .._errors import UsageError, nearest
+
+ALSO_NEEDED = {"noisy_sgd": "key"}
+"""Arguments that optax falls back on a warning for: a random key is chosen by the one who runs."""
+
+RATES = {"learning_rate", "max_learning_rate"}
+"""How optimizers call their step size, by which they are known."""
+
+
+@functools.cache
+def named() -> Mapping[str, Callable[..., optax.GradientTransformation]]:
+    """The optimizers by name: what optax has beside its transformations that takes a learning rate."""
+    return {
+        name: factory
+        for name, factory in sorted(vars(optax).items())
+        if inspect.isfunction(factory)
+        and RATES.intersection(inspect.signature(factory).parameters)
+        and not name.startswith(("_", "scale_by"))
+    }
+
+
+def factory_of(name: str) -> Callable[..., optax.GradientTransformation]:
+    """The function that makes the optimizer of a name.
+
+    Raises:
+        UsageError: for a name that optax has not.
+    """
+    if name not in named():
+        known = ", ".join(map(repr, named()))
+        raise UsageError(
+            f"optimizer {name!r} is not one of optax's that go by name: pass an optax optimizer, or choose one of "
+            f"{known}{nearest(name, named()) or '.'}"
+        )
+    return named()[name]
+
+
+def missing(factory: Callable, arguments: Iterable[str]) -> tuple[str, ...]:
+    """The numbers that an optimizer that goes by name needs besides the arguments, in order."""
+    parameters = inspect.signature(factory).parameters.values()
+    return tuple(one.name for one in parameters if one.default is inspect.Parameter.empty and one.name not in arguments)
+
+
+def check_arguments(label: str, factory: Callable, arguments: Iterable[str]) -> None:
+    """Make sure that a factory takes the arguments, and lacks none, by its signature.
+
+    Raises:
+        UsageError: if it does not.
+    """
+    try:
+        parameters = inspect.signature(factory).parameters
+    except (TypeError, ValueError):  # a built-in function does not tell
+        return
+    kinds = {parameter.kind for parameter in parameters.values()}
+    given = list(arguments)
+    if inspect.Parameter.VAR_KEYWORD not in kinds:
+        for name in given:
+            if name not in parameters:
+                hint = nearest(name, parameters) or "."
+                raise UsageError(f"optimizer {label} has no {name!r}: it takes {', '.join(parameters)}{hint}")
+    named_only = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    for name, parameter in parameters.items():
+        if parameter.default is inspect.Parameter.empty and parameter.kind in named_only and name not in given:
+            raise UsageError(f"optimizer {label} needs {name}, as in {name}=0.05: give it.")
+    needed = ALSO_NEEDED.get(label)
+    if needed is not None and needed not in given:
+        raise UsageError(f"optimizer {label} draws random numbers and needs {needed}, as in {needed}=0: give it.")
+
+
+def structural(factory: Callable) -> tuple[str, ...]:
+    """The arguments that decide what is computed rather than with which numbers: sizes and counts."""
+    try:
+        parameters = inspect.signature(factory).parameters
+    except (TypeError, ValueError):
+        return ()
+    counted = (name for name, parameter in parameters.items() if type(parameter.default) is int)
+    return (*counted, *SEEDS.intersection(parameters))
+
+
+SEEDS = {"key", "seed"}
+"""Integers that random numbers are drawn from."""
+
+
+def parse(text: str) -> tuple[str, dict[str, Any]]:
+    """The name and the arguments of a text such as `"sgd:learning_rate=0.05,momentum=0.9,nesterov=true"`.
+
+    Raises:
+        UsageError: for another form.
+    """
+    name, _, rest = text.partition(":")
+    arguments: dict[str, Any] = {}
+    for part in filter(None, map(str.strip, rest.split(","))):
+        key, equals, value = (word.strip() for word in part.partition("="))
+        if not equals or key in arguments:
+            fault = "is given twice" if equals else "is not of the form name=value"
+            raise UsageError(f"optimizer {text!r}: {part!r} {fault}; write sgd:learning_rate=0.05,momentum=0.9.")
+        arguments[key] = _value(text, key, value)
+    return name.strip().lower(), arguments
+
+
+def _value(text: str, key: str, value: str) -> bool | int | float:
+    words = {"true": True, "false": False}
+    if value.lower() in words:
+        return words[value.lower()]
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(value)
+    raise UsageError(f"optimizer {text!r}: {key} must be a number, true or false, got {value!r}.")

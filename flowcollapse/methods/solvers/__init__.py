@@ -1,0 +1,1 @@
+"""The solvers of the flow, by name, and their step control."""

@@ -1,0 +1,216 @@
+"""The exponential DOP853: eighth order for the slow part, the stiff linear part by its exact exponential.
+
+For `slow' = f(slow, fast)`, `fast' = -a fast + g(slow, fast)` with one rate `a >= 0` for all of `fast`, the slow part
+takes DOP853's twelve stages, and the fast part at the fraction x of a step is
+
+    fast(x) = exp(-a h x) fast0 + h sum_j w_j(a h) g_j
+
+with weights that are exact for polynomials however stiff `a` is, and DOP853's own where `a h` is small. So neither
+accuracy nor step size depends on the stiffness. The weights, derived here, are in `exponential_weights.py`;
+`docs/solver.md` has the derivation and the measurements; the coefficients of DOP853 are in `dop853.py`.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import ClassVar
+
+import diffrax as dfx
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PyTree
+
+from ..._linalg.algebra import sum_of_squares, total
+from ..._linalg.phi import phi as phi
+from ...programs import SMALL, called, lanes_last
+from .dop853 import E3, E5, NUM_STAGES, A, C
+from .weights import (
+    END,
+    FIFTH,
+    FURTHER,
+    NEAR,
+    OUTPUT_ROWS,
+    THIRD,
+    USED,
+    decay_and_moments,
+    nested,
+    output_coefficients,
+    step_weights,
+)
+
+
+def combined(coefficients: Sequence[float] | np.ndarray, arrays: Array) -> Array:
+    """`sum_j c_j a_j`, without the terms that are zero."""
+    return total([float(c) * arrays[j] for j, c in enumerate(coefficients) if c != 0])
+
+
+def driven(weights: Array, row: int, used: np.ndarray, g: Array) -> Array:
+    """`sum_j w_j g_j` for a row of the weights, over the stages that it uses."""
+    return total([weights[row, j] * g[j] for j in np.flatnonzero(used)])
+
+
+def in_a_loop(stage: Callable, count: int, first: PyTree) -> PyTree:
+    """The results of some stages, stacked, by a loop in which the field stands once.
+
+    `stage(i, results)` is the result of stage i from the stacked ones, of which those before it are there. That of the
+    `first` stage is given.
+    """
+
+    def evaluate(results, i):
+        put = functools.partial(jax.lax.dynamic_update_index_in_dim, index=i, axis=0)
+        return jax.tree.map(put, results, stage(i, results)), None
+
+    nothing = jax.tree.map(lambda x: jnp.zeros((count, *x.shape), x.dtype).at[0].set(x), first)
+    return jax.lax.scan(evaluate, nothing, np.arange(1, count))[0]
+
+
+class ExponentialDOP853(dfx.AbstractAdaptiveSolver):
+    """DOP853 with the stiff linear part treated exactly; see this module's docstring.
+
+    A diffrax solver for a state `(slow, fast)` and a `MultiTerm` of two terms: the first gives `(slow', g)`; the second
+    gives `(0, -a fast)` with one number `a`, for an array `fast`. Twelve evaluations of the first term a step; output
+    of order 7 for three more, which a run without saves leaves out. The slow part alone converges with
+    order 8. Where slow and fast drive each other, states and output converge with an order between 6.5 and 7 as the
+    steps go to zero at fixed `a`.
+
+    Args:
+        output: whether the step prepares output inside it.
+    """
+
+    output: bool = eqx.field(static=True, default=True)
+
+    term_structure: ClassVar = dfx.MultiTerm[tuple[dfx.AbstractTerm, dfx.AbstractTerm]]
+    evaluations_per_step: ClassVar[int] = NUM_STAGES
+    real_stability: ClassVar[float] = 6.0
+    """Steps damp a decay at the rate r while `h r < 6.4`, and halve it at 6."""
+    evaluations_for_output: ClassVar[int] = len(C) - NUM_STAGES - 1
+
+    def suited(self, output: bool) -> "ExponentialDOP853":
+        """The same solver with or without output."""
+        return dataclasses.replace(self, output=output)
+
+    @property
+    def interpolation_cls(self):
+        return DenseOutput if self.output else dfx.LocalLinearInterpolation
+
+    def order(self, terms) -> int:
+        return 8
+
+    def func(self, terms, t0, y0, args):
+        return terms.vf(t0, y0, args)
+
+    def init(self, terms, t0, t1, y0, args):
+        return terms.terms[0].vf(t0, y0, args)
+
+    def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
+        forcing, relaxation = terms.terms
+        h = t1 - t0
+        slow0, fast0 = y0
+        # The relaxation is linear: at 1 it is minus its rate.
+        z = -h * relaxation.vf(t0, (slow0, jnp.ones((), fast0.dtype)), args)[1]
+        first = solver_state if made_jump is False else forcing.vf(t0, y0, args)
+
+        data = (t0, h, z, y0, first)
+        reads = getattr(getattr(forcing, "term", forcing), "reads", None)  # diffrax wraps its terms
+        if reads is None:
+            y1, error, dense_info, last = _step(self.output, forcing, *data, args)
+        else:
+            step = lanes_last(_step, functools.partial(_step, mapped=True))
+            y1, error, dense_info, last = step(self.output, forcing, *data, reads(args))
+        return y1, error, dense_info, last, dfx.RESULTS.successful
+
+
+PLACES = (0, *range(END + 1), *range(NEAR + 1, NEAR + len(C) - NUM_STAGES))
+"""In which row of `step_weights` stands a stage, the step end or a further stage; there is none for the first."""
+
+STAGE_USES = [np.zeros(0, bool), *USED[: END + 1], *FURTHER.used]
+
+
+def _step(output: bool, forcing: dfx.AbstractTerm, t0, h, z, y0: PyTree, first: PyTree, args: PyTree, mapped=False):
+    """The end of a step, its error, what its output is made from, and the forcing at its end.
+
+    Lanes may come last, or the step is `mapped` over them.
+    """
+    slow0, fast0 = y0
+    count = len(C) if output else NUM_STAGES + 1
+    decay, weights = step_weights(z, output)
+    weights = h * weights
+    nodes, coefficients = jnp.asarray(C[:count], h.dtype), jnp.asarray(A[:count, :count], h.dtype)
+
+    def at(i: int, derivatives: tuple[PyTree, Array]) -> PyTree:
+        """The state at stage i from the stages that it uses."""
+        k, g = derivatives
+        slow = jax.tree.map(lambda y, ks: y + h * combined(A[i], ks), slow0, k)
+        return slow, decay[PLACES[i]] * fast0 + driven(weights, PLACES[i], STAGE_USES[i], g)
+
+    def at_any(i: Array, derivatives: tuple[PyTree, Array]) -> PyTree:
+        """The same for a traced i, without lanes, from all stages."""
+        k, g = derivatives
+        slow = jax.tree.map(lambda y, ks: y + h * jnp.tensordot(coefficients[i], ks, 1), slow0, k)
+        place = jnp.asarray(PLACES)[i]
+        return slow, decay[place] * fast0 + weights[place] @ g[: weights.shape[1]]
+
+    def in_its_branch(i: Array, derivatives: tuple[PyTree, Array]) -> PyTree:
+        return jax.lax.switch(i - 1, [functools.partial(at, j) for j in range(1, count)], derivatives)
+
+    # A product with zeros costs a small state less than to compile the branches.
+    small = not mapped and h.ndim == 0 and sum(x.size for x in jax.tree.leaves(slow0)) <= SMALL
+    state = at_any if small else in_its_branch
+    k, g = in_a_loop(lambda i, so_far: forcing.vf(t0 + nodes[i] * h, state(i, so_far), args), count, tuple(first))
+
+    @called
+    def embedded(h, weights, k: PyTree, g: Array) -> tuple[tuple[PyTree, ...], tuple[Array, ...]]:
+        """The differences between the end of the step and those of the embedded rows."""
+        slow = (jax.tree.map(lambda ks, row=row: h * combined(row, ks), k) for row in (E5, E3))
+        # The weights of a difference sum to zero: without the first forcing, a constant one leaves no rounding.
+        return tuple(slow), tuple(driven(weights, row, USED[row], g - g[0]) for row in (FIFTH, THIRD))
+
+    y1 = at(NUM_STAGES, (k, g))
+    error = tuple(_estimate(h, *pair) for pair in embedded(h, weights, k, g))
+    dense_info = {"y0": y0, "y1": y1}
+    if output:
+        lawson, polynomial = output_coefficients(z, g)
+        slow = jax.tree.map(lambda ks: h * jnp.tensordot(jnp.asarray(OUTPUT_ROWS, ks.dtype), ks, 1), k)
+        dense_info |= {"z": z, "slow": slow, "lawson": h * lawson, "polynomial": h * polynomial}
+    last = jax.tree.map(lambda ks: ks[NUM_STAGES], (k, g))
+    return y1, jax.tree.map(jax.lax.stop_gradient, error), dense_info, last
+
+
+def _estimate(h, fifth: PyTree, third: PyTree) -> PyTree:
+    """DOP853's `E5 |E5| / sqrt(|E5|^2 + 0.01 |E3|^2)`, with one norm for all: of order 8 for E5 and E3 of 6 and 4."""
+    squares = [sum_of_squares(jax.tree.leaves(tree), h.ndim) for tree in (fifth, third)]
+    denominator = squares[0] + 0.01 * squares[1]
+    ratio = jnp.sqrt(squares[0] / jnp.where(denominator > 0, denominator, 1.0))
+    return jax.tree.map(lambda leaf: ratio * leaf, fifth)
+
+
+class DenseOutput(dfx.AbstractLocalInterpolation):
+    """Output inside a step: DOP853's polynomial of order 7 for the slow part; for the fast part the exact integral of a
+    polynomial of degree 5 through the forcing, and Lawson's integral of what that one misses."""
+
+    t0: Array
+    t1: Array
+    y0: PyTree
+    y1: PyTree
+    slow: PyTree
+    lawson: Array
+    polynomial: Array
+    z: Array
+
+    def evaluate(self, t0, t1=None, left=True):
+        if t1 is not None:
+            return jax.tree.map(lambda end, start: end - start, self.evaluate(t1), self.evaluate(t0))
+        h = self.t1 - self.t0
+        x = jnp.asarray((t0 - self.t0) / jnp.where(h > 0, h, 1.0))
+        return lanes_last(_inside)(x, self.z, self.y0, self.slow, self.lawson, self.polynomial)
+
+
+def _inside(x, z, y0: PyTree, slow: PyTree, lawson: Array, polynomial: Array) -> tuple[PyTree, Array]:
+    """The state at the fraction x of a step."""
+    slow0, fast0 = y0
+    decay, moments = decay_and_moments(z, x)
+    driven = total([moment * coefficient for moment, coefficient in zip(moments, polynomial, strict=True)])
+    state = jax.tree.map(lambda y, coefficients: y + nested(x, coefficients), slow0, slow)
+    return state, decay * (fast0 + nested(x, lawson)) + driven

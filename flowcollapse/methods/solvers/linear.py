@@ -1,0 +1,72 @@
+"""The implicit solver, and the linear solvers that it calls."""
+
+import operator
+
+import diffrax as dfx
+import equinox as eqx
+import equinox.internal as eqxi
+import jax
+import jax.numpy as jnp
+import lineax as lx
+from jax.flatten_util import ravel_pytree
+
+from ..._linalg.algebra import lu_factor, lu_solve, lu_solve_transposed
+
+
+class _DiagonalSolver(lx.AbstractLinearSolver):
+    """Linear systems whose matrix is known to be diagonal: one product with ones shows the diagonal."""
+
+    def init(self, operator, options):
+        return operator.mv(jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype), operator.in_structure()))
+
+    def compute(self, state, vector, options):
+        return jax.tree.map(jnp.divide, vector, state), lx.RESULTS.successful, {}
+
+    def transpose(self, state, options):
+        return state, options
+
+    def conj(self, state, options):
+        return state, options
+
+    def assume_full_rank(self):
+        return True
+
+
+class _DenseSolver(lx.AbstractLinearSolver):
+    """Linear systems by LU factors, for lanes on several devices.
+
+    There, lineax's own refuses its vectors (under `shard_map` their shapes name the devices, and those of its matrices
+    do not), and would wait for ever besides (`one_by_one`).
+    """
+
+    def init(self, operator, options):
+        return lu_factor(operator.as_matrix()), eqxi.Static(False)
+
+    def compute(self, state, vector, options):
+        (factors, turned), (flat, unravel) = state, ravel_pytree(vector)
+        return unravel((lu_solve_transposed if turned.value else lu_solve)(factors, flat)), lx.RESULTS.successful, {}
+
+    def transpose(self, state, options):
+        return (state[0], eqxi.Static(not state[1].value)), options
+
+    def conj(self, state, options):
+        return state, options
+
+    def assume_full_rank(self):
+        return True
+
+
+def kencarp5() -> dfx.KenCarp5:
+    """Kennedy and Carpenter's 5(4) implicit-explicit pair (Applied Numerical Mathematics 44, 2003), as diffrax has it.
+
+    The mean residual alone is implicit, linear and diagonal: one iteration solves it, whatever its tolerance.
+    """
+    return dfx.KenCarp5(root_finder=dfx.VeryChord(rtol=1e-3, atol=1e-12, linear_solver=_DiagonalSolver()))
+
+
+def _for_lanes(solver: dfx.AbstractSolver) -> dfx.AbstractSolver:
+    """The solver with linear systems that lanes can solve, unless it brings a linear solver of its own."""
+    root_finder = getattr(solver, "root_finder", None)
+    if isinstance(getattr(root_finder, "linear_solver", None), lx.AutoLinearSolver):
+        return eqx.tree_at(operator.attrgetter("root_finder.linear_solver"), solver, _DenseSolver())
+    return solver

@@ -1,0 +1,46 @@
+"""Solvers by name, explicit diffrax solvers with their stages in one loop, and step control by blocks."""
+
+from collections.abc import Callable
+
+import diffrax as dfx
+
+from ..._errors import UsageError
+from .explicit import Dopri5, Dopri8, Tsit5
+from .exponential import ExponentialDOP853
+from .linear import _for_lanes, kencarp5
+
+SOLVERS: dict[str, Callable[[], dfx.AbstractSolver]] = {
+    "exponential": ExponentialDOP853,
+    "tsit5": Tsit5,
+    "dopri5": Dopri5,
+    "dopri8": Dopri8,
+    "kvaerno5": dfx.Kvaerno5,
+    "kencarp5": kencarp5,
+}
+
+
+def solver_of(solver: str | dfx.AbstractSolver) -> dfx.AbstractSolver:
+    """The solver of a name, or the diffrax solver given.
+
+    Raises:
+        UsageError: for an unknown name, or an object that is not a diffrax solver with an error estimate.
+    """
+    if isinstance(solver, str):
+        if solver.lower() not in SOLVERS:
+            known = ", ".join(map(repr, sorted(SOLVERS)))
+            raise UsageError(f"solver {solver!r} is not known: choose one of {known}, or pass a diffrax solver.")
+        return _for_lanes(SOLVERS[solver.lower()]())
+    if not isinstance(solver, dfx.AbstractAdaptiveSolver):
+        raise UsageError(f"solver must be a name or a diffrax solver with an error estimate, got {solver!r}.")
+    return _for_lanes(solver)
+
+
+def suited(solver: dfx.AbstractSolver, output: bool) -> dfx.AbstractSolver:
+    """The solver for a run with or without output, if it knows the difference."""
+    known = getattr(solver, "suited", None)
+    return solver if known is None else known(output)
+
+
+def splits_stiff_part(solver: dfx.AbstractSolver) -> bool:
+    """Whether the solver takes two terms, the stiff linear one apart."""
+    return getattr(solver.term_structure, "__origin__", solver.term_structure) is dfx.MultiTerm

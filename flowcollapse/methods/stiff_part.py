@@ -1,0 +1,118 @@
+"""The stiff part of the flow: the mean residual, the only fast variable, which relaxes linearly."""
+
+from typing import Any, cast
+
+import diffrax as dfx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from .._linalg.algebra import beside, times
+from ..endings.modes import target_modes
+from ..model.columns import Columns
+from ..model.problem import Point, Problem
+from ..programs import called
+
+FIRST_STEP = 3.0
+"""The first step times the fastest rate, over `rtol^(1/order)`. Of 1, 2, 3 and 5, 3 took the fewest steps."""
+
+
+def first_step(problem: Problem, rtol: Float[Array, ""], solver: dfx.AbstractSolver) -> Float[Array, ""]:
+    """A first step that resolves the transient of the mean residual: one much larger would be rejected."""
+    order = solver.order(cast(Any, None)) or 1
+    _, lam_H, _ = problem.decays(rtol.dtype)
+    fastest = stiff_rate(problem, rtol.dtype) + lam_H + max(problem.model.counts) ** 0.5
+    return FIRST_STEP * rtol ** (1 / order) / fastest
+
+
+def longest_step(problem: Problem, solver: dfx.AbstractSolver, t1: Float[Array, ""]) -> Float[Array, ""] | None:
+    """The longest step in which the solver is stable up to t1, if it says how far it is and splits the residual."""
+    stable = getattr(solver, "real_stability", None)
+    return None if stable is None else stable / fastest_at_rest(problem, t1)
+
+
+def fastest_at_rest(problem: Problem, t: Float[Array, ""]) -> Float[Array, ""]:
+    """The fastest decay near a critical point up to the time t, but for the mean residual's.
+
+    It is `s (r + 1/r)` with the largest singular value s of the targets, `sqrt N` for balanced classes, plus what
+    weight decay adds. The ratio r is 1 where W and the features are balanced. Decays that differ take it to the root of
+    their quotient, and with the larger decay lam no faster than `sqrt(1 + 4 lam t)` (derived here from the Hessian's
+    spectrum, and from `(r - 1/r)' <= 2 lam / r` for the imbalance).
+    """
+    lam_W, lam_H, _ = jax.lax.stop_gradient(problem.decays(t.dtype))
+    lam, least = jnp.maximum(lam_W, lam_H), jnp.minimum(lam_W, lam_H)
+    end = lam / jnp.where(least > 0, least, jnp.finfo(t.dtype).tiny)
+    ratio = jnp.sqrt(jnp.clip(end, 1.0, 1 + 4 * lam * jax.lax.stop_gradient(t)))
+    return float(target_modes(problem.model)[1][0]) * (ratio + 1 / ratio) + lam
+
+
+def stiff_rate(problem: Problem, dtype) -> Float[Array, ""]:
+    """The rate `n_tot + lam_b` at which the mean residual decays; without a bias there is none to decay."""
+    return (problem.model.num_samples if problem.model.use_bias else 0) + problem.decays(dtype)[2]
+
+
+def to_mean_residual(problem: Problem, point: Point) -> Float[Array, " C"]:
+    """`e = (W X u + a b - T u) / a`: the residual averaged over the samples, one number a class."""
+    return bias_free_residual(problem, point.W, point.X) + point.b
+
+
+def from_mean_residual(
+    problem: Problem, W: Float[Array, "C p"], X: Float[Array, "p n"], e: Float[Array, " C"]
+) -> Point:
+    """The point whose mean residual is e: `b = e - (W X u - T u) / a`."""
+    if not problem.model.use_bias:
+        return Point(W, X, jnp.zeros_like(e))
+    return Point(W, X, e - bias_free_residual(problem, W, X))
+
+
+def bias_free_residual(problem: Problem, W: Float[Array, "C p"], X: Float[Array, "p n"]) -> Float[Array, " C"]:
+    """`(W X u - T u) / a`, through vectors only."""
+    counts = jnp.asarray(problem.model.counts, X.dtype)
+    return (W @ problem.columns.times_ones(X) - counts) / problem.model.num_samples
+
+
+def mean_residual_field(
+    problem: Problem, W: Float[Array, "C p *lanes"], X: Float[Array, "p n *lanes"], e: Float[Array, "C *lanes"]
+) -> tuple[Float[Array, "C p *lanes"], Float[Array, "p n *lanes"], Float[Array, "C *lanes"]]:
+    """The flow in `(W, X, e)`: `(W', X', g)` with `e' = -(a + lam_b) e + g`. Lanes, if any, come last.
+
+    With `m = (W X - T) u / a` the residual is `G = W X - T + (e - m) u^T`, `W' = -G X^T - lam_W W`,
+    `X' = -W^T G - lam_H X`, and `g = lam_b m + (W' X u + W X' u) / a` needs vectors only, since
+    `X' u = -a W^T e - lam_H X u`. Without a bias, `G = W X - T` and e rests. Three matrix products, `6 C p n`
+    operations (derived here).
+    """
+    decays = problem.decays(X.dtype)
+    if not problem.model.use_bias:
+        G = _residual(problem.columns, W, X, None)
+        return *_velocities(decays, W, X, G), jnp.zeros_like(e)
+    Xu, m = _vectors(problem.columns, W, X)
+    G = _residual(problem.columns, W, X, e - m)
+    W_velocity, X_velocity = _velocities(decays, W, X, G)
+    return W_velocity, X_velocity, _mean_forcing(problem.model.num_samples, decays, W, W_velocity, Xu, m, e)
+
+
+@called
+def _vectors(columns: Columns, W, X):
+    Xu = columns.times_ones(X)
+    return Xu, (times(W, Xu) - beside(columns.counts, X[0, 0])) / columns.num_samples
+
+
+@called
+def _residual(columns: Columns, W, X, mean):
+    n, dtype = X.shape[1], X.dtype
+    M = times(W, X) - beside(columns.targets(n, dtype), X[0, 0])
+    return M if mean is None else M + mean[:, None] * beside(columns.ones(n, dtype), X[0, 0])
+
+
+@called
+def _velocities(decays, W, X, G):
+    lam_W, lam_H, _ = decays
+    of_W, of_X = times(G, jnp.swapaxes(X, 0, 1)), times(jnp.swapaxes(W, 0, 1), G)
+    return -of_W - lam_W * W, -of_X - lam_H * X
+
+
+@called
+def _mean_forcing(a: int, decays, W, W_velocity, Xu, m, e):
+    _, lam_H, lam_b = decays
+    drift = a * times(jnp.swapaxes(W, 0, 1), e) + lam_H * Xu
+    return lam_b * m + (times(W_velocity, Xu) - times(W, drift)) / a

@@ -1,0 +1,29 @@
+"""Collapse metrics of a state: strong collapse, neural collapse, the distance to S, risk and conserved quantities.
+
+Every metric is one function of `W`, `b` and the split of the features into class means `B = Hbar diag(sqrt n)` and a
+part within the classes `L`, so it is the same in every kind of columns. `M = [mu_c - mu_G]` holds the class means
+less their unweighted mean; `s = sqrt N`; `P = I - 1 1^T / C` (the identity without a bias).
+
+| name | what it is | source |
+|---|---|---|
+| `snc1` | `||W W^T - s P||_F` | the paper, as its figures plot it |
+| `snc2` | `||H - (W (x) 1_N)^T / s||_F / ||H||_F` | the paper |
+| `snc3` | `||b - 1/C||_2` | the paper |
+| `distance`, `relative_distance` | `||z - Pi_S z||_E`, and over `||z||_E` | the paper, Figure 2 |
+| `nc1` | `tr(S_W S_B^+) / C` | Papyan, Han and Donoho 2020 |
+| `nc1_trace` | `tr S_W / tr S_B` | Tirer, Huang and Niles-Weed 2023 |
+| `nc2_norm_h`, `nc2_norm_w` | std over mean of the class means' lengths, of the classifier's rows | Papyan et al. |
+| `nc2_angle_h`, `nc2_angle_w` | mean of `|cos + 1/(C-1)|` over pairs | Papyan et al. |
+| `nc2_etf_h`, `nc2_etf_w` | `|| M^T M / ||M^T M|| - P / sqrt(C-1) ||_F`, `W W^T` likewise | Zhu et al. 2021 |
+| `nc3` | `|| W^T/||W|| - M/||M|| ||_F` | Papyan et al. |
+| `nc4` | share of samples where the classifier and the nearest class mean disagree | Papyan et al. |
+| `cdnv` | `(s_i^2 + s_j^2) / (2 ||mu_i - mu_j||^2)` over pairs | Galanti, Gyorgy and Hutter 2021 |
+| `risk`, `grad_norm` | the risk and the norm of its gradient | the paper |
+| `balancedness` | `||W^T W - H H^T - (the same at the start)||_F / ||H at the start||_F^2` | conserved by the flow |
+| `sharpness` | the largest eigenvalue of the risk's Hessian; costly, computed only if asked for | Lanczos 1950 |
+
+Ratios whose denominator vanishes (near H = 0) are NaN."""
+
+from .evaluation import evaluate as evaluate, observe as observe, observe_many as observe_many, snc as snc
+from .features import from_features as from_features
+from .registry import METRICS as METRICS, available as available

@@ -1,0 +1,108 @@
+"""Metrics of a state, or of the points of a run."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jaxtyping import Array, Float
+
+from .._errors import UsageError
+from .._linalg.algebra import in_blocks
+from ..model.batch import of_states
+from ..model.problem import Point, Problem, problem_of
+from ..model.requirements import check_state
+from ..model.state import State
+from ..model.ufm import UFM
+from .balance import Reference
+from .registry import METRICS, _not_costly, available, checked_names
+from .view import View
+
+
+def reference(start: Point | None, names: Sequence[str]) -> Reference | None:
+    """The start as the named metrics need it, which is the same for all points of a run."""
+    return None if start is None or "balancedness" not in names else Reference.of(start)
+
+
+def prepared(problem: Problem, names: Sequence[str], point: Point, start: Point | None) -> tuple[Problem, Any]:
+    """What the named metrics need and is made once for all points of a run: of single samples, in the problem, and of
+    the start. `point` is any of them."""
+    if any(METRICS[name].samples for name in names):
+        problem = Problem(problem.model, problem.columns.ready(point.X))
+    return problem, reference(start, names)
+
+
+def observe(
+    problem: Problem, point: Point, names: Sequence[str], start: Point | Reference | None
+) -> dict[str, Float[Array, ""]]:
+    """The named metrics of one point."""
+    start = start if isinstance(start, Reference) else reference(start, names)
+    view = View(problem, point, *problem.split(point.X), start)
+    return {name: METRICS[name].function(view) for name in names}
+
+
+def observe_many(
+    problem: Problem, points: Point, names: Sequence[str], start: Point | None
+) -> dict[str, Float[Array, " time"]]:
+    """The named metrics of points with one leading axis, in blocks that take a bounded amount of memory."""
+    first = jax.tree.map(lambda x: x[0], points)
+    problem, origin = prepared(problem, names, first, start)
+    return in_blocks(lambda point: observe(problem, point, names, origin), points, observed_size(first))
+
+
+def observed_size(point: Point) -> int:
+    """How many numbers an intermediate array of the metrics of a point may take: Gram matrices, logits, imbalances."""
+    (C, p), n = point.W.shape, point.X.shape[1]
+    return max(C, p) * max(C, p, n)
+
+
+def evaluate(
+    model: UFM, state: State, names: Any = None, *, start: State | None = None
+) -> dict[str, Float[Array, "*batch"]]:
+    """Metrics of a state, by name.
+
+    Args:
+        model: the model.
+        state: a state of it, with any leading axes.
+        names: which metrics, as a text with commas or any iterable of texts; default all that the model and the state
+            have but `sharpness`.
+        start: what `balancedness` is measured against, in the same columns; default the state itself, so 0.
+
+    Raises:
+        UsageError: for unknown or unavailable metrics and states that do not fit the model.
+
+    Example:
+        >>> import jax, flowcollapse as fc
+        >>> model = fc.UFM(num_classes=3, samples_per_class=3, num_features=15)
+        >>> state = fc.initial.collapsed(model, key=jax.random.key(0))
+        >>> bool(fc.metrics.evaluate(model, state, ["snc2"])["snc2"] < 1e-6)
+        True
+    """
+    check_state(model, state)
+    names = _not_costly(available(model, state.columns)) if names is None else names
+    names = checked_names(model, state.columns, names)
+    reference = None
+    if start is not None:
+        check_state(model, start, "start")
+        if start.W.ndim != 2:
+            raise UsageError(
+                f"start has leading axes {start.W.shape[:-2]}, and it must be one state: take one of them."
+            )
+        reference = problem_of(model, start)[1]
+    return of_states(_observe, model, state, names, reference)
+
+
+def _observe(model: UFM, state: State, names: tuple[str, ...], start: Point | None) -> dict[str, Float[Array, ""]]:
+    return observe(*problem_of(model, state), names, start)
+
+
+def snc(model: UFM, state: State) -> tuple[Float[Array, "*batch"], Float[Array, "*batch"], Float[Array, "*batch"]]:
+    """The errors of strong neural collapse `(SNC1, SNC2, SNC3)` as the paper's figures plot them.
+
+    Example:
+        >>> import jax, flowcollapse as fc
+        >>> model = fc.UFM(num_classes=3, samples_per_class=3, num_features=15)
+        >>> bool(max(fc.metrics.snc(model, fc.initial.collapsed(model, key=jax.random.key(0)))) < 1e-5)
+        True
+    """
+    values = evaluate(model, state, ("snc1", "snc2", "snc3"))
+    return values["snc1"], values["snc2"], values["snc3"]

@@ -1,0 +1,75 @@
+"""The measures of neural collapse NC1 to NC4 and CDNV, of a point of the model or of a network's features."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from .._linalg.algebra import pinv
+from .view import Measured, Metric, _or_nan, _square
+
+
+def _nc1(view: Measured):
+    """`||M^+ L||_F^2 / n_tot` from the centred means themselves: never a product of covariances, so that values down
+    to the sixth power of eps keep their digits, and features that are dead count for nothing (derived here).
+
+    M has C columns that add up to zero; the reflection of (1, ..., 1) onto the first axis leaves C - 1 of them.
+    """
+    M = view.M
+    reflected = M[:, 1:] - M[:, :1] / (1 + M.shape[1] ** 0.5)
+    return view.within_square(pinv(reflected)) / view.num_samples + 0.0 * view.M_square
+
+
+def _nc1_trace(view: Measured):
+    return view.within_square() / view.num_samples / view.M_square * view.M.shape[1]
+
+
+def _nc3(view: Measured):
+    W, M = view.paired.T, view.M
+    return jnp.sqrt(_square(W / jnp.sqrt(_or_nan(view.paired_square)) - M / jnp.sqrt(view.M_square)))
+
+
+def _nc4(view: Measured):
+    return view.disagreement() + 0.0 * view.M_square
+
+
+COMPARED_AT_ONCE = 2**14
+"""Up to this many differences, those of all pairs of class means and all features are taken at once."""
+
+
+def _cdnv(view: Measured):
+    M, variances = view.M, view.variances()
+    C = len(variances)
+    same = jnp.eye(C, dtype=M.dtype)
+    ratios = (variances[:, None] + variances) / _or_nan(square_distances(M) + same) * (1 - same)
+    return jnp.sum(ratios) / (2 * C * (C - 1))
+
+
+def square_distances(M: Float[Array, "p C"]) -> Float[Array, "C C"]:
+    """`||m_i - m_j||^2` of all pairs of columns.
+
+    From the differences themselves: a Gram matrix would lose the digits of means that are close to each other. Many
+    features are added up one at a time, because jax 0.10.1 would store all p C^2 differences.
+    """
+
+    def square(row):
+        return (row[:, None] - row) ** 2
+
+    C = M.shape[1]
+    if M.size * C <= COMPARED_AT_ONCE:
+        return jnp.sum(jax.vmap(square)(M), axis=0)
+    return jax.lax.scan(lambda total, row: (total + square(row), None), jnp.zeros((C, C), M.dtype), M)[0]
+
+
+METRICS = {
+    "nc1": Metric(_nc1, "within-class variability, pseudo-inverse form"),
+    "nc1_trace": Metric(_nc1_trace, "within-class variability, ratio of traces"),
+    "nc2_norm_h": Metric(lambda v: v.defects[0].lengths, "spread of the class means' lengths"),
+    "nc2_norm_w": Metric(lambda v: v.defects[1].lengths, "spread of the classifier rows' lengths"),
+    "nc2_angle_h": Metric(lambda v: v.defects[0].angles, "class means' angles against the simplex"),
+    "nc2_angle_w": Metric(lambda v: v.defects[1].angles, "classifier rows' angles against the simplex"),
+    "nc2_etf_h": Metric(lambda v: v.defects[0].gram, "class means' Gram matrix against the simplex frame"),
+    "nc2_etf_w": Metric(lambda v: v.defects[1].gram, "classifier's Gram matrix against the simplex frame"),
+    "nc3": Metric(_nc3, "self-duality of classifier and class means"),
+    "nc4": Metric(_nc4, "disagreement with the nearest class mean", samples=True),
+    "cdnv": Metric(_cdnv, "class-distance normalised variance", samples=True),
+}

@@ -1,0 +1,79 @@
+"""The metrics by name, and which of them a model and a state can have."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from .._checks import shown
+from .._errors import UsageError, nearest
+from ..model.ufm import UFM
+from . import dynamics, neural_collapse, strong_collapse
+from .view import Metric
+
+METRICS: dict[str, Metric] = {**strong_collapse.METRICS, **neural_collapse.METRICS, **dynamics.METRICS}
+
+SAMPLES_UP_TO = 2**20
+"""Up to this many entries of H, the metrics that need single samples are saved by default."""
+
+
+def available(model: UFM, columns) -> tuple[str, ...]:
+    """The metrics that exist for a model in given columns (None: samples)."""
+    knows_samples = columns is None or columns.knows_samples
+    return tuple(
+        name
+        for name, metric in METRICS.items()
+        if (model.balanced or not metric.equal_counts) and (knows_samples or not metric.samples)
+    )
+
+
+def checked_names(model: UFM, columns, names: Any) -> tuple[str, ...]:
+    """The metrics asked for, or the default ones of a run: all that are available and neither costly nor, for many
+    entries of H, in need of single samples.
+
+    Raises:
+        UsageError: for a metric that is unknown, or that the model or the state cannot have.
+    """
+    known = available(model, columns)
+    if names is None:
+        large = model.num_features * model.num_samples > SAMPLES_UP_TO
+        return tuple(name for name in _not_costly(known) if not (large and METRICS[name].samples))
+    asked = asked_names(names)
+    for name in asked:
+        if name not in METRICS:
+            hint = nearest(name, METRICS) or "."
+            raise UsageError(f"metric {name!r} is not known: choose from {', '.join(METRICS)}{hint}")
+        if name not in known and METRICS[name].equal_counts and not model.balanced:
+            raise UsageError(f"metric {name!r} is defined for equal counts, not for {model.samples_per_class}.")
+        if name not in known:
+            raise UsageError(
+                f"metric {name!r} needs single samples, and the state was drawn already reduced: "
+                "start from fc.initial.sphere(..., reduced=False)."
+            )
+    return asked
+
+
+def asked_names(names: Any) -> tuple[str, ...]:
+    """Names of metrics in lower case, each once, from one text ("snc1" or "snc1,snc2") or anything that yields texts.
+
+    What is given is read once, so that a generator will do; a set is put in the order of `METRICS`.
+
+    Raises:
+        UsageError: for anything else.
+    """
+    wrong = "metrics must be names, such as 'snc1,nc1' or ['snc1', 'nc1'], got "
+    try:
+        texts = [names] if isinstance(names, str | bytes) else list(names)
+    except TypeError:  # what has no parts
+        raise UsageError(f"{wrong}{shown(names)}.") from None
+    found: dict[str, None] = {}
+    for text in texts:
+        if not isinstance(text, str):
+            raise UsageError(f"{wrong}{shown(text)} among them.")
+        found |= dict.fromkeys(part.strip().lower() for part in text.split(","))
+    if isinstance(names, set | frozenset):
+        order = list(METRICS)
+        return tuple(sorted(found, key=lambda name: (order.index(name) if name in METRICS else len(order), name)))
+    return tuple(found)
+
+
+def _not_costly(names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(name for name in names if not METRICS[name].costly)

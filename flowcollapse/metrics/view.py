@@ -1,0 +1,243 @@
+"""The data that metrics read: a point of the model, or the features of a network, and the products they share."""
+
+import abc
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from .._linalg.algebra import in_blocks, square_norm
+from ..model.columns import root_counts
+from ..model.problem import Point, Problem
+from .balance import Reference
+
+
+class Products(NamedTuple):
+    """The products of some vectors with each other, their squares, and the sum of these."""
+
+    gram: Float[Array, "C C"]
+    squares: Float[Array, " C"]
+    total: Float[Array, ""]
+
+    @classmethod
+    def of(cls, rows: Float[Array, "C p"]) -> "Products":
+        squares = jnp.sum(rows**2, axis=1)
+        return cls(rows @ rows.T, squares, jnp.sum(squares))
+
+
+class Defects(NamedTuple):
+    """How far vectors are from a simplex frame: their lengths, their angles, their Gram matrix."""
+
+    lengths: Float[Array, ""]
+    angles: Float[Array, ""]
+    gram: Float[Array, ""]
+
+    @classmethod
+    def of(cls, vectors: Products) -> "Defects":
+        gram, squares, total = vectors
+        C, lengths = len(squares), jnp.sqrt(squares)
+        mean = jnp.sum(lengths) / C
+        spread = jnp.sqrt(jnp.sum((lengths - mean) ** 2) / C) / _or_nan(mean)
+        same = jnp.eye(C, dtype=gram.dtype)
+        inverse = 1 / _or_nan(lengths)
+        angles = jnp.sum(jnp.abs(gram * inverse[:, None] * inverse + 1 / (C - 1)) * (1 - same)) / (C * (C - 1))
+        frame = (same - 1 / C) / (C - 1) ** 0.5
+        # Over the trace first: the square of a small Gram matrix would be less than the smallest number.
+        scaled = gram / _or_nan(total)
+        etf = jnp.sqrt(jnp.sum((scaled / jnp.sqrt(jnp.sum(scaled**2)) - frame) ** 2))
+        return cls(spread, angles, etf)
+
+
+class Measured(abc.ABC):
+    """The data that collapse metrics read: class means, the scatter within the classes, and a classifier.
+
+    Whatever several metrics need is computed once.
+    """
+
+    @property
+    @abc.abstractmethod
+    def num_samples(self) -> int:
+        """How many samples there are."""
+
+    @functools.cached_property
+    @abc.abstractmethod
+    def M(self) -> Float[Array, "p C"]:
+        """The class means less their unweighted mean."""
+
+    @property
+    @abc.abstractmethod
+    def W(self) -> Float[Array, "K p"]:
+        """The classifier."""
+
+    @property
+    def paired(self) -> Float[Array, "C p"]:
+        """The rows of the classifier that belong to the class means, in the same order."""
+        return self.W
+
+    @functools.cached_property
+    def class_means(self) -> Products:
+        """The columns of M."""
+        return Products.of(self.M.T)
+
+    @functools.cached_property
+    def classifier(self) -> Products:
+        """The rows of W."""
+        return Products.of(self.W)
+
+    @functools.cached_property
+    def M_square(self) -> Float[Array, ""]:
+        """`||M||^2`, or NaN where the class means say nothing."""
+        return _or_nan(self.class_means.total)
+
+    @property
+    def paired_square(self) -> Float[Array, ""]:
+        """The sum of the squares of `paired`."""
+        return self.classifier.total
+
+    @functools.cached_property
+    def defects(self) -> tuple[Defects, Defects]:
+        """Those of the class means and of the classifier."""
+        return Defects.of(self.class_means), Defects.of(self.classifier)
+
+    @abc.abstractmethod
+    def within_square(self, A: Float[Array, "m p"] | None = None) -> Float[Array, ""]:
+        """`||A (h - mu_c)||^2` summed over all samples; without A the identity."""
+
+    @abc.abstractmethod
+    def variances(self) -> Float[Array, " C"]:
+        """`||h - mu_c||^2` averaged over the samples of each class."""
+
+    @abc.abstractmethod
+    def disagreement(self) -> Float[Array, ""]:
+        """The share of samples that the classifier and the nearest class mean put into different classes."""
+
+
+@dataclasses.dataclass(frozen=True)
+class View(Measured):
+    """A point of the model: the problem, the point, its class means and within-class part, and the start."""
+
+    problem: Problem
+    point: Point
+    B: Float[Array, "p C"]
+    L: Float[Array, "p r"]
+    start: Reference | None
+
+    @property
+    def num_samples(self) -> int:
+        return self.problem.model.num_samples
+
+    @functools.cached_property
+    def means(self) -> Float[Array, "p C"]:
+        return self.B / root_counts(self.problem.model.counts, self.B.dtype)
+
+    @functools.cached_property
+    def M(self) -> Float[Array, "p C"]:
+        return self.means - self.centre_of_means[:, None]
+
+    @functools.cached_property
+    def centre_of_means(self) -> Float[Array, " p"]:
+        return jnp.sum(self.means, axis=1) / self.means.shape[1]
+
+    @property
+    def W(self) -> Float[Array, "C p"]:
+        return self.point.W
+
+    @functools.cached_property
+    def defects(self) -> tuple[Defects, Defects]:
+        """Both at once, which is half of the program."""
+        both = jax.tree.map(lambda h, w: jnp.stack([h, w]), self.class_means, self.classifier)
+        found = jax.vmap(Defects.of)(both)
+        return Defects(*(x[0] for x in found)), Defects(*(x[1] for x in found))
+
+    @functools.cached_property
+    def logits(self) -> Float[Array, "C n"]:
+        return self.problem.logits(self.point)
+
+    @functools.cached_property
+    def L_square(self) -> Float[Array, ""]:
+        return _square(self.L)
+
+    @functools.cached_property
+    def X_square(self) -> Float[Array, ""]:
+        return _square(self.B) + self.L_square
+
+    @functools.cached_property
+    def unduality_square(self) -> Float[Array, ""]:
+        """`||W - B^T||^2`."""
+        return _square(self.B - self.W.T)
+
+    @functools.cached_property
+    def distance(self) -> Float[Array, ""]:
+        """In S, `W = B^T`, the rows of `W + B^T` add up to zero, `L` vanishes and b is constant: the root of the sum
+        of the squares of what is none of this, no difference of large numbers (derived here)."""
+        W, _, b = self.point
+        squares = self.L_square + 0.5 * self.unduality_square + jnp.sum((b - jnp.sum(b) / len(b)) ** 2)
+        if self.problem.model.use_bias:
+            squares += 0.5 * jnp.sum((jnp.sum(W, axis=0) + jnp.sum(self.B, axis=1)) ** 2) / W.shape[0]
+        return jnp.sqrt(squares)
+
+    def within_square(self, A: Float[Array, "m p"] | None = None) -> Float[Array, ""]:
+        if A is None:
+            return self.L_square
+        return jnp.sum(in_blocks(lambda column: jnp.sum((A @ column) ** 2), self.L.T, A.shape[0]))
+
+    def variances(self) -> Float[Array, " C"]:
+        return self.problem.columns.variances(self.L)
+
+    def disagreement(self) -> Float[Array, ""]:
+        W, X, b = self.point
+        centre, columns, C = self.centre_of_means, self.problem.columns, len(W)
+        # For a feature h less the centre: the logits, and what is largest for the nearest class mean.
+        scores = jnp.concatenate([W, 2 * self.M.T])
+        at_centre = jnp.concatenate([W @ centre + b, -self.class_means.squares])
+        X = X - centre[:, None] * columns.ones(X.shape[1], X.dtype)
+        few = len(X) >= 2 * C  # scores, which are then all that is made for each sample
+
+        def differs(h):
+            one = (h if few else scores @ h) + at_centre
+            chosen, nearest = jax.lax.argmax(one.reshape(2, C), 1, jnp.int32)
+            return chosen != nearest
+
+        H = columns.lift(scores @ X if few else X)
+        return jnp.mean(in_blocks(differs, H.T, 2 * C).astype(H.dtype))
+
+    @property
+    def root_n(self) -> float:
+        return self.problem.model.counts[0] ** 0.5
+
+    def centre(self, W: Float[Array, "C p"]) -> Float[Array, "C p"]:
+        """`P W`."""
+        return W - jnp.mean(W, axis=0) if self.problem.model.use_bias else W
+
+
+class Metric(NamedTuple):
+    """A metric and what it needs: equal counts, single samples, much more time than the rest together.
+
+    What is costly is computed only where it is asked for by name.
+    """
+
+    function: Callable[[Any], Float[Array, ""]]
+    long_name: str
+    equal_counts: bool = False
+    samples: bool = False
+    costly: bool = False
+
+
+def _or_nan(denominator):
+    """The denominator, or NaN where it is so small that a ratio by it says nothing."""
+    return jax.lax.select(
+        denominator > jnp.finfo(denominator.dtype).tiny, denominator, jnp.full_like(denominator, jnp.nan)
+    )
+
+
+SUMMED_AT_ONCE = 2**12
+"""Up to this many squares are added up in one loop; more would wait for each addition."""
+
+
+def _square(A: Float[Array, "m n"]) -> Float[Array, ""]:
+    """`||A||_F^2`."""
+    return jnp.sum(A**2) if A.size <= SUMMED_AT_ONCE else square_norm(A)

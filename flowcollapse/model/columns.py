@@ -1,0 +1,359 @@
+"""The columns of the features: what a column of `X` stands for, and the risk's data `u` and `T` in those columns.
+
+The features enter the squared-error risk only through `1/2 ||W X + b u^T - T||_F^2`, with
+
+- one column a sample:     `X = H` (p x n_tot),  `u = 1`,             `T = I_C (x) 1^T`;
+- class-mean columns:      `X = [B, L]`,         `u = [sqrt n; 0]`,   `T = [diag(sqrt n), 0]`.
+
+Here `B = Hbar diag(sqrt n)` holds the class means and `L` the part within the classes, `H - Hbar (x) 1^T = L Q^T`
+with orthonormal columns in `Q`, which never moves. The map is an isometry, so gradients, descent steps and
+Runge-Kutta steps commute with it (derived here).
+"""
+
+import abc
+import functools
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from .._errors import UsageError
+from .._linalg.algebra import beside, qr, times
+from ..losses.base import Loss
+
+MAX_LIFT_BYTES = 2 * 2**30
+
+
+class Columns(eqx.Module):
+    """What the columns of `X` stand for. `counts` are the numbers of samples of the classes."""
+
+    counts: eqx.AbstractVar[tuple[int, ...]]
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.counts)
+
+    @property
+    def num_samples(self) -> int:
+        return sum(self.counts)
+
+    @property
+    @abc.abstractmethod
+    def name(self) -> str:
+        """The name that `coordinates=` and a trajectory use."""
+
+    @abc.abstractmethod
+    def targets(self, n: int, dtype) -> Float[Array, "C n"]:
+        """`T` for `n` columns."""
+
+    @abc.abstractmethod
+    def ones(self, n: int, dtype) -> Float[Array, " n"]:
+        """`u`: what the bias multiplies; `||u||^2` is the number of samples."""
+
+    @abc.abstractmethod
+    def times_ones(self, X: Float[Array, "m n *lanes"]) -> Float[Array, "m *lanes"]:
+        """`X u`, reading no more of X than it must. Lanes, if any, come last."""
+
+    @abc.abstractmethod
+    def split(self, X: Float[Array, "p n"]) -> tuple[Float[Array, "p C"], Float[Array, "p r"]]:
+        """`(B, L)`: the class means times sqrt n, and a part within the classes with `L L^T = H_dev H_dev^T`."""
+
+    @abc.abstractmethod
+    def lift(self, X: Float[Array, "*batch p n"]) -> Float[Array, "*batch p samples"]:
+        """`H`, one column a sample, classes one after the other."""
+
+    def admits(self, loss: Loss) -> bool:
+        """Whether a loss of the samples is the same loss of these columns."""
+        return loss.separates_columns
+
+    def without_arrays(self) -> "Columns":
+        """The same columns without what leads back to the samples: all that the risk and its field need."""
+        return self
+
+    def leading_to(self, H: Float[Array, "*lanes p samples"]) -> "Columns":
+        """The same columns with what leads back to the samples that they were made from."""
+        return self
+
+    def ready(self, X: Float[Array, "p n"]) -> "Columns":
+        """The same columns with what single samples of such X need made once, for use inside of one program."""
+        return self
+
+    @property
+    def batch_ndim(self) -> int:
+        """How many leading axes (lanes) the columns' own arrays have."""
+        return 0
+
+    @property
+    @abc.abstractmethod
+    def knows_samples(self) -> bool:
+        """Whether single samples can be told apart, as NC4 and CDNV need."""
+
+    def variances(self, L: Float[Array, "p r"]) -> Float[Array, " C"]:
+        """`||h_i - mu_c||^2` averaged over the samples of each class."""
+        return jnp.sum(class_means(self.deviations(L) ** 2, self.counts), axis=0)
+
+    @abc.abstractmethod
+    def deviations(self, L: Float[Array, "p r"]) -> Float[Array, "p samples"]:
+        """`H - Hbar (x) 1^T`, one column a sample."""
+
+
+class SampleColumns(Columns):
+    """One column a sample: `X = H`."""
+
+    counts: tuple[int, ...] = eqx.field(static=True)
+
+    @property
+    def name(self) -> str:
+        return "sample"
+
+    def admits(self, loss: Loss) -> bool:
+        return True
+
+    @property
+    def knows_samples(self) -> bool:
+        return True
+
+    def targets(self, n: int, dtype) -> Float[Array, "C n"]:
+        labels = np.repeat(np.arange(self.num_classes), self.counts)
+        return (jnp.asarray(labels)[None, :] == jnp.arange(self.num_classes)[:, None]).astype(dtype)
+
+    def ones(self, n: int, dtype) -> Float[Array, " n"]:
+        return jnp.ones(n, dtype)
+
+    def times_ones(self, X: Float[Array, "m n *lanes"]) -> Float[Array, "m *lanes"]:
+        return jnp.sum(X, axis=1)
+
+    def split(self, X: Float[Array, "p n"]) -> tuple[Float[Array, "p C"], Float[Array, "p n"]]:
+        means = class_means(X, self.counts)
+        return means * root_counts(self.counts, X.dtype), X - repeat_columns(means, self.counts)
+
+    def lift(self, X: Float[Array, "*batch p n"]) -> Float[Array, "*batch p n"]:
+        return X
+
+    def deviations(self, L: Float[Array, "p n"]) -> Float[Array, "p n"]:
+        return L
+
+
+class ClassMeanColumns(Columns):
+    """Class-mean columns: `X = [B, L]`, no size depends on the number of samples.
+
+    The rotation `Q` that leads back to the samples is one of three:
+
+    - neither `origin` nor `key`: the fixed Helmert basis of the within-class space (`r = n_tot - C`, for few samples);
+    - `origin` (p x n_tot): the features that the state came from, held and not copied. `Q` is made from their QR
+      factorisation when it is asked for;
+    - `key`: the state was drawn already reduced; `Q` is drawn from this key, uniformly among the orthonormal frames of
+      the within-class space, when `H` is asked for, and single samples are unknown before that.
+    """
+
+    counts: tuple[int, ...] = eqx.field(static=True)
+    origin: Float[Array, "*lanes p samples"] | None = None
+    key: PRNGKeyArray | None = None
+    frame: Float[Array, "*lanes samples r"] | None = None
+    """Q itself, where it has been made (`ready`)."""
+
+    @property
+    def name(self) -> str:
+        return "class-mean"
+
+    def without_arrays(self) -> Columns:
+        return ClassMeanColumns(self.counts)
+
+    def leading_to(self, H: Float[Array, "*lanes p samples"]) -> Columns:
+        if self.num_samples - self.num_classes <= H.shape[-2]:
+            return self.without_arrays()
+        return ClassMeanColumns(self.counts, origin=H)
+
+    def ready(self, X: Float[Array, "p n"]) -> Columns:
+        return ClassMeanColumns(self.counts, self.origin, self.key, self._frame(self.split(X)[1]))
+
+    @property
+    def batch_ndim(self) -> int:
+        if self.key is not None:
+            return self.key.ndim
+        return 0 if self.origin is None else self.origin.ndim - 2
+
+    @property
+    def knows_samples(self) -> bool:
+        return self.key is None
+
+    def targets(self, n: int, dtype) -> Float[Array, "C n"]:
+        return jnp.eye(self.num_classes, n, dtype=dtype) * root_counts(self.counts, dtype)[:, None]
+
+    def ones(self, n: int, dtype) -> Float[Array, " n"]:
+        roots = np.sqrt(np.array(self.counts, np.float64))
+        return jnp.asarray(np.append(roots, np.zeros(n - len(roots))), dtype)
+
+    def times_ones(self, X: Float[Array, "m n *lanes"]) -> Float[Array, "m *lanes"]:
+        return times(X[:, : self.num_classes], beside(root_counts(self.counts, X.dtype), X[0, 0]))
+
+    def split(self, X: Float[Array, "p n"]) -> tuple[Float[Array, "p C"], Float[Array, "p r"]]:
+        return X[:, : self.num_classes], X[:, self.num_classes :]
+
+    def lift(self, X: Float[Array, "*batch p n"]) -> Float[Array, "*batch p samples"]:
+        self._check_size(X)
+        B, L = X[..., : self.num_classes], X[..., self.num_classes :]
+        return repeat_columns(B / root_counts(self.counts, X.dtype), self.counts) + self.deviations(L)
+
+    def deviations(self, L: Float[Array, "*batch p r"]) -> Float[Array, "*batch p samples"]:
+        Q = self._frame(L)
+        if Q is None:
+            return from_within_basis(L, self.counts)
+        Q = Q.reshape(Q.shape[:-2] + (1,) * (L.ndim - Q.ndim) + Q.shape[-2:])
+        return L @ jnp.swapaxes(Q, -1, -2)
+
+    def _frame(self, L: Float[Array, "*batch p r"]) -> Float[Array, "*lanes samples r"] | None:
+        """Q, or None where it is Helmert's basis, which running sums stand for."""
+        if self.frame is not None:
+            return self.frame
+        if self.key is not None:
+            make, given = functools.partial(_random_within_basis, self.counts, L.shape[-1], dtype=L.dtype), self.key
+        elif self.origin is not None:
+            make, given = functools.partial(_within_basis_of, self.counts), self.origin
+        else:
+            return None
+        for _ in range(self.batch_ndim):
+            make = jax.vmap(make)
+        return make(given)
+
+    def variances(self, L: Float[Array, "p r"]) -> Float[Array, " C"]:
+        if self.key is not None or len(set(self.counts)) > 1:
+            return super().variances(L)
+        C, N = len(self.counts), self.counts[0]
+        Q = self._frame(L)
+        if Q is None:  # each class has separate columns
+            return jnp.sum(L.reshape(len(L), C, N - 1) ** 2, axis=(0, 2)) / N
+        # `||L Q_c^T||^2 = <L^T L, Q_c^T Q_c>`, of which the second factor does not change along a run.
+        Q = Q.reshape(C, N, -1)
+        return jnp.sum(jnp.swapaxes(Q, 1, 2) @ Q * (L.T @ L), axis=(1, 2)) / N
+
+    def _check_size(self, X) -> None:
+        size = int(np.prod(X.shape[:-1])) * self.num_samples * X.dtype.itemsize
+        if size > MAX_LIFT_BYTES:
+            raise UsageError(
+                f"H has shape {(*X.shape[:-1], self.num_samples)}, {size / 2**30:.1f} GiB, more than the "
+                f"{MAX_LIFT_BYTES / 2**30:.0f} GiB that H may take. Use the class-mean columns instead: state.B "
+                "(class means times sqrt n) and state.L (the part within the classes) hold the same information."
+            )
+
+
+def class_mean_columns(H: Float[Array, "p samples"], counts: tuple[int, ...]):
+    """Class-mean columns of the features.
+
+    Args:
+        H: features, shape (p, n_tot), one column a sample, classes one after the other.
+        counts: samples of each class.
+
+    Returns:
+        `(X, columns)` with `X = [B, L]` of shape (p, C + r), `r = min(p, n_tot - C)`, so that
+        `columns.lift(X)` is `H`. For `n_tot - C <= p` the within-class basis is fixed and nothing is factorised;
+        otherwise `L` and `Q` come from the QR factorisation of the deviations whose R has no negative diagonal entry
+        (derived here).
+    """
+    p, num_samples = H.shape
+    sample = SampleColumns(counts)
+    B, deviations = sample.split(H)
+    if num_samples - len(counts) <= p:
+        L = times_within_basis(deviations, counts)
+        return jnp.concatenate([B, L], axis=1), ClassMeanColumns(counts)
+    return jnp.concatenate([B, _positive_qr(deviations.T)[1].T], axis=1), ClassMeanColumns(counts, origin=H)
+
+
+def _positive_qr(A: Float[Array, "m r"]) -> tuple[Float[Array, "m r"], Float[Array, "r r"]]:
+    """`A = Q R` without a negative entry on the diagonal of R, which makes it the same wherever it is computed."""
+    Q, R = qr(A)
+    signs = jnp.where(jnp.diagonal(R) < 0, -1.0, 1.0).astype(R.dtype)
+    return Q * signs, signs[:, None] * R
+
+
+def _within_basis_of(counts: tuple[int, ...], H: Float[Array, "p samples"]) -> Float[Array, "samples r"]:
+    """The orthonormal frame Q of the within-class space that `class_mean_columns` has taken for these features."""
+    return _positive_qr(SampleColumns(counts).split(H)[1].T)[0]
+
+
+def root_counts(counts: tuple[int, ...], dtype) -> Float[Array, " C"]:
+    """`sqrt n_c`."""
+    return jnp.asarray(np.sqrt(np.array(counts, dtype=np.float64)), dtype)
+
+
+def class_means(H: Float[Array, "*batch p samples"], counts: tuple[int, ...]) -> Float[Array, "*batch p C"]:
+    """`Hbar`: the mean column of each class."""
+    if len(set(counts)) == 1:
+        return jnp.mean(H.reshape(*H.shape[:-1], len(counts), counts[0]), axis=-1)
+    starts = np.cumsum((0, *counts[:-1]))
+    return jnp.add.reduceat(H, starts, axis=-1) / jnp.asarray(counts, H.dtype)
+
+
+def repeat_columns(M: Float[Array, "*batch p C"], counts: tuple[int, ...]) -> Float[Array, "*batch p samples"]:
+    """`M (x) 1^T`: every class's column once a sample."""
+    if len(set(counts)) == 1:
+        return jnp.broadcast_to(M[..., None], (*M.shape, counts[0])).reshape(*M.shape[:-1], sum(counts))
+    return jnp.repeat(M, np.array(counts), axis=-1, total_repeat_length=sum(counts))
+
+
+def within_class_basis(counts: tuple[int, ...], dtype) -> Float[Array, "samples r"]:
+    """Helmert's orthonormal basis of the vectors that sum to zero over each class, shape (n_tot, n_tot - C)."""
+    basis = np.zeros((sum(counts), sum(counts) - len(counts)))
+    row = column = 0
+    for n in counts:
+        for k in range(1, n):
+            basis[row : row + k, column] = 1.0
+            basis[row + k, column] = -k
+            basis[:, column] /= np.sqrt(k * (k + 1.0))
+            column += 1
+        row += n
+    return jnp.asarray(basis, dtype)
+
+
+DENSE_UP_TO = 128
+"""Up to this many samples, Helmert's basis is a matrix; for more, running sums take its place."""
+
+
+@functools.partial(jax.jit, static_argnames="counts")
+def times_within_basis(D: Float[Array, "*batch samples"], counts: tuple[int, ...]) -> Float[Array, "*batch r"]:
+    """`D Q` with Helmert's basis Q, which large numbers of samples do without: in each class, entry k is
+
+    (d_0 + ... + d_{k-1} - k d_k) / sqrt(k (k + 1)).
+    """
+    if sum(counts) <= DENSE_UP_TO:
+        return D @ within_class_basis(counts, D.dtype)
+    place, inside, root = _helmert(counts, D.dtype)
+    before = _running_sums(D, place == 0) - D
+    return ((before - place * D) / root)[..., inside]
+
+
+@functools.partial(jax.jit, static_argnames="counts")
+def from_within_basis(L: Float[Array, "*batch r"], counts: tuple[int, ...]) -> Float[Array, "*batch samples"]:
+    """`L Q^T` with Helmert's basis Q, see `times_within_basis`."""
+    if sum(counts) <= DENSE_UP_TO:
+        return L @ within_class_basis(counts, L.dtype).T
+    place, inside, root = _helmert(counts, L.dtype)
+    scaled = jnp.zeros((*L.shape[:-1], sum(counts)), L.dtype).at[..., inside].set(L) / root
+    last = np.append(place[1:] == 0, True)
+    after = jnp.flip(_running_sums(jnp.flip(scaled, -1), last[::-1]), -1) - scaled
+    return after - place * scaled
+
+
+def _helmert(counts: tuple[int, ...], dtype) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For each sample its place k in its class, whether a column of the basis belongs to it, and `sqrt(k (k + 1))`."""
+    place = np.concatenate([np.arange(n) for n in counts])
+    root = np.sqrt(place * (place + 1.0))
+    return place.astype(dtype), np.flatnonzero(place), np.where(place == 0, 1.0, root).astype(dtype)
+
+
+def _running_sums(x: Float[Array, "*batch n"], first: np.ndarray) -> Float[Array, "*batch n"]:
+    """Sums of x from the latest `first` entry on: they begin anew in each class, so none loses digits to another."""
+
+    def add(a, b):
+        (sum_a, first_a), (sum_b, first_b) = a, b
+        return jnp.where(first_b, sum_b, sum_a + sum_b), first_a | first_b
+
+    flags = jnp.broadcast_to(jnp.asarray(first), x.shape)
+    return jax.lax.associative_scan(add, (x, flags), axis=-1)[0]
+
+
+def _random_within_basis(counts: tuple[int, ...], r: int, key: PRNGKeyArray, *, dtype) -> Float[Array, "samples r"]:
+    """A uniformly random orthonormal frame of `r` vectors in the within-class space."""
+    return _within_basis_of(counts, jax.random.normal(key, (r, sum(counts)), dtype))

@@ -1,0 +1,140 @@
+"""Exact changes of coordinates: samples to class means, features to the rows that move, bias to mean residual.
+
+Three maps, each with its way back, that compose:
+
+- columns: `H` to `[B, L]` (see `columns.py`), exact for the squared error; no size depends on the samples per class;
+- rows: the columns of `W^T` and `X` never leave the span of those they start with, so p features become
+  `q = min(p, 2C + r)`; exact for any loss of the logits with L2 decay;
+- mean residual: `b` to `e = (W X u + a b - T u) / a`, `a = ||u||^2 = n_tot`, the only stiff variable of the flow, which
+  obeys a linear diagonal equation plus a mild forcing.
+
+The first two are isometries: gradient steps, momentum and Runge-Kutta steps commute with them (all derived here).
+"""
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from .._checks import check_choice
+from .._errors import UsageError
+from .._linalg.algebra import qr
+from ..programs import SMALL, Program
+from .columns import ClassMeanColumns, Columns, SampleColumns, class_mean_columns
+from .problem import Point, Problem, problem_of
+from .requirements import check_columns, check_state
+from .state import State
+from .ufm import UFM, loss_of
+
+COORDINATES = ("auto", "sample", "class-mean")
+
+
+class Frame(eqx.Module):
+    """Where a run takes place: the columns of the features and, if compressed, an orthonormal basis of their rows."""
+
+    columns: Columns | None
+    rows: Float[Array, "*lanes p q"] | None = None
+
+    def leave(self, point: Point) -> State:
+        """The state, with the user's p rows, that a point of this frame stands for. Leading axes are allowed."""
+        W, X, b = point
+        if self.rows is not None:
+            W, X = _all_rows(self.rows, W, X, quick=X.size <= SMALL)
+        return State(X=X, W=W, b=b, columns=self.columns)
+
+    def without_samples(self) -> "Frame":
+        """The same frame without what leads back to the samples, which a program would copy."""
+        return Frame(None if self.columns is None else self.columns.without_arrays(), self.rows)
+
+    def of(self, start: State) -> "Frame":
+        """The same frame with what leads back to the samples of the start that it was made for."""
+        if self.columns is None:
+            return self
+        return Frame(self.columns.leading_to(start.X) if start.columns is None else start.columns, self.rows)
+
+    def problem(self, model: UFM) -> Problem:
+        """The problem in this frame."""
+        return Problem(model, SampleColumns(model.counts) if self.columns is None else self.columns)
+
+    @property
+    def name(self) -> str:
+        """What a trajectory says of its coordinates."""
+        columns = "sample" if self.columns is None else self.columns.name
+        return columns if self.rows is None else f"{columns}, {self.rows.shape[-2]} rows as {self.rows.shape[-1]}"
+
+
+@Program
+def _all_rows(rows: Array, W: Array, X: Array) -> tuple[Array, Array]:
+    rows = rows.reshape(rows.shape[:-2] + (1,) * (W.ndim - rows.ndim) + rows.shape[-2:])
+    return W @ jnp.swapaxes(rows, -1, -2), rows @ X
+
+
+def check_coordinates(coordinates: str) -> None:
+    """Raise `UsageError` unless `coordinates` is one of `COORDINATES`."""
+    check_choice("coordinates", coordinates, COORDINATES)
+
+
+def enter(model: UFM, state: State, coordinates: str) -> tuple[Frame, Problem, Point]:
+    """The frame that `coordinates` asks for, the problem in it and the state as a point of it.
+
+    `"sample"` takes the features as they are (and makes those of a state that was drawn already reduced),
+    `"class-mean"` reduces the columns, and `"auto"` does that where it is exact and compresses the rows too where this
+    at least halves them.
+
+    Raises:
+        UsageError: if `coordinates` is unknown, or if class means are asked for with a loss that does not allow them.
+    """
+    check_state(model, state)
+    exact = ClassMeanColumns(model.counts).admits(loss_of(model))
+    reduced = state.columns is not None
+    check_coordinates(coordinates)
+    if coordinates == "class-mean" and not exact:
+        raise UsageError(
+            f'coordinates="class-mean" is exact for the squared error only, and the loss is {model.loss!r}: '
+            'use coordinates="sample".'
+        )
+    if coordinates == "sample":
+        state = State(H=state.H, W=state.W, b=state.b)
+    elif exact and not reduced:
+        state = to_class_means(model, state)
+    problem, point = problem_of(model, state)
+    rows = None
+    if coordinates == "auto" and 2 * (model.num_classes + point.X.shape[1]) <= model.num_features:
+        rows = qr(jnp.concatenate([point.W.T, point.X], axis=1))[0]
+        point = Point(point.W @ rows, rows.T @ point.X, point.b)
+    return Frame(state.columns, rows), problem, point
+
+
+def to_class_means(model: UFM, state: State) -> State:
+    """The same state in class-mean columns: `state.B` and `state.L`; `state.H` leads back (to rounding).
+
+    Args:
+        model: the model.
+        state: one state, without leading axes.
+
+    Raises:
+        UsageError: if the state's shapes do not fit the model, for leading axes, or for a loss that class means change.
+
+    Source: derived here; see `columns.py`.
+
+    Example:
+        >>> import jax, flowcollapse as fc
+        >>> model = fc.UFM(num_classes=3, samples_per_class=50, num_features=4)
+        >>> start = fc.initial.sphere(model, eps=0.1, key=jax.random.key(0))
+        >>> fc.to_class_means(model, start).L.shape
+        (4, 4)
+    """
+    check_state(model, state)
+    if state.columns is not None:
+        return state
+    check_columns(model, ClassMeanColumns(model.counts))
+    if state.W.ndim != 2:
+        raise UsageError(f"state has leading axes {state.W.shape[:-2]}: map over them with jax.vmap.")
+    X, columns = class_mean_columns(state.X, model.counts)
+    return State(X=X, W=state.W, b=state.b, columns=columns)
+
+
+def state_size(model: UFM) -> int:
+    """Numbers of a state in class-mean columns and compressed rows."""
+    C = model.num_classes
+    columns = C + min(model.num_features, model.num_samples - C)
+    return min(model.num_features, C + columns) * (C + columns) + C

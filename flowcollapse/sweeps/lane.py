@@ -1,0 +1,102 @@
+"""A lane of a sweep, and the plan that says what each of them computes."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..initial import STARTS
+from ..metrics.registry import asked_names, checked_names
+from ..results.labels import STATE_VARIABLES, STATS
+from ..simulation import as_arrays, simulate
+from .grid import SHAPE_AXES, Grid, of_lane, with_values
+
+if TYPE_CHECKING:
+    pass
+
+
+@dataclasses.dataclass(frozen=True)
+class Lane:
+    """What becomes of one lane of given shapes: a function that two sweeps share if they differ in numbers alone.
+
+    `structure` is that of the model and the method, whose numbers are its leaves, and `shapes` holds the values of the
+    axes that change shapes.
+    """
+
+    structure: Any
+    shapes: tuple[tuple[str, Any], ...]
+    start: str
+    num_saves: int | None
+    metrics: tuple[str, ...]
+    keep_final: bool
+
+    def __call__(self, shared: Any, numbers: Mapping[str, Any]) -> dict[str, Any]:
+        """Variables by name. `shared` holds the numbers of model and method and the save times, if all lanes have the
+        same, `numbers` those of the lane's axes."""
+        of_all, ts = shared
+        everything = jax.tree.unflatten(self.structure, of_all)
+        model, method = of_lane(everything[0], everything[1], {**dict(self.shapes), **numbers})
+        start = STARTS[self.start](model, numbers["eps"], key=jax.random.key(numbers["seed"]))
+        path = simulate(model, start, method, self.num_saves or ts, metrics=self.metrics)
+        kept = dict(path.metrics) | ({"t": path.ts} if self.num_saves else {})
+        kept |= {f"steps_{name}": path.stats[name] for name in STATS if name in path.stats}
+        if self.keep_final:
+            kept |= {name: getattr(path.final, name) for name, *_ in STATE_VARIABLES}
+        return kept | {"t_end": path.t_end, "verdict": path.code}
+
+
+class Plan(NamedTuple):
+    """All that decides the numbers of a sweep: the grid, the kind of start, and what is kept of each lane.
+
+    `ts` holds the save times that all lanes share, or how many times each lane has up to its own end.
+    """
+
+    grid: Grid
+    start: str
+    ts: tuple[float, ...] | int
+    metrics: tuple[str, ...]
+    keep_final: bool
+
+    def lane(self, shapes: Mapping[str, Any]) -> tuple[Lane, Any]:
+        """The function of a lane of given shapes, and the numbers that all lanes share."""
+        dtype = jnp.result_type(float)
+        model, method = self.grid.model, self.grid.method
+        if not {"weight_decay", "t1"} & set(self.grid.axes):  # else the lanes differ in what it depends on
+            method = method.prepared(with_values(model, shapes), self.ts)
+        everything = as_arrays((model, method), dtype)
+        numbers, structure = jax.tree.flatten(everything)
+        num_saves, ts = (self.ts, None) if isinstance(self.ts, int) else (None, jnp.asarray(self.ts, dtype))
+        lane = Lane(structure, tuple(shapes.items()), self.start, num_saves, self.metrics, self.keep_final)
+        return lane, (numbers, ts)
+
+    def outcomes(self) -> tuple[dict[str, jax.ShapeDtypeStruct], ...]:
+        """The shapes of a lane's variables, for each combination of the axes that change shapes."""
+        axes = self.grid.axes
+        numbers = {name: np.asarray(values[0]) for name, values in axes.items() if name not in SHAPE_AXES}
+        return tuple(self._outcome(*self.lane(shapes), numbers) for shapes in self.grid.shapes())
+
+    def _outcome(self, lane: Lane, shared: Any, numbers: dict[str, np.ndarray]) -> dict[str, jax.ShapeDtypeStruct]:
+        leaves, structure = jax.tree.flatten((shared, numbers))
+        outcome = _outcome_of(lane, structure, tuple(jax.typeof(leaf) for leaf in leaves))
+        return {name: outcome[name] for name in (*self.metrics, *sorted(set(outcome) - set(self.metrics)))}
+
+
+@functools.lru_cache(maxsize=64)
+def _outcome_of(lane: Lane, structure: Any, leaves: tuple[Any, ...]) -> dict[str, jax.ShapeDtypeStruct]:
+    return jax.eval_shape(lane, *jax.tree.unflatten(structure, leaves))
+
+
+def common_metrics(grid: Grid, start: str, names: Any) -> tuple[str, ...]:
+    """The metrics asked for, checked, or the default ones that every lane has."""
+    asked = None if names is None else asked_names(names)
+    common: tuple[str, ...] | None = None
+    for shapes in grid.shapes():
+        model = with_values(grid.model, shapes)
+        state = jax.eval_shape(lambda m=model: STARTS[start](m, jnp.ones(()), key=jax.random.key(0)))
+        of_model = checked_names(model, state.columns, asked)
+        common = of_model if common is None else tuple(name for name in common if name in of_model)
+    return common or ()

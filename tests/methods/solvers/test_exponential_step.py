@@ -1,0 +1,353 @@
+"""One step of the exponential solver: exact where the problem is stiff, and of its order elsewhere."""
+
+import decimal
+import math
+
+import diffrax as dfx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from systems import compiled
+
+from flowcollapse.methods.solvers import weights as weights
+from flowcollapse.methods.solvers.dop853 import E3, E5, NUM_STAGES, A, B, C
+from flowcollapse.methods.solvers.exponential import ExponentialDOP853, phi
+
+EPS = float(np.finfo(np.float64).eps)
+
+
+def exact_phi(k: int, z: float) -> float:
+    """`phi_k(-z)` in a hundred digits: `phi_0(w) = e^w`, `phi_{j+1}(w) = (phi_j(w) - 1/j!)/w`, or the series at 0."""
+    with decimal.localcontext() as context:
+        context.prec = 100
+        w = -decimal.Decimal(z)
+        if z < 1e-3:
+            value = decimal.Decimal(0)
+            for j in reversed(range(20)):
+                value = value * w + 1 / decimal.Decimal(math.factorial(j + k))
+            return float(value)
+        value = w.exp()
+        for j in range(k):
+            value = (value - 1 / decimal.Decimal(math.factorial(j))) / w
+        return float(value)
+
+
+# ---- exact on the stiff linear part
+
+
+@pytest.mark.parametrize("k", range(7))
+def test_phi_functions_are_right_for_every_rate(k):
+    z = np.concatenate([[0.0], np.geomspace(1e-12, 1e12, 97), [0.999999, 1.0, 1.000001]])
+    found = np.asarray(jax.jit(lambda z: phi(z, 6))(jnp.asarray(z))[k])
+    wanted = np.array([exact_phi(k, x) for x in z])
+    # exp(-z) itself carries the rounding of z; above z = 1 the recursion's first terms lose at most three digits.
+    np.testing.assert_allclose(found, wanted, rtol=1e-12 if k else 1e3 * EPS, atol=1e-300)
+
+
+RATES = np.array([0.0, 1e-6, 0.1, 1.0, 30.0, 1e3, 1e6, 1e12])
+FORCING = np.array([0.7, -1.1, 0.4, 0.9, -0.3, 0.2])
+
+
+def polynomial_problem():
+    """`slow' = 0` and `e' = -rate e + sum_m c_m t^m`: linear, with a forcing of degree 5."""
+
+    def forcing(t, y, rate):
+        return jnp.zeros_like(y[0]), jnp.polyval(jnp.asarray(FORCING[::-1]), t)
+
+    def relaxation(t, y, rate):
+        return jnp.zeros_like(y[0]), -rate * y[1]
+
+    return dfx.MultiTerm(dfx.ODETerm(forcing), dfx.ODETerm(relaxation))
+
+
+def exact_response(rate: float, e0: float, t: float) -> float:
+    """`e^{-at} e0 + sum_m c_m m! t^{m+1} phi_{m+1}(-at)`."""
+    driven = (c * math.factorial(m) * t ** (m + 1) * exact_phi(m + 1, rate * t) for m, c in enumerate(FORCING))
+    return math.exp(-rate * t) * e0 + sum(driven)
+
+
+@pytest.fixture(scope="module")
+def stiff_step():
+    """One step of size 0.7 of the linear problem at every rate: its end, and its output at some fractions inside."""
+
+    xs, h, zero = (0.01, 0.3, 0.83, 1.0), jnp.asarray(0.7), jnp.zeros(())
+
+    @compiled
+    @jax.vmap
+    def step(rate):
+        solver, terms = ExponentialDOP853(), polynomial_problem()
+        y0 = (jnp.ones(1), jnp.full(1, 2.0))
+        state = solver.init(terms, zero, h, y0, rate)
+        end, _, dense, _, _ = solver.step(terms, zero, h, y0, rate, state, made_jump=False)
+        output = solver.interpolation_cls(t0=zero, t1=h, **dense)
+        return end[1][0], jnp.stack([output.evaluate(x * h)[1][0] for x in xs])
+
+    end, inside = step(jnp.asarray(RATES))
+    return np.asarray(end), np.asarray(inside), xs
+
+
+def test_one_step_is_exact_for_a_linear_mode_of_any_rate(stiff_step):
+    end, _, _ = stiff_step
+    for found, rate in zip(end, RATES, strict=True):
+        np.testing.assert_allclose(found, exact_response(rate, 2.0, 0.7), rtol=1e-11)
+
+
+def test_output_inside_a_step_is_exact_for_a_linear_mode_of_any_rate(stiff_step):
+    _, inside, xs = stiff_step
+    for x, row in zip(xs, inside.T, strict=True):
+        for found, rate in zip(row, RATES, strict=True):
+            np.testing.assert_allclose(found, exact_response(rate, 2.0, 0.7 * x), rtol=1e-11)
+
+
+# ---- order
+
+
+def driven_rotation(coupling):
+    """A problem with the solution `slow = (cos t, sin t)`, `e = exp(-t/2) cos 3t`, and its two terms.
+
+    With `coupling = 1` the two parts drive each other; with 0 the slow part is on its own.
+    """
+
+    def slow(t):
+        return jnp.stack([jnp.cos(t), jnp.sin(t)])
+
+    def fast(t):
+        return jnp.exp(-t / 2) * jnp.cos(3 * t)[None]
+
+    def forcing(t, y, rate):
+        (x, z), e = y
+        off = e - fast(t)
+        slow_velocity = jnp.stack([-z, x]) * (x**2 + z**2) ** 2 + coupling * off * jnp.stack([jnp.ones_like(x), x])
+        driven = off * x + (x - jnp.cos(t)) - (z - jnp.sin(t)) * e
+        return slow_velocity, jax.jvp(fast, (t,), (jnp.ones_like(t),))[1] + rate * fast(t) + coupling * driven
+
+    def relaxation(t, y, rate):
+        return jnp.zeros_like(y[0]), -rate * y[1]
+
+    return dfx.MultiTerm(dfx.ODETerm(forcing), dfx.ODETerm(relaxation)), slow, fast
+
+
+@compiled
+def rotation_errors(coupling, num_steps):
+    """The largest errors, with a rate of 1: of the slow and fast part after each step up to `t = 2`, and of the output
+    of both at four places inside each step."""
+    terms, slow, fast = driven_rotation(coupling)
+    solver, rate, h = ExponentialDOP853(), jnp.ones(()), 2.0 / num_steps
+    zero = jnp.zeros(())
+    y0 = (slow(zero), fast(zero))
+
+    def errors(found, t):
+        return jnp.stack([jnp.max(jnp.abs(x - exact(t))) for x, exact in zip(found, (slow, fast), strict=True)])
+
+    def advance(i, carry):
+        y, state, worst = carry
+        t = i * h
+        y, _, dense, state, _ = solver.step(terms, t, t + h, y, rate, state, made_jump=False)
+        output = solver.interpolation_cls(t0=t, t1=t + h, **dense)
+        inside = jnp.stack([errors(output.evaluate(t + x * h), t + x * h) for x in (0.1, 0.4, 0.7, 0.9)])
+        return y, state, jnp.maximum(worst, jnp.concatenate([errors(y, t + h), jnp.max(inside, axis=0)]))
+
+    init = (y0, solver.init(terms, zero, zero + h, y0, rate), jnp.zeros(4))
+    return jax.lax.fori_loop(0, num_steps, advance, init)[2]
+
+
+def slope(steps, errors) -> float:
+    return -float(np.polyfit(np.log(steps), np.log(errors), 1)[0])
+
+
+def test_the_slow_part_alone_converges_with_order_eight_and_its_output_with_seven():
+    steps = np.array([4, 6, 8, 12, 16])
+    slow, fast, slow_output, fast_output = np.array([rotation_errors(0.0, n) for n in steps]).T
+    assert slope(steps, slow) > 7.7
+    assert slope(steps, fast) > 7.7
+    assert slope(steps, slow_output) > 6.7
+    assert slope(steps, fast_output) > 6.7
+
+
+def test_parts_that_drive_each_other_converge_with_order_six_and_a_half_at_least_and_so_does_the_output():
+    steps = np.array([12, 16, 24, 32, 48])
+    for errors in np.array([rotation_errors(1.0, n) for n in steps]).T:
+        assert slope(steps, errors) > 6.5
+        assert np.all(errors < 2 * errors[-1] * (steps[-1] / steps) ** 7)
+
+
+@pytest.mark.parametrize("rate", [1.0, 1e5])
+def test_the_estimate_of_the_error_falls_with_the_eighth_power_of_the_step(rate):
+    """For a forced linear mode, whose relaxation is slow or much faster than the step. A fast one forgets all but the
+    end of the step, where the forcing is known, and the share `1/(a h)^2` of the error stays."""
+
+    def forcing(t, y, a):
+        return jnp.zeros_like(y[0]), jnp.cos(3 * t + jnp.arange(2.0))
+
+    terms = dfx.MultiTerm(dfx.ODETerm(forcing), dfx.ODETerm(lambda t, y, a: (0 * y[0], -a * y[1])))
+    start, y0 = jnp.asarray(0.3), (jnp.zeros(1), jnp.ones(2))
+
+    @compiled
+    @jax.vmap
+    def estimate(h):
+        solver, a = ExponentialDOP853(), jnp.asarray(rate)
+        state = solver.init(terms, start, start + h, y0, a)
+        error = solver.step(terms, start, start + h, y0, a, state, made_jump=False)[1]
+        return jnp.max(jnp.abs(error[1])) * jnp.maximum(a * h, 1.0) ** 2
+
+    steps = np.geomspace(0.1, 0.4, 7)
+    assert slope(1 / steps, np.asarray(estimate(jnp.asarray(steps)))) > 7.5
+
+
+# ---- the weights
+
+STEP_SETS = [
+    *weights.STAGE_SETS,
+    weights.END_SET,
+]
+Z = np.array([0.0, 1e-8, 1e-3, 0.1, 0.7, 1.0, 1.6, 2.5, 3.3, 5.0, 7.9, 8.1, 30.0, 1e3, 1e5, 1e8])
+
+
+@pytest.fixture(scope="module")
+def rows():
+    """`exp(-z x)` and the weights of the step's rows, and of the further stages, for each of `Z`."""
+    step, further = compiled(jax.vmap(lambda z: (weights.step_weights(z), weights.FURTHER.weights(z))))(jnp.asarray(Z))
+    return [np.asarray(x) for x in step], [np.asarray(x) for x in further]
+
+
+def test_without_a_rate_the_rows_are_those_of_dop853(rows):
+    (_, step), (_, further) = rows
+    np.testing.assert_allclose(step[0, : weights.END], A[1:NUM_STAGES, :NUM_STAGES], atol=1e-12)
+    np.testing.assert_allclose(step[0, weights.END], B, atol=1e-12)
+    np.testing.assert_allclose(step[0, weights.FIFTH], E5, atol=1e-12)
+    np.testing.assert_allclose(step[0, weights.THIRD], E3, atol=1e-12)
+    np.testing.assert_allclose(further[0], A[NUM_STAGES + 1 :], atol=1e-12)
+
+
+def test_a_part_without_a_rate_is_stepped_like_the_slow_part():
+    """Two equal unknowns, each driven by a function of the other, of which one has a rate of zero."""
+
+    def forcing(t, y, rate):
+        return jnp.cos(3 * y[1]) + t, jnp.cos(3 * y[0]) + t
+
+    terms = dfx.MultiTerm(dfx.ODETerm(forcing), dfx.ODETerm(lambda t, y, rate: (0 * y[0], -rate * y[1])))
+    solver, zero, h, start = ExponentialDOP853(), jnp.zeros(()), jnp.asarray(0.7), jnp.asarray([0.4])
+
+    @compiled
+    def step(rate):
+        state = solver.init(terms, zero, h, (start, start), rate)
+        end, error, dense, _, _ = solver.step(terms, zero, h, (start, start), rate, state, made_jump=False)
+        output = solver.interpolation_cls(t0=zero, t1=h, **dense)
+        return end, error, [output.evaluate(x * h) for x in (0.1, 0.5, 0.9)]
+
+    end, error, inside = step(zero)
+    for slow, fast in (end, *inside):
+        np.testing.assert_allclose(fast, slow, rtol=1e-11)
+    np.testing.assert_allclose(error[1], error[0], rtol=1e-6, atol=1e-12)
+
+
+def test_every_row_integrates_polynomials_exactly_at_any_rate(rows):
+    """Below the number of the row's stages. Constants above all, which keep fixed points where they are."""
+    (_, step), (_, further) = rows
+    nodes = [*C[1:NUM_STAGES], 1.0]
+    tables = [(step, nodes, STEP_SETS), (further, C[NUM_STAGES + 1 :], [weights.FURTHER_SET] * 3)]
+    for table, xs, sets in tables:
+        for row, (x, stages) in enumerate(zip(xs, sets, strict=True)):
+            for degree in range(len(stages)):
+                found = table[:, row] @ C[: table.shape[2]] ** degree
+                exact = [math.factorial(degree) * x ** (degree + 1) * exact_phi(degree + 1, z * x) for z in Z]
+                np.testing.assert_allclose(found, exact, rtol=1e-10)
+
+
+def test_a_fixed_point_is_kept_and_errs_by_nothing():
+    """`slow' = 0` and `g = a fast`, the relaxation being the stronger: a step changes nothing but the last digits."""
+
+    def forcing(t, y, rate):
+        return jnp.sin(y[0]), rate * jnp.exp(y[0][0]) * jnp.sqrt(y[1])
+
+    terms = dfx.MultiTerm(dfx.ODETerm(forcing), dfx.ODETerm(lambda t, y, rate: (0 * y[0], -rate * y[1])))
+    solver, zero, h, start = ExponentialDOP853(), jnp.zeros(()), jnp.asarray(0.5), (jnp.zeros(2), jnp.ones(3))
+
+    @compiled
+    @jax.vmap
+    def step(rate):
+        state = solver.init(terms, zero, h, start, rate)
+        end, error, dense, _, _ = solver.step(terms, zero, h, start, rate, state, made_jump=False)
+        output = solver.interpolation_cls(t0=zero, t1=h, **dense).evaluate(0.3 * h)
+        return end, error, output
+
+    end, error, output = step(jnp.asarray([0.0, 1e-3, 0.5, 2.0, 10.0, 1e3, 1e6]))
+    for slow, fast in (end, output):
+        np.testing.assert_array_equal(slow, 0)
+        np.testing.assert_allclose(fast, 1, atol=1e-11)
+    np.testing.assert_allclose(error[1], 0, atol=1e-11)
+
+
+def exact_weights(x: float, coefficients, stages, z: float) -> list[float]:
+    """The formula of the weights in a hundred digits."""
+    with decimal.localcontext() as context:
+        context.prec = 100
+        c, a, z_, x_ = ([decimal.Decimal(float(v)) for v in values] for values in (C, coefficients, [z], [x]))
+        z_, x_ = z_[0], x_[0]
+        chi = (-((z_ / 3) ** 8)).exp() if z < 10 else decimal.Decimal(0)
+
+        def polynomial(k):
+            """Coefficients of `l_k`."""
+            if k not in stages:
+                return []
+            powers = [decimal.Decimal(1)]
+            for j in (j for j in stages if j != k):
+                shifted = [decimal.Decimal(0), *powers]
+                powers = [(s - c[j] * p) / (c[k] - c[j]) for s, p in zip(shifted, [*powers, 0], strict=True)]
+            return powers
+
+        def integral(powers):
+            """`int_0^x exp(-z (x - t)) p(t) dt`, by parts; by series where z is small."""
+            if z < 1e-2:
+                terms = range(40)
+                return sum(
+                    p * math.factorial(m) * x_ ** (m + 1) * ((-z_ * x_) ** n if n else 1) / math.factorial(m + n + 1)
+                    for m, p in enumerate(powers)
+                    for n in terms
+                )
+            total, decay = decimal.Decimal(0), (-z_ * x_).exp()
+            moment = (1 - decay) / z_
+            for m, p in enumerate(powers):
+                total += p * moment
+                moment = (x_ ** (m + 1) - (m + 1) * moment) / z_
+            return total
+
+        found = []
+        for k in range(len(a)):
+            powers = polynomial(k)
+            lawson = decimal.Decimal(0)
+            for j in range(len(a)) if chi else ():
+                value = decimal.Decimal(0)
+                for p in reversed(powers):
+                    value = value * c[j] + p
+                lawson += a[j] * (-z_ * (x_ - c[j])).exp() * ((j == k) - value)
+            found.append(float(integral(powers) + chi * lawson))
+        return found
+
+
+def test_weights_have_the_digits_of_double_precision(rows):
+    """Row 5, which is a mixture of two, and differences of rows apart."""
+    (_, step), (_, further) = rows
+    cases = [(step, row, C[row + 1], A[row + 1, :NUM_STAGES]) for row in range(weights.END) if row + 1 != 5]
+    sets = {row: weights.STAGE_SETS[row] for row in range(weights.END)} | {weights.END: weights.END_SET}
+    cases.append((step, weights.END, 1.0, B))
+    for table, row, x, coefficients in cases:
+        for z, found in zip(Z, table[:, row], strict=True):
+            exact = np.array(exact_weights(x, coefficients, sets[row], float(z)))
+            # The tables hold numbers of the size of a_j / (c_i - c_k), of which sixteen digits are known.
+            np.testing.assert_allclose(found, exact, rtol=0, atol=1e-12 * np.abs(exact).max())
+    for z, found in zip(Z, further[:, 2], strict=True):
+        exact = np.array(exact_weights(C[15], A[15], weights.FURTHER_SET, float(z)))
+        np.testing.assert_allclose(found, exact, rtol=0, atol=1e-12 * np.abs(exact).max())
+
+
+def test_weights_in_single_precision_are_those_of_double_precision(rows):
+    """Against the largest weight of a row, or of the step end for the differences to it. The recursion of the phi
+    functions may lose three digits near z = 1, and their sum one more."""
+    (_, step), _ = rows
+    single = compiled(jax.vmap(lambda z: weights.step_weights(z)[1]))(jnp.asarray(Z, jnp.float32))
+    assert single.dtype == jnp.float32
+    scale = np.abs(step).max(axis=2, keepdims=True)[:, : weights.END + 3]
+    scale[:, weights.END :] = scale[:, [weights.END]]
+    assert np.max(np.abs(single - step)[:, : weights.END + 3] / scale) < 1e4 * np.finfo(np.float32).eps
