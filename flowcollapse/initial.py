@@ -11,9 +11,9 @@ from ._checks import check_flag, check_key, check_number, checked_dtype
 from ._errors import UsageError
 from ._linalg.algebra import qr, svd
 from .model.columns import ClassMeanColumns
-from .model.requirements import check_columns, check_model
+from .model.requirements import check_columns, check_model, require
 from .model.state import State
-from .model.ufm import UFM, loss_of
+from .model.ufm import UFM
 from .programs import Program
 
 REDUCED_FROM = 2**22
@@ -55,7 +55,7 @@ def sphere(model: UFM, eps, *, key: PRNGKeyArray, reduced: bool | None = None, d
     eps = _checked_eps(eps)
     p, num_samples = model.num_features, model.num_samples
     if reduced is None:
-        reduced = p * num_samples >= REDUCED_FROM and ClassMeanColumns(model.counts).admits(loss_of(model))
+        reduced = p * num_samples >= REDUCED_FROM and ClassMeanColumns(model.counts).admits(model.loss)
     reduced = check_flag("reduced", reduced)
     check_columns(model, ClassMeanColumns(model.counts) if reduced else None)
     return _sphere(model, eps, key, reduced, dtype, quick=_is_small(model))
@@ -115,7 +115,7 @@ def on_subspace(model: UFM, eps, *, key: PRNGKeyArray, dtype=None) -> State:
     """
     dtype = _checked(model, key, dtype)
     eps = _checked_eps(eps)
-    _check_balanced(model)
+    require(model, balanced=EQUAL_COUNTS)
     return _on_subspace(model, eps, key, dtype, quick=_is_small(model))
 
 
@@ -195,7 +195,7 @@ def collapsed(model: UFM, *, key: PRNGKeyArray, dtype=None) -> State:
     rank = model.num_classes - 1 if model.use_bias else model.num_classes
     if model.num_features < rank:
         raise UsageError(f"num_features is {model.num_features} but strong collapse needs at least {rank}: raise it.")
-    _check_balanced(model)
+    require(model, balanced=EQUAL_COUNTS)
     return _collapsed(model, key, dtype, quick=_is_small(model))
 
 
@@ -220,12 +220,7 @@ def _collapsed_along(model: UFM, W: Float[Array, "C p"], bias: Float[Array, ""])
     return State(H=H, W=W, b=jnp.full(model.num_classes, bias, W.dtype))
 
 
-def _check_balanced(model: UFM) -> None:
-    if not model.balanced:
-        raise UsageError(
-            f"samples_per_class={model.samples_per_class} is imbalanced, but the subspace S and strong collapse are "
-            "defined for equal counts: use fc.initial.sphere or equal counts."
-        )
+EQUAL_COUNTS = "the subspace S and strong collapse are defined for equal counts: use fc.initial.sphere or equal counts"
 
 
 def _is_small(model: UFM) -> bool:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ..endings.plateau import escape_time, plateau_time
+from ..endings.choice import ending_of
 from ..initial import STARTS
 from ..methods.base import Method
 from ..metrics.evaluation import observe_many
@@ -62,8 +62,11 @@ class Plateau:
 
     def __call__(self, shared: Shared, lane: Mapping[str, Any]) -> Float[Array, "2"]:
         model, _, start = self.setting(shared, lane)
-        place = problem_of(model, start)
-        return jnp.stack([escape_time(*place), plateau_time(*place)])
+        problem, point = problem_of(model, start)
+        ending = ending_of(problem)
+        end = ending.end_time(point)
+        escape = ending.escape_time(point)
+        return jnp.stack([end if escape is None else escape, end])
 
 
 @dataclasses.dataclass(frozen=True)

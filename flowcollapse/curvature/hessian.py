@@ -14,7 +14,7 @@ from .._linalg.lanczos import Apply, dominant, krylov
 from ..model.batch import floating, is_small, over_batch
 from ..model.coordinates import enter
 from ..model.problem import Point, Problem, problem_of
-from ..model.requirements import check_squared_error, check_state
+from ..model.requirements import check_state, require
 from ..model.state import State
 from ..model.ufm import UFM
 from ..programs import Program
@@ -38,7 +38,7 @@ def hessian_vector_product(model: UFM, state: State, direction: State) -> State:
 
     Example:
         >>> import jax, flowcollapse as fc
-        >>> from flowcollapse.hessian import hessian_vector_product
+        >>> from flowcollapse.curvature import hessian_vector_product
         >>> model = fc.UFM(num_classes=3, samples_per_class=3, num_features=4)
         >>> state = fc.initial.collapsed(model, key=jax.random.key(0))
         >>> along_b = fc.State(H=0 * state.H, W=0 * state.W, b=state.b)
@@ -87,7 +87,7 @@ def sharpness(model: UFM, state: State, *, iterations: int = ITERATIONS) -> Floa
 
     Example:
         >>> import jax, flowcollapse as fc
-        >>> from flowcollapse.hessian import sharpness
+        >>> from flowcollapse.curvature import sharpness
         >>> model = fc.UFM(num_classes=3, samples_per_class=4, num_features=5)
         >>> round(float(sharpness(model, fc.initial.collapsed(model, key=jax.random.key(0)))), 4)
         14.0
@@ -130,12 +130,12 @@ def hessian_trace(model: UFM, state: State) -> Float[Array, "*batch"]:
 
     Example:
         >>> import jax, flowcollapse as fc
-        >>> from flowcollapse.hessian import hessian_trace
+        >>> from flowcollapse.curvature import hessian_trace
         >>> model = fc.UFM(num_classes=3, samples_per_class=4, num_features=5)
         >>> round(float(hessian_trace(model, fc.initial.collapsed(model, key=jax.random.key(0)))), 3)
         96.0
     """
-    check_squared_error(model)
+    require(model)
     check_state(model, state)
     C, p, num_samples = model.num_classes, model.num_features, model.num_samples
     lam_W, lam_H, lam_b = (decay.astype(state.W.dtype) for decay in model.decays)

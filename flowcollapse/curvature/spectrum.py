@@ -108,7 +108,7 @@ def hessian_spectrum(
 
     Example:
         >>> import jax, flowcollapse as fc
-        >>> from flowcollapse.spectrum import hessian_spectrum
+        >>> from flowcollapse.curvature import hessian_spectrum
         >>> model = fc.UFM(num_classes=3, samples_per_class=10_000, num_features=4)
         >>> state = fc.initial.collapsed(model, key=jax.random.key(0))
         >>> hessian_spectrum(model, state).total == 4 * 30_000 + 3 * 4 + 3
@@ -165,7 +165,7 @@ def spectral_density(
 
     Example:
         >>> import jax, flowcollapse as fc
-        >>> from flowcollapse.spectrum import spectral_density
+        >>> from flowcollapse.curvature import spectral_density
         >>> model = fc.UFM(num_classes=3, samples_per_class=10_000, num_features=4)
         >>> state = fc.initial.sphere(model, eps=1.0, key=jax.random.key(0), reduced=True)
         >>> round(float(spectral_density(model, state, key=jax.random.key(1)).weights.sum()))

@@ -15,14 +15,14 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from .._checks import shown
 from .._errors import UsageError
-from ..endings.verdict import at_rest
+from ..endings.choice import ending_of
 from ..model.problem import Point, Problem
 from .layouts import Layout, SecondOrder
 from .solvers.control import BlockControl
 from .solvers.extended_bdf import ExtendedBDF
 from .solvers.lean import lean_diffrax
 from .solvers.registry import solver_of, suited
-from .stiff_part import fastest_at_rest, first_step, longest_step
+from .stiff_part import first_step, longest_step
 
 REST = 10.0
 """A flow is at rest when it has less than this times rtol to go."""
@@ -103,7 +103,9 @@ class Legs(NamedTuple):
         solver = ExtendedBDF(jnp.maximum(LINEAR * self.rtol, 4 * jnp.finfo(t0.dtype).eps))
         layout = Layout(mean_residual=False)
         y0, scale = layout.state(self.problem, point), layout.state(self.problem, self.start)
-        begin = jnp.sqrt(self.rtol) / fastest_at_rest(self.problem, t0)
+        fastest = ending_of(self.problem).fastest_rate(t0)
+        assert fastest is not None  # or the flow would stay explicit
+        begin = jnp.sqrt(self.rtol) / fastest
         begin = jnp.maximum(begin, 256 * jnp.finfo(t0.dtype).eps * t0)
         return self._integrate(solver, layout, y0, scale, t0, t1, begin, None)
 
@@ -163,7 +165,8 @@ class Legs(NamedTuple):
         if self.flow.until is None:
             return None
         problem, start, tolerance = self.problem, self.start, REST * self.rtol
-        return dfx.Event(lambda t, y, args, **_: at_rest(problem, start, layout.point(problem, y), tolerance))
+        ending = ending_of(problem)
+        return dfx.Event(lambda t, y, args, **_: ending.at_rest(start, layout.point(problem, y), tolerance))
 
 
 def _stats(solution: dfx.Solution, solver: dfx.AbstractSolver, output: bool) -> dict[str, Int[Array, ""]]:

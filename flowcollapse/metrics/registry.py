@@ -21,7 +21,9 @@ def available(model: UFM, columns) -> tuple[str, ...]:
     return tuple(
         name
         for name, metric in METRICS.items()
-        if (model.balanced or not metric.equal_counts) and (knows_samples or not metric.samples)
+        if (model.balanced or not metric.equal_counts)
+        and (model.loss.squared_error or not metric.squared_error)
+        and (knows_samples or not metric.samples)
     )
 
 
@@ -41,6 +43,11 @@ def checked_names(model: UFM, columns, names: Any) -> tuple[str, ...]:
         if name not in METRICS:
             hint = nearest(name, METRICS) or "."
             raise UsageError(f"metric {name!r} is not known: choose from {', '.join(METRICS)}{hint}")
+        if METRICS[name].squared_error and not model.loss.squared_error:
+            raise UsageError(
+                f"metric {name!r} measures against the collapse of the squared error, and the loss is "
+                f"{model.loss.text!r}: leave it out, or use a metric that starts with nc."
+            )
         if name not in known and METRICS[name].equal_counts and not model.balanced:
             raise UsageError(f"metric {name!r} is defined for equal counts, not for {model.samples_per_class}.")
         if name not in known:

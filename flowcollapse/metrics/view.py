@@ -215,7 +215,7 @@ class View(Measured):
 
 
 class Metric(NamedTuple):
-    """A metric and what it needs: equal counts, single samples, much more time than the rest together.
+    """A metric and what it needs: equal counts, the squared error, single samples, much more time than the rest.
 
     What is costly is computed only where it is asked for by name.
     """
@@ -223,6 +223,7 @@ class Metric(NamedTuple):
     function: Callable[[Any], Float[Array, ""]]
     long_name: str
     equal_counts: bool = False
+    squared_error: bool = False
     samples: bool = False
     costly: bool = False
 

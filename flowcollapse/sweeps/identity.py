@@ -7,7 +7,6 @@ from typing import Any
 
 from .._errors import UsageError
 from ..initial import STARTS
-from ..losses.registry import LOSSES
 from ..methods.solvers.registry import SOLVERS
 from ..metrics.registry import METRICS
 from ..results.description import described, options, refused
@@ -60,7 +59,7 @@ def configuration(plan: Plan) -> dict[str, Any]:
 
 def _registered(plan: Plan) -> dict[str, Any]:
     """What goes by name but was entered under it by others than this package."""
-    entries: dict[str, Any] = {"loss": LOSSES[plan.grid.model.loss], "start": STARTS[plan.start]}
+    entries: dict[str, Any] = {"loss": type(plan.grid.model.loss), "start": STARTS[plan.start]}
     entries |= {f"metrics.{name}": METRICS[name] for name in plan.metrics}
     solver = getattr(plan.grid.method, "solver", None)
     if isinstance(solver, str):
