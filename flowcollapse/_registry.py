@@ -1,5 +1,6 @@
 """Names and the entries they stand for: one kind of look-up for losses, metrics, starts, solvers and flows."""
 
+import contextlib
 import importlib
 import os
 import sys
@@ -68,6 +69,39 @@ class Registry(dict[str, T]):
     def _cure(self) -> str:
         instead = f", or {self.instead}" if self.instead else ""
         return f"choose one of {', '.join(map(repr, sorted(self)))}{instead}"
+
+
+def arguments_of(kind: str, text: str, rest: str) -> dict[str, bool | int | float]:
+    """The arguments `name=value,name=value` at the end of a text. Values are numbers, true or false.
+
+    Raises:
+        UsageError: for another form, or an argument that is given twice.
+    """
+    arguments: dict[str, bool | int | float] = {}
+    for part in filter(None, map(str.strip, rest.split(","))):
+        key, equals, value = (word.strip() for word in part.partition("="))
+        if not equals or key in arguments:
+            fault = "is given twice" if equals else "is not of the form name=value"
+            raise UsageError(f"{kind} {text!r}: {part!r} {fault}; write {kind}:name=0.05,other=0.9.")
+        arguments[key] = _value(kind, text, key, value)
+    return arguments
+
+
+def _value(kind: str, text: str, key: str, value: str) -> bool | int | float:
+    words = {"true": True, "false": False}
+    if value.lower() in words:
+        return words[value.lower()]
+    for number in (int, float):
+        with contextlib.suppress(ValueError):
+            return number(value)
+    raise UsageError(f"{kind} {text!r}: {key} must be a number, true or false, got {value!r}.")
+
+
+def described_by(name: str, fields: Mapping[str, Any], without: Iterable[str] = ()) -> str:
+    """A name and the values of some fields as one text: `"name:field=value,field=value"`."""
+    left = set(without)
+    values = {key: value.tolist() if hasattr(value, "tolist") else value for key, value in fields.items()}
+    return ":".join([name, *filter(None, [",".join(f"{key}={values[key]}" for key in values if key not in left)])])
 
 
 def _folded(name: str) -> str:

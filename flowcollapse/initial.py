@@ -1,7 +1,10 @@
 """Initial states: the paper's random sphere, points of the invariant subspace, balanced points and collapsed points."""
 
+import inspect
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +13,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from ._checks import check_flag, check_key, check_number, checked_dtype
 from ._errors import UsageError
 from ._linalg.algebra import qr, svd
+from ._registry import Registry, arguments_of, described_by
 from .model.columns import ClassMeanColumns
 from .model.requirements import check_columns, check_model, require
 from .model.state import State
@@ -209,8 +213,69 @@ def _collapsed(model: UFM, key: PRNGKeyArray, dtype) -> State:
     return _collapsed_along(model, W, jnp.asarray(1 / model.num_classes if model.use_bias else 0.0))
 
 
-STARTS = {"sphere": sphere, "on-subspace": on_subspace, "balanced": balanced}
-"""The random starts of a given norm, by name."""
+STARTS: Registry[Callable[..., State]] = Registry(
+    "start", {"sphere": sphere, "on-subspace": on_subspace, "balanced": balanced}, instead="name a function module:name"
+)
+"""The random starts of a given norm, by name: functions of a model, eps and `key=`. Further keywords whose default is
+a float are the start's numbers, and can be axes of a sweep."""
+
+
+class Start(eqx.Module):
+    """A kind of random start with its numbers, as sweeps and comparisons draw it.
+
+    Args:
+        text: a name in `STARTS`, with numbers if it has any: `"name:number=value,number=value"`. A function of another
+            module is `"module:name"`.
+
+    Raises:
+        UsageError: for an unknown name, and for numbers that the start does not have.
+
+    Example:
+        >>> import jax, flowcollapse as fc
+        >>> model = fc.UFM(num_classes=3, samples_per_class=3, num_features=15)
+        >>> fc.initial.Start("sphere")(model, 0.1, key=jax.random.key(0)).W.shape
+        (3, 15)
+    """
+
+    name: str = eqx.field(static=True)
+    draw: Callable[..., State] = eqx.field(static=True)
+    options: dict[str, Any]
+
+    def __init__(self, text: Any):
+        if isinstance(text, Start):
+            self.name, self.draw, self.options = text.name, text.draw, text.options
+            return
+        if not isinstance(text, str):
+            STARTS.name(text)  # raises
+        self.draw, rest = STARTS.find_with_rest(text)
+        self.name = next(name for name, draw in STARTS.items() if draw is self.draw)
+        parameters = inspect.signature(self.draw).parameters.values()
+        self.options = {one.name: one.default for one in parameters if type(one.default) is float}
+        self.options |= self._checked(arguments_of("start", text, rest))
+
+    @property
+    def numbers(self) -> tuple[str, ...]:
+        """The names of its numbers, which vary without a new compilation."""
+        return tuple(self.options)
+
+    def with_numbers(self, numbers: Mapping[str, Any]) -> "Start":
+        """The same start with some of its `numbers` replaced."""
+        return eqx.tree_at(lambda start: start.options, self, self.options | self._checked(numbers))
+
+    def described(self, without: Iterable[str] = ()) -> str:
+        """The start as a text with its numbers, without some of them."""
+        return described_by(self.name, self.options, without)
+
+    def _checked(self, numbers: Mapping[str, Any]) -> dict[str, Any]:
+        for name in numbers:
+            if name not in self.options:
+                known = ", ".join(self.options) or "none"
+                raise UsageError(f"start {self.name!r} has no number {name!r}: use one of its numbers, {known}.")
+        return dict(numbers)
+
+    def __call__(self, model: UFM, eps: Any, *, key: PRNGKeyArray) -> State:
+        """One start of norm eps."""
+        return self.draw(model, eps, key=key, **self.options)
 
 
 def _collapsed_along(model: UFM, W: Float[Array, "C p"], bias: Float[Array, ""]) -> State:

@@ -2,13 +2,15 @@
 
 import abc
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+from .._registry import described_by
 
 Logits = Float[Array, "C n"]
 Ones = Float[Array, " n"]
@@ -80,5 +82,9 @@ class AbstractLoss(eqx.Module):
     @property
     def text(self) -> str:
         """The loss as a text that `fc.UFM(loss=...)` takes, with all its fields: `"name:field=value,field=value"`."""
-        fields = [(field.name, getattr(self, field.name)) for field in dataclasses.fields(self)]
-        return ":".join([self.name, *filter(None, [",".join(f"{name}={value}" for name, value in fields)])])
+        return self.described()
+
+    def described(self, without: Iterable[str] = ()) -> str:
+        """The text of the loss, without some of its fields."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return described_by(self.name, fields, without)

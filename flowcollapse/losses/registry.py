@@ -3,7 +3,7 @@
 from typing import Any
 
 from .._errors import UsageError
-from .._registry import Registry
+from .._registry import Registry, arguments_of
 from .base import AbstractLoss
 from .squared import Squared
 
@@ -30,13 +30,9 @@ def loss_of(loss: Any) -> AbstractLoss:
     kind, rest = LOSSES.find_with_rest(loss)
     if not (isinstance(kind, type) and issubclass(kind, AbstractLoss)):
         raise UsageError(f"loss {loss!r} is no loss: give a subclass of fc.losses.AbstractLoss.")
-    positional, named = [], {}
-    for part in filter(None, (part.strip() for part in rest.split(","))):
-        key, equals, value = (word.strip() for word in part.rpartition("="))
-        if equals:
-            named[key] = _number(loss, value)
-        else:
-            positional.append(_number(loss, value))
+    first, _, others = rest.partition(",")
+    positional = [] if not first or "=" in first else [_number(loss, first)]
+    named = arguments_of("loss", loss, others if positional else rest)
     try:
         return kind(*positional, **named)
     except TypeError as error:
