@@ -27,3 +27,4 @@ Ratios whose denominator vanishes (near H = 0) are NaN."""
 from .evaluation import evaluate as evaluate, observe as observe, observe_many as observe_many, snc as snc
 from .features import from_features as from_features
 from .registry import METRICS as METRICS, available as available
+from .view import Metric as Metric

@@ -38,11 +38,12 @@ def checked_names(model: UFM, columns, names: Any) -> tuple[str, ...]:
     Raises:
         UsageError: for a metric that is unknown, or that the model or the state cannot have.
     """
-    known = available(model, columns)
     if names is None:
+        known = available(model, columns)
         large = model.num_features * model.num_samples > SAMPLES_UP_TO
         return tuple(name for name in _not_costly(known) if not (large and METRICS[name].samples))
-    asked = asked_names(names)
+    asked = asked_names(names)  # registers those of other modules
+    known = available(model, columns)
     for name in asked:
         if METRICS[name].squared_error and not model.loss.squared_error:
             raise UsageError(
