@@ -17,7 +17,7 @@ from .._checks import shown
 from .._errors import UsageError
 from ..endings.choice import ending_of
 from ..model.problem import Point, Problem
-from .layouts import Layout, SecondOrder
+from .layouts import Arguments, Layout, SecondOrder
 from .solvers.control import BlockControl
 from .solvers.extended_bdf import ExtendedBDF
 from .solvers.lean import lean_diffrax
@@ -119,7 +119,7 @@ class Legs(NamedTuple):
         problem, observe = self.problem, self.observe
 
         def save(t, y, args):
-            return y if observe is None else args[1](layout.point(args[0], y))
+            return y if observe is None else args.observe(layout.point(args.problem, y))
 
         # Where nothing is observed, nothing is saved, and the solver's output costs nothing.
         saves = [] if self.ts is None else [dfx.SubSaveAt(ts=jnp.clip(self.ts, t0, t1), fn=save)]
@@ -131,7 +131,7 @@ class Legs(NamedTuple):
                 t1=t1,
                 dt0=begin,
                 y0=y0,
-                args=(problem, observe, self.flow),
+                args=Arguments(problem, observe, self.flow),
                 saveat=dfx.SaveAt(subs=[*saves, dfx.SubSaveAt(t1=True)]),
                 stepsize_controller=self._control(layout, scale, longest),
                 max_steps=self.flow.max_steps,

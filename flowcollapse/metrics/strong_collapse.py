@@ -30,13 +30,24 @@ def _relative_distance(view: View):
 _metric = functools.partial(Metric, equal_counts=True, squared_error=True)
 
 METRICS = {
-    "snc1": _metric(_snc1, "strong collapse of the classifier"),
-    "snc2": _metric(_snc2, "strong collapse of the features, relative"),
-    "snc3": _metric(_snc3, "strong collapse of the bias"),
-    "distance": _metric(
-        lambda v: v.distance, "distance to the invariant subspace S", equal_counts=True, squared_error=True
+    "snc1": _metric(
+        _snc1,
+        "strong collapse of the classifier",
+        "SNC1 error",
+        r"$\|W W^{\top} - \sqrt{N}\,(I - \frac{1}{C}\,\mathbf{1}\mathbf{1}^{\!\top})\|_F$",
     ),
+    "snc2": _metric(
+        _snc2,
+        "strong collapse of the features, relative",
+        "SNC2 error",
+        r"$\|H - \frac{1}{\sqrt{N}}\,(W \otimes \mathbf{1}_N)^{\!\top}\|_F \,/\, \|H\|_F$",
+    ),
+    "snc3": _metric(_snc3, "strong collapse of the bias", "SNC3 error", r"$\|b - \frac{1}{C}\,\mathbf{1}\|_2$"),
+    "distance": _metric(lambda v: v.distance, "distance to the invariant subspace S"),
     "relative_distance": _metric(
-        _relative_distance, "distance to S over the norm of the state", equal_counts=True, squared_error=True
+        _relative_distance,
+        "distance to S over the norm of the state",
+        r"relative distance to $S$",
+        r"$\|Z - \Pi_S Z\|_E \,/\, \|Z\|_E$",
     ),
 }

@@ -217,11 +217,14 @@ class View(Measured):
 class Metric(NamedTuple):
     """A metric and what it needs: equal counts, the squared error, single samples, much more time than the rest.
 
-    What is costly is computed only where it is asked for by name.
+    What is costly is computed only where it is asked for by name. `long_name` goes into Datasets, with `symbol`, the
+    formula in TeX; pictures call the metric by its `label`, or by its long name.
     """
 
     function: Callable[[Any], Float[Array, ""]]
     long_name: str
+    label: str = ""
+    symbol: str = ""
     equal_counts: bool = False
     squared_error: bool = False
     samples: bool = False

@@ -32,7 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ..._checks import is_traced, real_numbers, shown
+from ..._checks import is_traced, shown
 from ..._errors import UsageError
 from ...endings.modes import Growth
 from ...endings.plateau import plateau_time
@@ -44,7 +44,7 @@ from ...model.requirements import check_one, check_state, require
 from ...model.state import State
 from ...model.ufm import UFM
 from ...programs import Program
-from ..bias import _elapsed
+from ..bias import _elapsed, checked_times
 
 SMALL = 1 / 32
 """Up to this `(||H0||^2 + ||W0||^2)/(2 sqrt N)` a start counts as small."""
@@ -347,17 +347,3 @@ def check_small_eps(model: UFM, eps: Any) -> None:
             f"eps is {shown(eps)}, and starts are small up to {largest:.3g} = sqrt({SMALL:g} sqrt N): lower it, or use "
             "fc.simulate."
         )
-
-
-def checked_times(ts: Any, dtype) -> Float[Array, " time"]:
-    """The times in the state's precision; raises `UsageError` unless they are a list of finite numbers from 0 on."""
-    if is_traced(ts):
-        if ts.ndim != 1:
-            raise UsageError(f"ts must be a list of times, got an array of shape {ts.shape}.")
-        return ts.astype(dtype)
-    times = real_numbers(ts)
-    if times is None or times.ndim != 1 or times.size == 0:
-        raise UsageError(f"ts must be a list of times, got {shown(ts)}.")
-    if not np.all(np.isfinite(times) & (times >= 0)):
-        raise UsageError(f"ts must be finite and not below 0, where the start is, got {shown(ts)}.")
-    return jnp.asarray(times, dtype)
