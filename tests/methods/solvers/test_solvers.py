@@ -96,7 +96,9 @@ def test_order_of_convergence(name, key):
         return (W_velocity, X_velocity), g
 
     if solvers.splits_stiff_part(solver):
-        terms = dfx.MultiTerm(dfx.ODETerm(forcing), Relaxation(lambda args, dtype: jnp.asarray(model.num_samples, dtype)))
+        terms = dfx.MultiTerm(
+            dfx.ODETerm(forcing), Relaxation(lambda args, dtype: jnp.asarray(model.num_samples, dtype))
+        )
         y0 = ((point.W, point.X), to_mean_residual(problem, point))
     else:
         terms = dfx.ODETerm(lambda t, y, args: tuple(problem.field(Point(*y))))
