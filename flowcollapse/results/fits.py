@@ -6,15 +6,15 @@ import numpy as np
 import xarray as xr
 
 POWERS = {"snc1": 2, "snc2": 1, "snc3": 1, "distance": 1, "risk": 4}
-"""The power of eps that each error has at the plateau, as eps goes to zero, for `p >= C >= 3` and `N >= 2` (derived
-here)."""
+"""The power of eps with which each error at the plateau vanishes as eps goes to zero, for `p >= C >= 3` and `N >= 2`
+(derived here)."""
 
 FIT_UP_TO = 1e-2
-"""The powers are fitted from this eps down: above it, the next orders of eps still bend the errors."""
+"""The largest eps in the fits: above it, higher orders of eps still bend the curves."""
 
 
 def fitted_eps(eps: np.ndarray) -> np.ndarray:
-    """The eps that enter the fit: those up to `FIT_UP_TO`, or the two smallest if these are fewer than two."""
+    """The eps used in the fit: all up to `FIT_UP_TO`, or the two smallest if fewer than two are that small."""
     ordered = np.sort(eps)
     small = ordered[ordered <= FIT_UP_TO * (1 + 1e-9)]
     return (small if len(small) >= 2 else ordered[:2])[::-1]

@@ -1,4 +1,4 @@
-"""A sweep as a short table for people."""
+"""A sweep as a short table."""
 
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,7 @@ MOST_ROWS = 24
 
 
 def summary(dataset: "xr.Dataset") -> str:
-    """Sizes, speed, verdicts, and the medians over the seeds at the end for each combination of the other axes."""
+    """Sizes, speed, verdicts, and the medians over seeds at the last time, for each combination of the other axes."""
     axes = [str(axis) for axis in dataset["verdict"].dims]
     over = [axis for axis in axes if axis != "seed"]
     names = [name for name in SHOWN if name in dataset] or [str(n) for n in dataset if "time" in dataset[n].dims][:5]

@@ -122,7 +122,7 @@ def test_an_interrupted_sweep_writes_what_was_finished(tmp_path):
     )
     code, _, told = end(begin(words, before))
     assert code == 130
-    assert told[-1] == f"Interrupted: {out} holds the lanes that were finished. With --store DIR, a sweep resumes."
+    assert told[-1] == f"Interrupted: {out} holds the finished lanes. With --store DIR, a sweep resumes."
     with xr.open_dataset(out) as found:
         done = int((found["verdict"] >= 0).sum())
         assert 2 <= done < 4  # the one that was under way too
