@@ -1,4 +1,4 @@
-"""The metrics by name, and which of them a model and a state can have."""
+"""The metrics by name, and which of them exist for a model and a state."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -12,11 +12,11 @@ from .view import Metric
 METRICS: dict[str, Metric] = {**strong_collapse.METRICS, **neural_collapse.METRICS, **dynamics.METRICS}
 
 SAMPLES_UP_TO = 2**20
-"""Up to this many entries of H, the metrics that need single samples are saved by default."""
+"""The most entries of H for which metrics that need single samples are saved by default."""
 
 
 def available(model: UFM, columns) -> tuple[str, ...]:
-    """The metrics that exist for a model in given columns (None: samples)."""
+    """The metrics that exist for a model in the given columns (None means samples)."""
     knows_samples = columns is None or columns.knows_samples
     return tuple(
         name
@@ -26,11 +26,12 @@ def available(model: UFM, columns) -> tuple[str, ...]:
 
 
 def checked_names(model: UFM, columns, names: Any) -> tuple[str, ...]:
-    """The metrics asked for, or the default ones of a run: all that are available and neither costly nor, for many
-    entries of H, in need of single samples.
+    """The requested metrics, or the default ones of a run.
+
+    The default is every available metric that is not costly and, if H has many entries, needs no single samples.
 
     Raises:
-        UsageError: for a metric that is unknown, or that the model or the state cannot have.
+        UsageError: for an unknown metric, or one that does not exist for the model or the state.
     """
     known = available(model, columns)
     if names is None:
@@ -52,9 +53,9 @@ def checked_names(model: UFM, columns, names: Any) -> tuple[str, ...]:
 
 
 def asked_names(names: Any) -> tuple[str, ...]:
-    """Names of metrics in lower case, each once, from one text ("snc1" or "snc1,snc2") or anything that yields texts.
+    """Names of metrics in lower case, each once, from one text ("snc1" or "snc1,snc2") or any iterable of texts.
 
-    What is given is read once, so that a generator will do; a set is put in the order of `METRICS`.
+    The iterable is read once, so it may be a generator. A set is sorted into the order of `METRICS`.
 
     Raises:
         UsageError: for anything else.
@@ -62,7 +63,7 @@ def asked_names(names: Any) -> tuple[str, ...]:
     wrong = "metrics must be names, such as 'snc1,nc1' or ['snc1', 'nc1'], got "
     try:
         texts = [names] if isinstance(names, str | bytes) else list(names)
-    except TypeError:  # what has no parts
+    except TypeError:  # not iterable
         raise UsageError(f"{wrong}{shown(names)}.") from None
     found: dict[str, None] = {}
     for text in texts:
