@@ -9,8 +9,8 @@ from .options import Computing
 
 @dataclasses.dataclass(frozen=True)
 class Verify(Computing):
-    """Measure the laws of the model on this machine. Each row is a law: the largest distance between runs and closed
-    forms, the tolerance, and the verdict. The exit code is 1 if a law fails."""
+    """Measure the laws of the model on this machine. Each row is a law, with the measured error, the tolerance and the
+    verdict of the comparison closest to failing. The exit code is 1 if a law fails."""
 
     only: tuple[str, ...] | None = None
     """Names of the laws to measure. Default: all."""

@@ -113,7 +113,7 @@ BAD = {
     "sweep --seeds 0:99999999999999": "seeds '0:99999999999999' is more than",
     "sweep --seeds 99999999999999": "seeds '99999999999999' is more than",
     "sweep --axis eps=0.1": "give its values with the flag --eps",
-    "compare --axis metrics=1": "there is the flag --metrics",
+    "compare --axis metrics=1": "give its values with the flag --metrics",
     "simulate --weight-decay": "--weight-decay has no value",
     "simulate --num-features 100000000000000000000000": "the largest whole number is 2^63 - 1",
     "simulate --num-classes 1000000000000000000": "below 2^31",
