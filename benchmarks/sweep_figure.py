@@ -1,4 +1,4 @@
-"""The figure of `sweep.py`: a panel for each part that was measured."""
+"""The figure of `sweep.py`: one panel per measured part."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -20,11 +20,11 @@ LABELS = {
 }
 COLOURS = dict(zip(LABELS, ("black", "tab:blue", "tab:orange", "tab:green", "tab:brown", "tab:red"), strict=True))
 DASHES = {0: "--", 41: "-"}
-"""Dashed where nothing but the end is kept."""
+"""Dashed lines are runs that keep only the end."""
 
 
 def draw(parts: dict[str, Row], path: Path) -> None:
-    """The panels of the parts that hold a measurement, from left to right."""
+    """Draw the panels of the measured parts, from left to right."""
     shown = [(name, [row for row in part["rows"] if "wall_s" in row]) for name, part in parts.items()]
     shown = [(name, rows) for name, rows in shown if rows and name in PANELS]
     if not shown:
