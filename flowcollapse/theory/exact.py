@@ -8,9 +8,9 @@
 | `second_phase` | class means fitted, within-class part orthogonal to them | the state, samples rotated |
 | `half_time` | one mode on S | the time at which the mode is half grown |
 
-For a start outside these sets, the error of a formula is as large as the start's distance from the set; such a start is
-refused if its values are known. Growing factors are divided out before they are formed, so that the formulas are
-accurate at any time.
+For a start outside these sets, the error of a formula is of the order of the start's distance from the set; such a
+start is refused if its values are known. Growing factors are divided out before they are formed, so that the formulas
+are accurate at any time.
 
 `s = sqrt N`, `P = I - 1 1^T / C`. Times are a list `ts`, and states have a leading axis of times. Use `jax.vmap` for
 several starts. All functions can be differentiated in the decays and in times above 0; those on S also in the start.

@@ -217,7 +217,7 @@ def settled_eigenvalue(model: UFM, learning_rate: Number) -> Float[Array, "*batc
     bound = 2 / jnp.asarray(learning_rate) - model.num_samples
     if not is_traced(bound) and not jnp.all(bound > 0):
         raise UsageError(
-            f"learning_rate is {learning_rate!r} but must be below {2 / model.num_samples:.6g}, where descent diverges."
+            f"learning_rate is {learning_rate!r}, but descent diverges from {2 / model.num_samples:.6g} up: lower it."
         )
     return jnp.minimum(bound, model.counts[0] ** 0.5)
 
