@@ -1,4 +1,4 @@
-"""The command line: every option arrives, bad input ends in one line and exit code 2, help does not wait for jax."""
+"""The command line: every option is used, bad input ends in one line and exit code 2, and help does not import jax."""
 
 import json
 import subprocess
@@ -144,7 +144,7 @@ def test_bad_input_ends_in_one_line_before_any_work(line, tmp_path, monkeypatch,
     for name in ("TAKEN/reproduce.nc", "TAKEN.nc", "TAKEN.zarr"):
         (tmp_path / name).mkdir(parents=True)
     before = sorted(tmp_path.rglob("*"))
-    # Whatever the starts are made for, they are not to be reached.
+    # No run may begin.
     monkeypatch.setattr(sys.modules["flowcollapse.simulation"], "_simulate", lambda *_: pytest.fail("the run began"))
     assert cli.main(line.split()) == 2
     out, err = capsys.readouterr()
