@@ -36,7 +36,7 @@ def small_starts(model, eps, lanes):
 
 
 def runner(model, solver="exponential"):
-    """A function `(starts, rtol, t1, decays) -> paths`, one lane per start, compiled once. Without t1: to the plateau."""
+    """A function `(starts, rtol, t1, decays) -> paths`, one lane per start; by default, runs end at the plateau."""
 
     @compiled
     @functools.partial(jax.vmap, in_axes=(0, None, 0, 0))
