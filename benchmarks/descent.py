@@ -1,4 +1,4 @@
-"""Descent in batches: steps per second and core, ours beside hand-written optax and torch, and the cost of recording.
+"""Descent in batches: steps per second and core, ours against hand-written optax and torch; the cost of recording.
 
     python benchmarks/descent.py [--quick] [--lanes 1024] [--steps 2000] [--out descent.json]
 
@@ -139,7 +139,7 @@ def main() -> None:
 
     rows: list[dict[str, Any]] = []
     aims: dict[str, float] = {}
-    print(f"{lanes} lanes, {steps} steps, thousands of lane-steps a second and core, jax {jax.__version__}")
+    print(f"{lanes} lanes, {steps} steps, thousands of lane-steps per second and core, jax {jax.__version__}")
     for optimizer in RATES:
         ways: dict[str, Callable[[], Run]] = {
             "optax scan by hand, vmap": lambda o=optimizer: by_hand(o, lanes, steps, repeats, None),

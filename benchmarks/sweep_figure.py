@@ -61,7 +61,7 @@ def throughput(axis: Any, rows: list[Row]) -> None:
                 markersize=3,
                 label=label if chosen and saves else None,
             )
-    axis.set(xscale="log", yscale="log", xlabel="lanes (dashed: nothing saved)", ylabel="trajectories a CPU second")
+    axis.set(xscale="log", yscale="log", xlabel="lanes (dashed: nothing saved)", ylabel="trajectories per CPU second")
 
 
 def width(axis: Any, rows: list[Row]) -> None:
@@ -72,7 +72,7 @@ def width(axis: Any, rows: list[Row]) -> None:
         taken = [row for row in chosen if row["width"] == row["chosen"]]
         axis.plot([row["width"] for row in taken], [row["step_us"] for row in taken], "k*", markersize=11)
     axis.set_xscale("log", base=2)
-    axis.set(yscale="log", xlabel="lanes of a block (star: the engine's choice)", ylabel="microseconds a lane and step")
+    axis.set(yscale="log", xlabel="lanes of a block (star: engine's choice)", ylabel="microseconds per lane and step")
     axis.set_ylim(top=20 * axis.get_ylim()[1])  # room for the legend
 
 
@@ -87,7 +87,7 @@ def devices(axis: Any, rows: list[Row]) -> None:
 
 def storing(axis: Any, rows: list[Row]) -> None:
     labels = [f"{row['kept']}, {row['lanes']} lanes, {row['cores']} core{'s' * (row['cores'] > 1)}" for row in rows]
-    _bars(axis, labels, [1e3 * row["wall_s"] / row["lanes"] for row in rows], "milliseconds a lane")
+    _bars(axis, labels, [1e3 * row["wall_s"] / row["lanes"] for row in rows], "milliseconds per lane")
 
 
 def start(axis: Any, rows: list[Row]) -> None:
@@ -109,7 +109,7 @@ def gpu(axis: Any, rows: list[Row]) -> None:
             label = f"{place}, {saves} saves"
             x, y = [row["lanes"] for row in chosen], [row["per_s"] for row in chosen]
             axis.plot(x, y, dash, color=colour, marker="o", markersize=3, label=label)
-    axis.set(xscale="log", yscale="log", xlabel="lanes", ylabel="lanes a second")
+    axis.set(xscale="log", yscale="log", xlabel="lanes", ylabel="lanes per second")
 
 
 PANELS: dict[str, Callable[[Any, list[Row]], None]] = {

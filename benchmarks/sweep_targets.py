@@ -36,7 +36,7 @@ def about_throughput(rows: list[Row], about: Row) -> list[Row]:
                 continue
             most, key = max(ours, key=lambda row: row["lanes"]), "per_core_s" if count == 1 else "per_s"
             where = f"{saves} saves, {count} core{'s' * (count > 1)}"
-            found.append(conclusion(f"{where}: trajectories a second, {most['lanes']} lanes", most[key]))
+            found.append(conclusion(f"{where}: trajectories per second, {most['lanes']} lanes", most[key]))
             found.append(conclusion(f"{where}: lane efficiency", most["efficiency"]))
             found.append(conclusion(f"{where}: largest error of the state", max(row["state_error"] for row in ours)))
             for method in dict.fromkeys(row["method"] for row in of_kind if row["method"] != OURS):
@@ -129,7 +129,7 @@ def about_gpu(rows: list[Row], about: Row) -> list[Row]:
         ahead = [row["lanes"] for row in other if row["per_s"] > _nearest(cpu, row["lanes"])["per_s"]]
         where = f"{saves} saves, {best['place']}"
         found += [
-            conclusion(f"{where}: most lanes a second, {best['lanes']} lanes", best["per_s"]),
+            conclusion(f"{where}: most lanes per second, {best['lanes']} lanes", best["per_s"]),
             conclusion(
                 f"{where}: over {cpu[0]['devices']} CPU cores at their best",
                 best["per_s"] / max(row["per_s"] for row in cpu),

@@ -131,5 +131,5 @@ def given_times(ts: Any) -> Float[np.ndarray, " time"]:
     """
     times = np.asarray(checked_times(ts, Flow(), np.float64))
     if times[-1] == 0:
-        raise UsageError("ts holds 0 alone, where all methods are at the start: add later times.")
+        raise UsageError("ts holds only 0, where all methods are at the start: add later times.")
     return times

@@ -120,7 +120,7 @@ def hessian_trace(model: UFM, state: State) -> Float[Array, "*batch"]:
     """The trace of the Hessian, the sum of all its eigenvalues, in closed form.
 
     `C ||H||^2 + n_tot ||W||^2 + C n_tot` (the last with a bias) `+ lam_W C p + lam_H p n_tot + lam_b C`: the residual
-    enters the Hessian off the diagonal alone (derived here).
+    enters the Hessian only off the diagonal (derived here).
 
     Args:
         model: the model.

@@ -218,7 +218,7 @@ class View(Measured):
 
 
 class Metric(NamedTuple):
-    """A metric and what it needs: equal counts, single samples, much more time than the rest together.
+    """A metric and its needs: equal counts, single samples, much more time than all other metrics together.
 
     A costly metric is computed only if it is requested by name.
     """

@@ -112,7 +112,7 @@ def path(dataset: Source, ax: Axes | None = None, *, name: str | None = None) ->
         name: the only metric to draw. Default: several.
 
     Raises:
-        UsageError: if the Dataset holds no curve over `time` alone, or lacks the metric.
+        UsageError: if the Dataset has no curve with `time` as its only dimension, or lacks the metric.
 
     Example:
         >>> import xarray, flowcollapse as fc

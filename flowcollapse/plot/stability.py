@@ -117,7 +117,7 @@ def _check_plain_descent(dataset: xr.Dataset) -> None:
         words = "".join(f", {name}={value}" for name, value in more.items())
         raise UsageError(
             f"dataset is of descent by {optimizer!r}{words}, but the thresholds hold for plain gradient descent: "
-            'pass a sweep of fc.Descent("sgd", ...) over learning_rate alone.'
+            'pass a sweep of fc.Descent("sgd", ...) over learning_rate only.'
         )
 
 

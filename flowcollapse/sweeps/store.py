@@ -285,7 +285,7 @@ def check_layout(path: Path) -> None:
         )
         if not own or len(sides) > 1:
             raise UsageError(
-                f"{path} is a copy that another program has laid out anew ({name} has other chunks or codecs): "
+                f"{path} is a copy that another program has re-chunked ({name} has other chunks or codecs): "
                 "it can be read but not added to. Resume the original, or copy its folder as it is, as cp -r does."
             )
 

@@ -24,7 +24,7 @@ def summary(dataset: "xr.Dataset") -> str:
     lines = [f"{dataset['verdict'].size} lanes ({sizes}), {verdicts(dataset['verdict'].values)}"]
     if about.get("lanes_computed"):
         lines.append(
-            f"{about['lanes_computed']} computed now, {about['lanes_per_second']:.4g} a second, "
+            f"{about['lanes_computed']} computed now, {about['lanes_per_second']:.4g} per second, "
             f"lane efficiency {about['lane_efficiency']:.2f}"
         )
     lines += [about["precision_note"]] if "precision_note" in about else []

@@ -311,7 +311,7 @@ CASES = {
     "a state of another model": (compare([SGD], fc.State(H=STATE.H, W=STATE.W.T, b=STATE.b)), ["state.W", "(4, 3)"]),
     "two axes of states": (compare([SGD], jax.tree.map(lambda x: x[None, None], STATE)), ["(1, 1)", "flatten"]),
     "times that decrease": (compare([SGD], ts=[2.0, 1.0]), ["ts", "increase"]),
-    "time zero alone": (compare([SGD], ts=[0.0]), ["ts holds 0 alone"]),
+    "time zero alone": (compare([SGD], ts=[0.0]), ["ts holds only 0"]),
     "no times": (compare([SGD], ts=0), ["ts", "positive integer"]),
     "an unknown metric": (compare([SGD], metrics=["snc4"]), ["'snc4'", "snc1"]),
     "descent for the flow": (compare([SGD], flow=SGD), ["flow must be a flow", "fc.ModifiedFlow"]),

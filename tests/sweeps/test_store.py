@@ -193,7 +193,7 @@ def test_copies_are_read(path, tmp_path, form, finished):
         assert run(copy).attrs["lanes_computed"] == (0 if finished else 3)
     else:
         before = sorted(copy.rglob("*"))
-        with pytest.raises(fc.UsageError, match=r"is a copy that another program has laid out anew .* cp -r does"):
+        with pytest.raises(fc.UsageError, match=r"is a copy that another program has re-chunked .* cp -r does"):
             run(copy)
         assert sorted(copy.rglob("*")) == before
 
@@ -205,7 +205,7 @@ def test_a_part_of_a_sweep_is_written_anywhere(path, tmp_path):
     part.to_netcdf(tmp_path / "part.nc", engine="h5netcdf")
     for found in (xr.open_zarr(tmp_path / "part.zarr"), xr.open_dataset(tmp_path / "part.nc", engine="h5netcdf")):
         xr.testing.assert_equal(found.load(), part.load())
-    with pytest.raises(fc.UsageError, match="laid out anew"):
+    with pytest.raises(fc.UsageError, match="re-chunked"):
         run(tmp_path / "part.zarr")
 
 
