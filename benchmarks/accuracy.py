@@ -1,4 +1,4 @@
-"""How far a peer's answer is from the truth."""
+"""The error of a peer's answer against a reference."""
 
 import numpy as np
 from jaxtyping import Int
@@ -17,9 +17,10 @@ from peer_batch import (
 
 
 def reference(batch: Batch, rtol: float = 1e-13) -> Timing:
-    """The batch at tight tolerance whatever its own: scipy's DOP853, restarted at every save time.
+    """Integrate the batch at a tight tolerance, whatever its own, with scipy's DOP853, restarted at every save time.
 
-    The restarts keep interpolation out of the curves. For a few lanes: each takes a tenth of a second or so.
+    The restarts keep interpolation errors out of the curves. Use it for a few lanes only: each takes about a tenth of a
+    second.
     """
     integrate = require("scipy.integrate")
     field = numpy_field(batch)
@@ -48,12 +49,13 @@ def reference(batch: Batch, rtol: float = 1e-13) -> Timing:
 
 
 def errors(timing: Timing, truth: Timing, lanes: Int[np.ndarray, " few"] | None = None) -> dict[str, float]:
-    """The largest errors over lanes; `lanes` are those of `timing` that `truth` holds, all of them when None.
+    """The largest errors over lanes. `lanes` are the lanes of `timing` that `truth` holds; None means all.
 
-    `state`: `||Z - Z*|| / ||Z*||` at the end, `Z = (H, W, b)`. `curve`: over times and metrics, each metric's error
-    over the largest value on its own curve. `end_<metric>`: relative error of the last value, which is the strict
-    one: the metrics end smaller than the state by powers of the start's size (the risk by the fourth, or at 0, so that
-    `end_risk` can be huge where the state is right to rtol).
+    - `state`: `||Z - Z*|| / ||Z*||` at the end, `Z = (H, W, b)`.
+    - `curve`: the error of each metric divided by the largest value on its curve, the largest over times and metrics.
+    - `end_<metric>`: the relative error of the last value. It is the strictest measure, because the metrics end smaller
+      than the state by powers of the start's size. The risk ends smaller by the fourth power, or at 0, so `end_risk`
+      can be huge even if the state is accurate to rtol.
     """
     pick = np.arange(len(truth.W)) if lanes is None else lanes
     pairs = [(timing.H[pick], truth.H), (timing.W[pick], truth.W), (timing.b[pick], truth.b)]

@@ -1,10 +1,10 @@
-"""Steps of the default flow to its plateau under usual weight decays, and those that explicit steps would need.
+"""Steps of the default flow to its plateau under typical weight decays, and the explicit steps it would need.
 
     python benchmarks/approach.py
     python benchmarks/approach.py --quick
 
-Steps are accepted and rejected ones together, explicit up to the escape and implicit after it. Explicit steps are
-bounded by their stability at rest, `6 / (2 sqrt N + lam)`, so that many more are needed up to the same end.
+Steps include rejected ones; they are explicit up to the escape and implicit after it. Explicit steps are bounded by
+their stability at rest, `6 / (2 sqrt N + lam)`, so many more of them would be needed up to the same end.
 """
 
 import argparse
@@ -25,7 +25,7 @@ DECAYS = (
     (1e-3, 0.0, 0.0),
     (0.0, 0.0, 1e-3),
 )
-"""Of W, H and b."""
+"""The decays of W, H and b."""
 
 # C, N, p, eps.
 SIZES = ((3, 1, 4, 0.1), (10, 100, 64, 0.1), (3, 33_333, 4, 0.1), (3, 33_333, 4, 1.0))

@@ -1,12 +1,12 @@
-"""Descent in batches: steps a second and core, ours beside optax and torch by hand, and what recording costs.
+"""Descent in batches: steps per second and core, ours against hand-written optax and torch; the cost of recording.
 
     python benchmarks/descent.py [--quick] [--lanes 1024] [--steps 2000] [--out descent.json]
 
-Starts of norm 0.1, one a seed; C = N = 3, p = 15; gradient descent and Adam; float64, all in this one process and on
-one core. Ours is `fc.sweep`, once with five metrics at 200 points and once without. Compiling is timed apart: for ours
-it is what the first call takes longer than the fastest. Steps are counted over CPU seconds of the whole process. The
-error is the distance between a way's end and the first way's, over the norm of the latter, at most over the lanes: no
-one holds the truth, but all take the same steps.
+Starts of norm 0.1, one per seed; C = N = 3, p = 15; gradient descent and Adam; float64, all in one process and on one
+core. Ours is `fc.sweep`, once with five metrics at 200 points and once without. Compilation is timed separately: for
+ours it is the time of the first call minus that of the fastest. Speed is steps per CPU second of the whole process. The
+error is the largest relative distance, over lanes, between the end states of a program and those of the first program:
+none is exact, but all take the same steps.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 if hasattr(os, "sched_setaffinity"):
-    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # one core, for everyone: threads that wait cost CPU time
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # one core for all, because waiting threads cost CPU time
 
 import jax
 import jax.numpy as jnp
@@ -37,13 +37,13 @@ SAVES = 200
 BLOCK = 16
 RATES = {"sgd": 0.05, "adam": 0.01}
 AIM = 0.1
-"""Recording at 200 points may take so much longer."""
+"""The fraction of extra time that recording at 200 points may take."""
 
 Arrays = tuple[np.ndarray, ...]
 
 
 class Run(NamedTuple):
-    """What a way to descend returned, `(H, W, b)` at the end with the lanes in front, and its seconds."""
+    """The result of one program, `(H, W, b)` at the end with the lanes as leading axis, and its seconds."""
 
     end: Arrays
     compile_s: float
@@ -74,7 +74,7 @@ def starts(lanes: int) -> tuple[jax.Array, ...]:
 
 
 def by_hand(optimizer: str, lanes: int, steps: int, repeats: int, block: int | None) -> Run:
-    """optax in a `lax.scan` under `vmap`, with gradients from `jax.grad`: all lanes at once, or block by block."""
+    """optax in a `lax.scan` under `vmap`, with gradients from `jax.grad`, for all lanes at once or in blocks."""
     descent = {"sgd": optax.sgd, "adam": optax.adam}[optimizer](RATES[optimizer])
 
     def risk(point):
@@ -139,7 +139,7 @@ def main() -> None:
 
     rows: list[dict[str, Any]] = []
     aims: dict[str, float] = {}
-    print(f"{lanes} lanes, {steps} steps, thousands of lane-steps a second and core, jax {jax.__version__}")
+    print(f"{lanes} lanes, {steps} steps, thousands of lane-steps per second and core, jax {jax.__version__}")
     for optimizer in RATES:
         ways: dict[str, Callable[[], Run]] = {
             "optax scan by hand, vmap": lambda o=optimizer: by_hand(o, lanes, steps, repeats, None),
@@ -164,7 +164,7 @@ def main() -> None:
         aims[optimizer] = runs[f"flowcollapse, {SAVES} points"].cpu_s / runs["flowcollapse"].cpu_s - 1
     for optimizer, cost in aims.items():
         verdict = "met" if cost < AIM else "missed"
-        print(f"{optimizer:5s} recording at {SAVES} points costs under {AIM:.0%}: {verdict}, {cost:+.1%}")
+        print(f"{optimizer:5s} aim: recording at {SAVES} points costs under {AIM:.0%}: {verdict}, {cost:+.1%}")
     if options.out:
         about = {"versions": versions(), "device": jax.devices()[0].device_kind, "argv": sys.argv[1:]}
         sizes = {"lanes": lanes, "steps": steps, "recording_costs": aims}

@@ -1,7 +1,7 @@
-"""Measurements in processes of their own, so that the memory and the threads of one leave the next alone.
+"""Runs each measurement in a separate process, so that memory and threads of one do not affect the next.
 
-A worker is a script that reads one JSON object from its command line and prints one JSON object a line; anything else
-that it prints is passed on. This module imports neither jax nor NumPy: what starts the workers stays small.
+A worker is a script that reads one JSON object from its command line and prints one JSON object per line. This module
+imports neither jax nor NumPy, to keep the parent process small.
 """
 
 import json
@@ -20,7 +20,7 @@ MARK = "row: "
 
 
 def rows_of(script: str, spec: Row, timeout_s: float) -> Iterator[Row]:
-    """What the worker measures, row by row as it comes; a last row says so if it failed or had to be stopped."""
+    """The rows that the worker measures, as they arrive. If it failed or had to be stopped, the last row says so."""
     command = [sys.executable, str(Path(__file__).with_name(script)), json.dumps(spec)]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment()
@@ -44,7 +44,7 @@ def rows_of(script: str, spec: Row, timeout_s: float) -> Iterator[Row]:
 
 
 def environment() -> dict[str, str]:
-    """This process's environment, in which the package of this source tree is found first."""
+    """The environment of this process, with this source tree first on the Python path."""
     paths = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
     return os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
 
@@ -61,7 +61,7 @@ def emit(row: Row) -> None:
 def peak_mb() -> float:
     """The largest resident memory of this process so far, in 2^20 bytes.
 
-    On Linux `ru_maxrss` would begin at the size of the process that started this one; `VmHWM` begins at zero.
+    On Linux, `ru_maxrss` starts at the size of the parent process, while `VmHWM` starts at zero.
     """
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
@@ -72,7 +72,7 @@ def peak_mb() -> float:
 
 
 def machine() -> Row:
-    """The processor, its cores and the memory."""
+    """The processor, the number of its cores and the memory."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))

@@ -1,7 +1,7 @@
-"""One large problem, integrated in one way: ours, or explicit solvers on the full state. Used by the workers.
+"""Integrates one large problem with our flow, or with explicit solvers on the full state. Used by the workers.
 
-Every run starts from the same point, which is drawn in class-mean columns; the solvers of the full state get the
-features `H` that it stands for.
+Every run starts from the same point, which is drawn in class-mean columns. Solvers on the full state get the
+corresponding features `H`.
 """
 
 import time
@@ -22,12 +22,12 @@ from flowcollapse.results.provenance import versions
 
 EPS = 1e-3
 REFERENCE_RTOLS = (3e-13, 1e-12, 3e-12, 1e-11)
-"""The reference is the tightest of these that rounding lets through: below some tolerance steps shrink without end."""
+"""The reference uses the tightest of these that finishes: below some tolerance, rounding makes steps shrink forever."""
 
 OURS = "exponential"
 MOST_STEPS = {OURS: 4_000, "kvaerno5": 3_000}
-"""Ours takes some hundred. Dense implicit steps take milliseconds even for the smallest states; explicit solvers may
-take as many as they need."""
+"""Limits on the steps. Ours takes a few hundred. Dense implicit steps take milliseconds even for the smallest states.
+Explicit solvers have no limit."""
 
 Run = Callable[[float], fc.Trajectory]
 
@@ -41,7 +41,7 @@ class End(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """Seconds of the fastest run on the wall and of the whole process's CPU time in it; compiling apart."""
+    """Wall and CPU seconds (of the whole process) of the fastest run; compilation is counted separately."""
 
     compile_s: float
     wall_s: float
@@ -82,7 +82,7 @@ def reference(ours: Run) -> tuple[fc.Trajectory, float]:
 
 
 def best(run: Callable[[], Any], budget_s: float, compile_s: float = 0.0, most: int = 20) -> tuple[Any, Cost]:
-    """The result of one run, and the cost of the fastest of as many as the budget allows."""
+    """The result of one run, and the cost of the fastest of as many runs as the budget allows."""
     result, wall_s, cpu_s = fastest(run, repeats=1)
     runs = 1
     while runs < most and wall_s * (runs + 1) <= budget_s:
@@ -103,7 +103,7 @@ def counts_of(path: fc.Trajectory) -> dict[str, Any]:
 
 
 def errors(end: End, truth: End) -> dict[str, float]:
-    """`state`: `||z - z*|| / ||z*||`. `snc3`: relative error of `||b - 1/C||`. Both where the run ends."""
+    """`state`: `||z - z*|| / ||z*||`. `snc3`: relative error of `||b - 1/C||`. Both at the end of the run."""
 
     def size(parts) -> float:
         return float(np.sqrt(sum(np.sum(part**2) for part in parts)))
@@ -152,9 +152,9 @@ def full_tsit5(model: fc.UFM, start: fc.State, rtol: float, budget_s: float) -> 
 def full_scipy(
     method: str, model: fc.UFM, start: fc.State, rtol: float, budget_s: float
 ) -> tuple[End, Cost, dict[str, Any]]:
-    """A solver of scipy on the full state, flat, with a field that calls NumPy as little as it can.
+    """A scipy solver on the flat full state, with a field that makes as few NumPy calls as possible.
 
-    It runs with one BLAS thread or with all, whichever was faster over the first fiftieth of the time.
+    It runs with one BLAS thread or with all, whichever was faster over the first fiftieth of the time span.
     """
     integrate, limits = require("scipy.integrate"), require("threadpoolctl").threadpool_limits
     t1 = end_time(model, start)

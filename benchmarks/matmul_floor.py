@@ -1,4 +1,4 @@
-"""The least that a right-hand side of the flow can cost: its three matrix products.
+"""The minimum cost of a right-hand side of the flow: its three matrix products.
 
 `W X`, `W^T G` and `G X^T` with `W` C x q, `X` q x n and `G` C x n take `6 C q n` operations; everything else in the
 flow is smaller by a factor of C or q.
@@ -19,10 +19,10 @@ from flowcollapse.model.problem import Problem
 
 
 class Floor:
-    """Times the products and the whole right-hand side, in jax and in NumPy, in the threads that this process uses.
+    """Times the products and the whole right-hand side, in jax and in NumPy, with the threads of this process.
 
-    Call `measure` now and then between the runs that it is compared with, so that both see the same machine; the
-    smallest of each counts.
+    Call `measure` between the runs it is compared with, so that both see the same load on the machine. The smallest
+    time of each counts.
     """
 
     def __init__(self, problem: Problem, W, X, e) -> None:
@@ -50,7 +50,7 @@ class Floor:
         self.seconds = {name: (float("inf"), float("inf")) for name in self.ways}
 
     def measure(self, at_least_s: float) -> None:
-        """Run each way for this long and keep the smallest wall and CPU seconds a call."""
+        """Run each variant for this long and keep the smallest wall and CPU seconds per call."""
         for name, call in self.ways.items():
             with one_blas_thread() if name == "blas_one_thread" else nullcontext():
                 wall, cpu, calls = time.perf_counter(), time.process_time(), 0
@@ -60,10 +60,10 @@ class Floor:
                 wall_s, cpu_s = (time.perf_counter() - wall) / calls, (time.process_time() - cpu) / calls
             least_wall, least_cpu = self.seconds[name]
             self.seconds[name] = min(wall_s, least_wall), min(cpu_s, least_cpu)
-        time.sleep(0.1)  # BLAS threads wait for work in a loop for a while, which would count against what comes next
+        time.sleep(0.1)  # BLAS threads spin for a while, which would count against the next measurement
 
     def row(self, evaluations: int, wall_s: float, cpu_s: float) -> dict[str, Any]:
-        """The floor of a run of so many evaluations, and how far above it the run was."""
+        """The floor of a run with this many evaluations, and the ratio of the run to it."""
         operations = 6 * self.C * self.q * self.n
         numbers = 3 * (self.C * self.q + self.q * self.n + self.C * self.n)
         row: dict[str, Any] = {

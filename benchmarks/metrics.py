@@ -1,10 +1,10 @@
-"""The cost of the default metrics of a run beside the run itself, and of each metric alone.
+"""The cost of the default metrics of a run compared with the run itself, together and each metric separately.
 
     python benchmarks/metrics.py [--quick] [--only SIZE ...] [--rtol 1e-6] [--out metrics.json]
 
-`bare` is the flow without metrics and saves, `saves` the same with 101 saved states, `metrics` the default metrics of
-those states. Of a large run a few states are saved and measured, and stand for all 101. A size is C,N,p. Pin the
-process to one core (`taskset -c 0`) and read ratios.
+`bare` is the flow without metrics and saves, `saves` is the same run with 101 saved states, and `metrics` are the
+default metrics of those states. For a large run, a few saved and measured states represent all 101. A size is C,N,p.
+Pin the process to one core (`taskset -c 0`) and compare ratios.
 """
 
 import argparse
@@ -31,11 +31,11 @@ SIZES = ((3, 3, 15), (10, 100, 64), (100, 500, 512), (1000, 1, 512), (1000, 10, 
 EPS = 1e-3
 
 SAVED_NUMBERS = 2**24
-"""The states that are measured hold at most this many numbers together."""
+"""The most numbers in all measured states together."""
 
 
 def timed(run: Callable[[], Any], budget_s: float) -> tuple[float, Any]:
-    """The shortest time of a call of a compiled program, repeated for a while, and its result."""
+    """The shortest time of repeated calls of a compiled program, and its result."""
     best, result, began = float("inf"), None, time.perf_counter()
     while best == float("inf") or time.perf_counter() - began < budget_s:
         start = time.perf_counter()
@@ -45,7 +45,7 @@ def timed(run: Callable[[], Any], budget_s: float) -> tuple[float, Any]:
 
 
 def program(problem: Problem, start: Point, names: tuple[str, ...]) -> tuple[Any, dict[str, float]]:
-    """The metrics of points as a program, its lines of StableHLO, and the CPU seconds to write and to compile it."""
+    """The metrics of points as a program, its lines of StableHLO, and the CPU seconds to trace and compile it."""
 
     def observed(points: Point, start: Point) -> dict[str, jax.Array]:
         with jax.default_matmul_precision("highest"):
@@ -105,7 +105,7 @@ def main() -> None:
     if options.only:
         sizes = [tuple(map(int, size.split(","))) for size in options.only]
     rows = []
-    print("| C, N, p | evaluations | bare | saves | metrics | the dearest | lines, trace, compile |\n|" + "---|" * 7)
+    print("| C, N, p | evaluations | bare | saves | metrics | most expensive | lines, trace, compile |\n|" + "---|" * 7)
     for C, N, p in sizes:
         row = measured(C, N, p, options.rtol, 0.01 if options.quick else 2.0)
         rows.append(row)

@@ -1,10 +1,10 @@
-"""The paper's task, many times over: trajectories a second and core, ours beside the peers, error beside time.
+"""The paper's task, repeated many times: trajectories per second and core, with errors, for ours and for the peers.
 
     python benchmarks/paper_task.py [--quick] [--out paper_task.json]
 
-1,024 trajectories (256 seeds at eps = 1, 1e-1, 1e-2, 1e-3; C = N = 3, p = 15), each to the plateau time of its own
-start, float64, rtol 1e-6, 41 save times with five metrics, everything in this one process and on one core. Compiling is
-timed apart, times are CPU seconds of the whole process, errors are the largest over 32 lanes against scipy's DOP853 at
+1,024 trajectories (256 seeds at eps = 1, 1e-1, 1e-2, 1e-3; C = N = 3, p = 15), each to the plateau time of its start;
+float64, rtol 1e-6, 41 save times with five metrics, everything in one process and on one core. Compilation is timed
+separately. Times are CPU seconds of the whole process. Errors are the largest over 32 lanes, against scipy's DOP853 at
 1e-13, restarted at every save time. Slow peers run fewer lanes.
 """
 
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 if hasattr(os, "sched_setaffinity"):
-    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # one core, for everyone: threads that wait cost CPU time
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # one core for all, because waiting threads cost CPU time
 
 import jax
 import jax.numpy as jnp
@@ -34,11 +34,11 @@ EPS = (1.0, 1e-1, 1e-2, 1e-3)
 MODEL = fc.UFM(num_classes=3, samples_per_class=3, num_features=15)
 SAVES = 41
 SLOW = {"torchdiffeq_dopri5": 8, "scipy_dop853": 2, "scipy_rk45": 2, "scipy_lsoda": 4}
-"""How many times fewer lanes a slow peer runs."""
+"""By what factor a slow peer runs fewer lanes."""
 
 
 def starts(seeds: int) -> fc.State:
-    """One start a seed and eps, the lanes of one eps together."""
+    """One start per seed and eps, with the lanes of one eps next to each other."""
 
     def one(eps, seed):
         return fc.initial.sphere(MODEL, eps, key=jax.random.key(seed))
@@ -57,7 +57,7 @@ def batch_of(start: fc.State, rtol: float) -> Batch:
 
 
 def ours(batch: Batch, solver: str, *, save: bool = True) -> Timing:
-    """`fc.simulate`, blocks of lanes in lockstep, one block after the other."""
+    """`fc.simulate` in blocks of lanes in lockstep, one block after another."""
 
     def one(lane):
         H, W, b, ts = lane

@@ -1,4 +1,4 @@
-"""One batch of gradient flows to integrate, what a peer reports about it, and the parts the peers share."""
+"""One batch of gradient flows to integrate, the report of a peer about it, and code that the peers share."""
 
 import importlib
 import time
@@ -22,7 +22,7 @@ class PeerUnavailable(RuntimeError):
 
 @dataclass(frozen=True)
 class Batch:
-    """Starts to integrate, with balanced classes and columns of H class by class; all arrays float64.
+    """Starts to integrate, with balanced classes and the columns of H sorted by class; all arrays are float64.
 
     Lane l runs from time 0 to `ts[l, -1]`; `ts[:, 0]` must be 0, so that the start is the first point of its curve.
     """
@@ -53,17 +53,17 @@ class Batch:
 
     @property
     def atol(self) -> Float[np.ndarray, " lanes"]:
-        """rtol times the size of the start, the norm of its W."""
+        """rtol times the size of the start, measured by the norm of its W."""
         return self.rtol * np.linalg.norm(self.W0, axis=(1, 2))
 
     def take(self, lanes: Int[np.ndarray, " few"]) -> "Batch":
-        """The same problem with these lanes alone, for peers too slow for all of them."""
+        """The same problem with only these lanes, for peers that are too slow for all of them."""
         return Batch(self.samples_per_class, self.H0[lanes], self.W0[lanes], self.b0[lanes], self.ts[lanes], self.rtol)
 
 
 @dataclass(frozen=True)
 class Timing:
-    """What a peer returned and what it cost. Times in seconds; `cpu_s` is of the whole process, all threads."""
+    """The result of a peer and its cost. Times are in seconds; `cpu_s` covers all threads of the process."""
 
     name: str
     H: Float[np.ndarray, "lanes p CN"]
@@ -75,7 +75,7 @@ class Timing:
     wall_s: float
     cpu_s: float
     evaluations: Int[np.ndarray, " lanes"] | None
-    """Evaluations of the vector field, rejected steps included; None where the library does not say."""
+    """Evaluations of the vector field, including rejected steps; None if the library does not report them."""
     remark: str
 
     def trajectories_per_cpu_second(self) -> float:
@@ -84,7 +84,7 @@ class Timing:
 
 
 def flow_metrics(xp: ModuleType, H: Any, W: Any, b: Any, samples_per_class: int) -> Any:
-    """The five `METRICS` of the states `H [..., p, CN]`, `W [..., C, p]`, `b [..., C]`, stacked in a last axis.
+    """The five `METRICS` of the states `H [..., p, CN]`, `W [..., C, p]`, `b [..., C]`, stacked along the last axis.
 
     `xp` is numpy or jax.numpy. The squared distance to `S = {H = (W (x) 1^T)^T / sqrt N, 1^T W = 0, b in span 1}`
     is, with class means M and `P = I - 1 1^T / C`: `||H - M (x) 1^T||^2 + 1/2 ||P (W - sqrt N M^T)||^2
@@ -137,9 +137,9 @@ def one_blas_thread() -> Iterator[None]:
 
 
 def fastest(function: Callable[[], T], repeats: int, within_s: float = 60.0) -> tuple[T, float, float]:
-    """What the function returned in its fastest run, and the wall and CPU seconds of that run.
+    """The result of the function in its fastest run, and the wall and CPU seconds of that run.
 
-    Runs so many times, but begins no run after `within_s` seconds.
+    Runs it `repeats` times, but starts no run after `within_s` seconds.
     """
     runs: list[tuple[T, float, float]] = []
     while len(runs) < repeats and (not runs or sum(run[1] for run in runs) < within_s):
@@ -171,7 +171,7 @@ def unpack(batch: Batch, flat: Float[np.ndarray, "*leading size"]) -> tuple[np.n
 
 
 def numpy_field(batch: Batch) -> Callable[[float, np.ndarray], np.ndarray]:
-    """The field of one lane on its flat state [H, W, b], with as few NumPy calls as it can have."""
+    """The field of one lane on its flat state [H, W, b], with as few NumPy calls as possible."""
     (p, columns), num_classes = batch.H0.shape[1:], batch.W0.shape[1]
     h, w = p * columns, num_classes * p
     target = target_of(batch)

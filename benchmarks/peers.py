@@ -1,11 +1,11 @@
 """Other ways to integrate one batch of gradient flows, behind one interface: `PEERS[name](batch) -> Timing`.
 
 Each peer follows the flow `(H, W, b)' = -grad R`, `R = 1/2 ||W H + b 1^T - Y||_F^2`, from every start of the batch to
-its own end time and reports the end states, the curves of the paper's five quantities at the save times, and what it
-cost (`peer_batch.py`); `accuracy.py` says how far from the truth it ended.
+the start's end time. It reports the end states, the curves of the paper's five quantities at the save times, and its
+cost (`peer_batch.py`); `accuracy.py` measures its errors.
 
-A peer that cannot run here (package or compiler missing) raises `PeerUnavailable`, whose message says why. Libraries
-are imported where they are used.
+A peer that cannot run here (package or compiler missing) raises `PeerUnavailable` with the reason. Libraries are
+imported where they are used.
 """
 
 import ctypes
@@ -35,16 +35,16 @@ from peer_batch import (
 )
 
 LEARNING_RATE = 0.05
-"""Upper bound of the step size of `numpy_descent`; descent is stable below 2/(CN + sqrt N), 0.186 at C = N = 3."""
+"""Upper bound on the step size of `numpy_descent`; descent is stable below 2/(CN + sqrt N), 0.186 at C = N = 3."""
 REPEATS = 3
-"""Runs of the compiled peers, of which the fastest counts; the loops over lanes run once."""
+"""How often compiled peers run; the fastest run counts. The loops over lanes run once."""
 
 
 # --- jax ----------------------------------------------------------------------------------------------------------
 
 
 def vmap_diffeqsolve(batch: Batch) -> Timing:
-    """diffrax as its documentation shows it: one solve, vmapped over the lanes and jitted."""
+    """diffrax as in its documentation: one solve, vmapped over the lanes and jitted."""
     return _vmap_diffeqsolve(batch, save=True)
 
 
@@ -92,7 +92,7 @@ def _vmap_diffeqsolve(batch: Batch, *, save: bool) -> Timing:
     H, W, b = (np.asarray(leaf) for leaf in final)
     curves = np.asarray(curves[0]) if save else no_curves(batch)
     name = "vmap_diffeqsolve" if save else "vmap_diffeqsolve_end_only"
-    remark = "Tsit5, rms norm of diffrax, all lanes in lockstep; 6 evaluations a step of the lane's own, 2 to start"
+    remark = "Tsit5, rms norm of diffrax, all lanes in lockstep; 6 evaluations per step of the lane, 2 to start"
     evaluations = 6 * np.asarray(steps) + 2
     return Timing(name, H, W, b, curves, compile_s, wall_s, cpu_s, evaluations, remark)
 
@@ -101,7 +101,7 @@ def _vmap_diffeqsolve(batch: Batch, *, save: bool) -> Timing:
 
 
 def torchode_tsit5(batch: Batch) -> Timing:
-    """torchode's Tsit5 in float64, as its documentation compiles it: all lanes at once, each with steps of its own."""
+    """torchode's Tsit5 in float64, compiled as in its documentation: all lanes at once, each with its own step size."""
     return _torchode(batch, save=True)
 
 
@@ -124,7 +124,7 @@ def _torchode(batch: Batch, *, save: bool) -> Timing:
         return torch.cat([(W.mT @ residual).flatten(1), (residual @ H.mT).flatten(1), residual.sum(2)], dim=1)
 
     term = torchode.ODETerm(field)
-    # The absolute tolerance is one a lane; as a NumPy array it also sets the precision of the tolerances.
+    # One absolute tolerance per lane. As a NumPy array, it also sets the precision of the tolerances.
     control = torchode.IntegralController(atol=batch.atol[:, None], rtol=batch.rtol, term=term)
     solver = torchode.AutoDiffAdjoint(torchode.Tsit5(term=term), control)
     y0, ts = torch.from_numpy(pack(batch)), torch.from_numpy(batch.ts)
@@ -142,7 +142,7 @@ def _torchode(batch: Batch, *, save: bool) -> Timing:
     curves = flow_metrics(np, *unpack(batch, states), batch.samples_per_class) if save else no_curves(batch)
     evaluations = 6 * solution.stats["n_steps"].numpy() + 2
     name = "torchode_tsit5" if save else "torchode_tsit5_end_only"
-    remark = "Tsit5, elementwise rms norm, all lanes at once; 6 evaluations a step of the lane's own, 2 to start"
+    remark = "Tsit5, elementwise rms norm, all lanes at once; 6 evaluations per step of the lane, 2 to start"
     return Timing(name, H, W, b, curves, first_s - wall_s, wall_s, cpu_s, evaluations, remark)
 
 
@@ -165,7 +165,7 @@ def scipy_rk45(batch: Batch) -> Timing:
 
 
 def scipy_lsoda(batch: Batch) -> Timing:
-    """scipy's LSODA (multistep, switching between stiff and not), one lane after the other."""
+    """scipy's LSODA (multistep, switches between stiff and nonstiff methods), one lane after the other."""
     return _scipy_loop(batch, "LSODA")
 
 
@@ -245,7 +245,7 @@ def torchdiffeq_dopri5(batch: Batch) -> Timing:
 
 
 def numpy_descent(batch: Batch) -> Timing:
-    """Gradient descent with a fixed step size, all lanes at once, as many steps as reach the end times.
+    """Gradient descent with a fixed step size, all lanes at once, with enough steps to reach the end times.
 
     Every lane takes the same number of steps, of size `t1 / steps <= LEARNING_RATE`; a curve shows the nearest step.
     """
@@ -281,7 +281,7 @@ def numpy_descent(batch: Batch) -> Timing:
 
 
 def c_tsit5(batch: Batch) -> Timing:
-    """Tsit5 written in C for these sizes (`tsit5.c`), in one thread."""
+    """Tsit5 written in C for these sizes (`tsit5.c`), with one thread."""
     return _c_tsit5(batch, save=True)
 
 
@@ -330,7 +330,7 @@ def _compile_c(batch: Batch) -> Any:
     with tempfile.TemporaryDirectory() as folder:
         compiled, library = Path(folder, "tsit5.o"), Path(folder, "tsit5.so")
         flags = ["-std=c11", "-O3", "-march=native", "-ffast-math", "-fPIC", *(f"-D{k}={v}" for k, v in sizes.items())]
-        # Linked apart, without -ffast-math: gcc would link start-up code that flushes denormals in the whole process.
+        # Linked separately without -ffast-math, with which gcc adds start-up code that flushes denormals process-wide.
         for command in (
             [compiler, *flags, "-c", str(Path(__file__).with_name("tsit5.c")), "-o", str(compiled)],
             [compiler, "-shared", str(compiled), "-o", str(library), "-lm"],

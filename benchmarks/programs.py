@@ -2,8 +2,8 @@
 
     python benchmarks/programs.py
 
-`quick` is how `fc.simulate` compiles one small run, `thorough` how `fc.sweep` compiles its lanes. The last rows are
-plain diffrax: its Tsit5 for `y' = -y`, with the same number of saves.
+`fc.simulate` compiles a single small run with the options `quick`, and `fc.sweep` compiles its lanes with the options
+`thorough`. The last row is plain diffrax: its Tsit5 for `y' = -y`, with the same number of saves.
 """
 
 import argparse
@@ -33,9 +33,9 @@ LANES = 32
 
 
 def measured(name: str, function: Callable, *args: Any) -> dict[str, Any]:
-    """The lines of a program, and the CPU seconds that it takes."""
+    """The lines of a program, and the CPU seconds to trace and compile it."""
 
-    def program(*args):  # a new one each time, so that nothing is remembered
+    def program(*args):  # a new function each time, so that no cached program is used
         return function(*args)
 
     began = time.process_time()
@@ -55,7 +55,7 @@ def measured(name: str, function: Callable, *args: Any) -> dict[str, Any]:
 
 
 def plain_diffrax(y: jax.Array, ts: jax.Array) -> Any:
-    """`y' = -y` in diffrax, as its manual has it."""
+    """`y' = -y` in diffrax, as in its manual."""
     control = dfx.PIDController(rtol=1e-8, atol=1e-8)
     term, solver = dfx.ODETerm(lambda t, y, args: -y), dfx.Tsit5()
     return dfx.diffeqsolve(term, solver, 0.0, ts[-1], 0.1, y, saveat=dfx.SaveAt(ts=ts), stepsize_controller=control).ys

@@ -1,18 +1,18 @@
-"""Large problems: what they cost, how far that is from the least possible, and error against time.
+"""Large problems: their cost, its ratio to the minimum, and error against time.
 
     python benchmarks/scaling.py [--quick] [--imagenet] [--only PART ...] [--out DIR]
 
-Parts, each measured in processes of its own, float64, eps = 1e-3, from the start to the plateau time:
+Parts, each measured in separate processes, in float64, at eps = 1e-3, from the start to the plateau time:
 
-- `samples`: time, evaluations and peak memory against N = 10^2 ... 10^6 samples per class at C = 10, p = 64, beside
-  Tsit5 in the same class-mean coordinates, and beside explicit solvers on the full state until a run would take more
+- `samples`: time, evaluations and peak memory against N = 10^2 ... 10^6 samples per class at C = 10, p = 64, compared
+  with Tsit5 in the same class-mean coordinates, and with explicit solvers on the full state as long as a run takes less
   than two minutes;
-- `cifar`: C = 100, N = 500, p = 512, with the time of the matrix products that no method can do without;
-- `precision`: error against time of many solvers at three sizes;
+- `cifar`: C = 100, N = 500, p = 512, with the time of the matrix products that every method needs;
+- `precision`: error against time for many solvers at three sizes;
 - `imagenet` (only with `--imagenet`): C = 1000, N = 1300, p = 2048.
 
-Times are those of the fastest run of one compiled program; compiling is apart. CPU seconds are of all threads.
-`--out` gets `scaling.json` (a part measured anew replaces the old one there) and the figures.
+Times are those of the fastest run of one compiled program; compilation is timed separately. CPU seconds cover all
+threads. `--out` gets `scaling.json` (a new measurement of a part replaces the old one) and the figures.
 """
 
 import argparse
@@ -40,7 +40,7 @@ Options = argparse.Namespace
 
 
 def samples(options: Options) -> Iterator[Row]:
-    """Every method from small to large N, as long as the next run is foreseen to end in time and in memory."""
+    """Every method from small to large N, as long as the next run is expected to fit into the time and the memory."""
     C, p, rtols, longest = (3, 8, (1e-6,), 10.0) if options.quick else (10, 64, (1e-6, 1e-8), LONGEST_S)
     numbers = QUICK_NUMBERS if options.quick else dict.fromkeys(METHODS, NUMBERS_OF_SAMPLES)
     memory_mb = machine()["memory_gb"] * 2**10
@@ -86,7 +86,7 @@ def precision(options: Options) -> Iterator[Row]:
 
 
 def _only_row(spec: Row, timeout_s: float):
-    """Passes on the one row of a worker, and returns it too."""
+    """Yield the single row of a worker, and return it too."""
     row: Row = {}
     for row in rows_of("scaling_run.py", spec, timeout_s):
         yield row
@@ -143,7 +143,7 @@ PARTS: dict[str, tuple[Callable[[Options], Iterator[Row]], Callable[[list[Row]],
 
 
 def measure(name: str, options: Options) -> Row:
-    """One part, its rows printed as they come."""
+    """Measure one part, printing its rows as they arrive."""
     run, conclude = PARTS[name]
     print(
         f"\n{name}\n"
@@ -172,7 +172,7 @@ def measure(name: str, options: Options) -> Row:
 
 
 def write(folder: Path, name: str, part: Row) -> None:
-    """Put the part into the JSON file, beside the parts already there, and draw its figure."""
+    """Add the part to the JSON file, which keeps its other parts, and draw its figure."""
     import scaling_figures
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -191,7 +191,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="tiny sizes and few peers: does it run at all")
     parser.add_argument("--imagenet", action="store_true", help="also C=1000, N=1300, p=2048: minutes")
     parser.add_argument("--imagenet-size", type=int, nargs=3, default=IMAGENET, metavar=("C", "N", "p"))
-    parser.add_argument("--only", choices=tuple(PARTS), nargs="+", help="these parts alone")
+    parser.add_argument("--only", choices=tuple(PARTS), nargs="+", help="only these parts")
     parser.add_argument("--out", type=Path, help="folder for scaling.json and the figures")
     options = parser.parse_args()
     names = options.only or [name for name in PARTS if name != "imagenet" or options.imagenet]

@@ -42,7 +42,7 @@ WIDE = ("ours", "exponential")
 
 
 def against_samples(rows: list[Row], path: Path) -> None:
-    """Time, evaluations and memory against N, one line a method and tolerance."""
+    """Time, evaluations and memory against N, with one line per method and tolerance."""
     panels = (
         ("wall_s", "seconds"),
         ("evaluations", "evaluations of the field"),
@@ -63,7 +63,7 @@ def against_samples(rows: list[Row], path: Path) -> None:
 
 
 def error_against_time(rows: list[Row], path: Path) -> None:
-    """One column a size; the error of the state above, of SNC3 below. Grey: where the reference itself may be off."""
+    """One column per size, with the error of the state above and of SNC3 below. Grey: the reference's uncertainty."""
     sizes = list(dict.fromkeys((row["C"], row["N"], row["p"]) for row in rows))
     kinds = (("state_error", "relative error of the state"), ("snc3_error", "relative error of SNC3"))
     figure, axes = plt.subplots(

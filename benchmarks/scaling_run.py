@@ -1,9 +1,9 @@
-"""Worker of `scaling.py`: one method, one size, one tolerance, in a process of its own.
+"""Worker of `scaling.py`: one method, one size and one tolerance in a separate process.
 
     python benchmarks/scaling_run.py '{"method": "ours", "C": 10, "N": 100, "p": 64, "rtol": 1e-6}'
 
-Further keys: `budget_s` (how long to repeat a run, of which the fastest counts), `floor` (measure the matrix products
-beside it), `check` (measure the error against a run at tight tolerance).
+Further keys: `budget_s` (how long to repeat a run; the fastest counts), `floor` (also measure the matrix products),
+`check` (measure the error against a run at tight tolerance).
 """
 
 import jax
@@ -38,7 +38,7 @@ FLOOR_ROUNDS = 3
 def main() -> None:
     spec = spec_of_this_worker()
     fc.enable_x64()
-    where = about()  # which starts jax, so that what it takes counts as imports
+    where = about()  # starts jax, so that its memory counts as imports
     memory: Row = {"imports_mb": peak_mb()}
     model, start = problem(spec["C"], spec["N"], spec["p"])
     jax.block_until_ready(start)
@@ -70,7 +70,7 @@ def main() -> None:
 
 
 def beside_floor(model, start, run, rtol: float, cost: Cost, evaluations: int) -> tuple[Cost, Row]:
-    """More runs, in turns with the matrix products of the same sizes."""
+    """Run again, alternating with the matrix products of the same sizes."""
     _, inner, point = enter(model, start, "auto")
     inner = Problem(model, inner.columns.without_arrays())
     floor = Floor(inner, point.W, point.X, to_mean_residual(inner, point))
@@ -85,7 +85,7 @@ def beside_floor(model, start, run, rtol: float, cost: Cost, evaluations: int) -
 
 
 def snc1_of(end: End, N: int) -> Row:
-    """`||W W^T - s P||_F`, of order eps^2 at the plateau: the run has done its work."""
+    """`||W W^T - s P||_F`, which is of order eps^2 at the plateau and so shows that the run got there."""
     C = len(end.W)
     return {"snc1": float(np.linalg.norm(end.W @ end.W.T - N**0.5 * (np.eye(C) - 1 / C)))}
 

@@ -1,4 +1,4 @@
-"""What the rows of `scaling.py` show beside what they should: one conclusion a line, and whether its limit holds."""
+"""Conclusions from the rows of `scaling.py`, one per line, with the target and whether it is met."""
 
 import math
 
@@ -11,7 +11,7 @@ def target(name: str, value: float, limit: float) -> Row:
 
 
 def about_samples(rows: list[Row]) -> list[Row]:
-    """Whether ours is flat. A ratio of times on a shared machine is noisy: that of the evaluations is not."""
+    """Whether the cost of ours is independent of N. On a shared machine, times are noisy and evaluations are not."""
     found = []
     for rtol in sorted({row["rtol"] for row in rows}, reverse=True):
         ours = [row for row in rows if row["method"] == "ours" and row["rtol"] == rtol and "wall_s" in row]
@@ -70,7 +70,7 @@ def floor_targets(row: Row, where: str, limit: float) -> list[Row]:
 
 
 def about_precision(rows: list[Row]) -> list[Row]:
-    """Where another method needs less time than ours for the same error, or reaches an error that ours does not."""
+    """Where another method needs less time than ours for the same error, or reaches a smaller error than ours."""
     found = []
     for size in dict.fromkeys((row["C"], row["N"], row["p"]) for row in rows):
         of_size = [row for row in rows if (row["C"], row["N"], row["p"]) == size]
@@ -86,8 +86,11 @@ def about_precision(rows: list[Row]) -> list[Row]:
 
 
 def better_than_ours(rows: list[Row], error: str, cost: str) -> tuple[list[Row], list[Row]]:
-    """The runs of other methods that took less time than ours for the same error, interpolated between our runs; and
-    those whose error is smaller than any of ours. Errors that the reference cannot tell apart count as equal."""
+    """The runs of other methods that beat ours.
+
+    The first list has runs that took less time than ours for the same error, interpolated between our runs. The second
+    has runs whose error is smaller than any of ours. Errors below the uncertainty of the reference count as equal.
+    """
     measured = [row for row in rows if cost in row and row.get("verdict", "plateau") == "plateau"]
     gap = max([row.get(f"reference_{error}", 0.0) for row in rows] + [1e-16])
     level = {id(row): max(row[error], gap) for row in measured if np.isfinite(row[error])}
@@ -95,7 +98,7 @@ def better_than_ours(rows: list[Row], error: str, cost: str) -> tuple[list[Row],
     if not ours:
         return [], []
     log_error, log_time = np.log(np.array(ours)).T
-    log_time = np.minimum.accumulate(log_time)  # what is right to 1e-9 is right to 1e-8
+    log_time = np.minimum.accumulate(log_time)  # a run accurate to 1e-9 is also accurate to 1e-8
     quicker, closer = [], []
     for row in measured:
         if row["method"] == "exponential" or id(row) not in level:

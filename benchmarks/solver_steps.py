@@ -1,11 +1,11 @@
-"""Steps and errors of the default solver against the tolerance, and what it costs to compile and to take a step.
+"""Steps and errors of the default solver against the tolerance, and the cost of compiling and of a step.
 
     python benchmarks/solver_steps.py
     python benchmarks/solver_steps.py --quick
 
-Steps are accepted and rejected ones together. Errors are the largest over 21 times, most of them inside steps, against
-scipy's DOP853 at rtol 1e-13 on the samples, relative to the norm of W, of H and of b, in units of rtol. It uses public
-names only: with another version of the package first in `PYTHONPATH`, the same file measures that one.
+Steps include rejected ones. Errors are the largest over 21 times, most of them inside steps, against scipy's DOP853 at
+rtol 1e-13 on the samples; they are relative to the norms of W, H and b, in units of rtol. The script uses only public
+names, so it also measures another version of the package if that one is first in `PYTHONPATH`.
 """
 
 import argparse
@@ -68,7 +68,7 @@ def reference(model: fc.UFM, start: fc.State, ts: Float[np.ndarray, " time"]) ->
 
 
 def error(found: np.ndarray, exact: np.ndarray) -> float:
-    """The largest error over all times, against the largest norm so far."""
+    """The largest error over all times, relative to the largest norm so far."""
     sizes, errors = (np.linalg.norm(x.reshape(len(x), -1), axis=1) for x in (exact, found - exact))
     return float(np.max(errors / np.maximum.accumulate(np.maximum(sizes, 1e-300)), where=sizes > 0, initial=0.0))
 
@@ -77,7 +77,7 @@ def rows_of(case: Case, rtols) -> None:
     """Print a row for each size of the start."""
     model = fc.UFM(**case.model)
     ts = np.linspace(0.0, case.t1, 21)
-    # Steps and errors do not depend on how well the program is optimised, and most of the time is the compiler's.
+    # Compiled without optimisation: most of the time is compilation, and steps and errors do not depend on it.
     run = jax.jit(
         lambda start, rtol: fc.simulate(model, start, fc.Flow(rtol=rtol), ts, metrics=(), save_states=True),
         compiler_options={"xla_backend_optimization_level": 0},
@@ -122,7 +122,7 @@ def costs() -> None:
         lines = lowered.as_text().count("\n")
         print(
             f"| {name} | {lines:,} lines | traced in {traced - before:.1f} s, compiled in {compiled - traced:.1f} s "
-            f"| {1e6 * lane_step:.1f} us a step of a lane, {1e3 * min(seconds) / LANES:.3f} ms a run |",
+            f"| {1e6 * lane_step:.1f} us per step and lane, {1e3 * min(seconds) / LANES:.3f} ms per run |",
             flush=True,
         )
 

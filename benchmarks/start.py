@@ -1,11 +1,11 @@
-"""How long the first result takes: every call and command in a fresh process, with an empty and a filled cache.
+"""Time to the first result of every call and command in a fresh process, with an empty and with a filled cache.
 
     python benchmarks/start.py [--quick] [--out start.json] [--only simulate "sweep command" ...]
 
-C = N = 3, p = 15. Seconds of the wall and of the CPU (all threads; of a process also its start and end), and how many
-programs XLA compiled. With `cold`, the folder of compiled programs is empty; `warm` is the same process once more. The
-peers solve the same problem to the same end: plain diffrax (Tsit5, its programs cached by JAX's own settings), and
-scipy's DOP853.
+C = N = 3, p = 15. The table gives wall and CPU seconds (all threads; for a process including its start and end), and
+the number of programs that XLA compiled. `cold` starts with an empty folder of compiled programs; `warm` is the same
+process again. The peers solve the same problem to the same end: plain diffrax (Tsit5, with JAX's own cache settings),
+and scipy's DOP853.
 """
 
 import argparse
@@ -56,7 +56,7 @@ def process(command: list[str], folder: Path, variables: dict[str, str]) -> tupl
 
 
 def rows_of(case: str, folder: Path) -> Iterator[Row]:
-    """A case with an empty cache, and again with what the first process has left there."""
+    """A case with an empty cache, and again with the programs that the first process left there."""
     with tempfile.TemporaryDirectory() as kept:
         variables = {"XDG_CACHE_HOME": kept, "MPLCONFIGDIR": str(folder / "matplotlib")}
         if case == "diffrax":
@@ -70,7 +70,7 @@ def rows_of(case: str, folder: Path) -> Iterator[Row]:
 
 
 def table(rows: list[Row]) -> str:
-    """A line a step, the cold process beside the warm one."""
+    """One line per step, with the cold process beside the warm one."""
     lines = [
         "| case | step | cold: wall s | CPU s | compiled | warm: wall s | CPU s | compiled |",
         f"|{'---|' * 8}",
@@ -92,7 +92,7 @@ def _cells(row: Row) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help=f"only {', '.join(QUICK)}")
-    parser.add_argument("--only", nargs="+", choices=[*CALLS, *COMMANDS], help="some of the cases")
+    parser.add_argument("--only", nargs="+", choices=[*CALLS, *COMMANDS], help="only these cases")
     parser.add_argument("--out", type=Path, help="file for the rows, JSON")
     options = parser.parse_args()
     cases = options.only or (QUICK if options.quick else [*CALLS, *COMMANDS])

@@ -9,14 +9,14 @@ from typing import Any
 from fresh_process import emit, spec_of_this_worker
 
 T1, RTOL, SAVES = 13.76, 1e-8, 101
-"""The peers go to the plateau time of the start that ours goes to."""
+"""The peers run to the plateau time of our start."""
 
 events: Counter[str] = Counter()
 
 
 @contextmanager
 def step(name: str) -> Iterator[None]:
-    """Measure what is done inside."""
+    """Measure the body."""
     before, wall, cpu = events.copy(), time.perf_counter(), time.process_time()
     yield
     new = events - before
@@ -25,7 +25,7 @@ def step(name: str) -> Iterator[None]:
 
 
 def count_programs() -> None:
-    """Count the programs that JAX hands to XLA, and those of them that come from the cache."""
+    """Count the programs that JAX hands to XLA, and how many of them come from the cache."""
     import jax.monitoring
 
     def heard(name: str, *_: Any, **__: Any) -> None:
@@ -37,7 +37,7 @@ def count_programs() -> None:
 
 
 def ours() -> Any:
-    """The package, a model and the start of a seed."""
+    """The package, a model, and a function from a seed to a start."""
     with step("import"):
         import jax
 
@@ -52,7 +52,7 @@ def ours() -> Any:
 
 
 def twice(name: str, run: Callable[[int], Any]) -> None:
-    """A call, and the same one with another start."""
+    """Measure a call, and the same call with another start."""
     import jax
 
     with step(f"first {name}"):
@@ -109,7 +109,7 @@ def grad() -> None:
 
 
 def diffrax() -> None:
-    """As its documentation shows it: Tsit5, steps by a PID controller, the states saved."""
+    """As in its documentation: Tsit5, a PID controller for the steps, and saved states."""
     with step("import"):
         import diffrax as dfx
         import jax

@@ -1,22 +1,22 @@
-"""Sweeps of the paper's task: how fast, how wide, on how many devices, and what storing and starting cost.
+"""Sweeps of the paper's task: throughput, block widths, devices, and the cost of storing and starting.
 
     python benchmarks/sweep.py [--quick] [--only PART ...] [--out DIR]    # all of it: 30 minutes
 
-C = N = 3, p = 15, float64, rtol 1e-6, starts of 16 sizes from eps = 1 to 1e-4, each to the plateau time of its own.
-Every run keeps the end states; "saves" are 41 times with five metrics. Parts, each in processes of its own:
+C = N = 3, p = 15, float64, rtol 1e-6, starts of 16 sizes from eps = 1 to 1e-4, each to its own plateau time. Every run
+keeps the end states; "saves" are 41 times with five metrics. Parts, each in separate processes:
 
-- `throughput`: `fc.sweep` of 1 to 16,384 lanes beside the same lanes in one batch of diffrax, in torchode, in loops of
-  scipy's solvers and in C: trajectories a second of wall time and of CPU time, and errors. All on one core; the first
-  three also on all cores;
-- `width`: the time of a lane's step in blocks of 1 to 64 lanes, for states of several sizes;
-- `devices`: the same sweep on 1, 2 and 4 CPU devices, pinned to as many cores as long as there are enough;
-- `storing`: a sweep into a store beside the same in memory, and beside one without save times, in turns;
-- `start`: fresh processes: imports, `--help`, and the first result of a sweep of 16 lanes, compiling included;
-- `gpu`: lanes a second against the number of lanes, up to what memory holds, beside this machine's CPU.
+- `throughput`: `fc.sweep` of 1 to 16,384 lanes, compared with the same lanes in one batch of diffrax, in torchode, in
+  loops of scipy's solvers and in C: trajectories per second of wall time and of CPU time, and errors. All run on one
+  core, and the first three also on all cores;
+- `width`: the time per step and lane in blocks of 1 to 64 lanes, for states of several sizes;
+- `devices`: the same sweep on 1, 2 and 4 CPU devices, each pinned to a core as long as there are enough;
+- `storing`: a sweep into a store, the same sweep in memory, and one without save times, in turns;
+- `start`: fresh processes: imports, `--help`, and the first result of a sweep of 16 lanes, including compilation;
+- `gpu`: lanes per second against the number of lanes, up to the limit of memory, compared with this machine's CPU.
 
-Of several runs the fastest counts; "compile" is what the first call took longer than that. CPU seconds are of all
-threads, and "lanes/core s" are lanes over them.
-`--out` gets `sweep.json` (a part measured anew replaces the old one there) and `sweep.png`.
+The fastest of several runs counts; "compile" is the extra time of the first call. CPU seconds cover all threads, and
+"lanes/core s" is lanes per CPU second.
+`--out` gets `sweep.json` (a new measurement of a part replaces the old one) and `sweep.png`.
 """
 
 import argparse
@@ -63,7 +63,7 @@ def throughput(options: Options) -> Iterator[Row]:
     )
     yield from on_cores(1, spec | {"methods": METHODS})
     if len(cores()) > 1 and not options.quick:
-        # Ours computes on a device a core; a peer's one batch has one device, whose operations all threads share.
+        # Ours uses one device per core. A peer's single batch has one device, whose operations all threads share.
         for methods, devices in (((OURS,), len(cores())), (ONE_BATCH, 1)):
             yield from on_cores(None, spec | {"methods": methods, "devices": devices, "lanes": (1024, 16384)})
 
@@ -76,7 +76,7 @@ def width(options: Options) -> Iterator[Row]:
 
 
 def devices(options: Options) -> Iterator[Row]:
-    """Two rounds, so that what else runs on the machine for a while does not spoil one number of devices alone."""
+    """Measure in two rounds, so that other load on the machine does not spoil only one number of devices."""
     spec: Row = {"part": "devices", "saves": SAVES, "lanes": 8192, "budget_s": 5.0}
     if options.quick:
         spec |= {"saves": SAVES[1:], "lanes": 16, "budget_s": 0.0}
@@ -113,7 +113,7 @@ STARTS = {
 
 
 def start(options: Options) -> Iterator[Row]:
-    """Processes from their start to their end, in turns, on all cores."""
+    """Time processes from start to end, in turns, on all cores."""
     seconds: dict[str, list[tuple[float, float]]] = {what: [] for what in STARTS}
     if options.quick:
         del seconds["first result, all metrics"]
@@ -154,14 +154,14 @@ def gpu(options: Options) -> Iterator[Row]:
 
 
 def on_cores(count: int | None, spec: Row) -> Iterator[Row]:
-    """The rows of a worker that may use so many cores, all of them by default or where there are not enough."""
+    """The rows of a worker that may use `count` cores; all cores by default or if there are fewer."""
     with pinned(count):
         yield from rows_of("sweep_run.py", spec, HOURS_S)
 
 
 @contextmanager
 def pinned(count: int | None) -> Iterator[None]:
-    """Processes that are started inside may use so many cores."""
+    """Let processes started in the body use `count` cores."""
     before = cores()
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(before)[:count])
@@ -202,7 +202,7 @@ COLUMNS = {
     "efficiency": ("effic.", "7.2f"),
     "written_mb": ("MB", "8.1f"),
 }
-"""Titles and formats, in the order of the tables: a table has the columns that its part names."""
+"""Titles and formats, in the order of the tables. Each part names the columns of its table."""
 
 PARTS: dict[str, tuple[Callable[[Options], Iterator[Row]], Callable[[list[Row], Row], list[Row]], str]] = {
     "throughput": (
@@ -219,7 +219,7 @@ PARTS: dict[str, tuple[Callable[[Options], Iterator[Row]], Callable[[list[Row], 
 
 
 def line_of(row: Row, columns: Columns) -> str:
-    # The row of a worker that failed holds what it was told, lists among it.
+    # The row of a failed worker holds its specification, including lists.
     known = {key: value for key, value in row.items() if isinstance(value, int | float | str)}
     cells = (format(known[key], form) if key in known else " " * width_of(form) for key, _, form in columns)
     remark = "; ".join(f"{key}: {row[key]}" for key in ("skipped", "failed") if key in row)
@@ -227,7 +227,7 @@ def line_of(row: Row, columns: Columns) -> str:
 
 
 def measure(name: str, options: Options) -> Row:
-    """One part, its rows printed as they come."""
+    """Measure one part, printing its rows as they arrive."""
     run, conclude, names = PARTS[name]
     columns = [(key, *COLUMNS[key]) for key in COLUMNS if key in names.split()]
     titles = (format(title, f"{'<' if form[-1] == 's' else '>'}{width_of(form)}s") for _, title, form in columns)
@@ -243,7 +243,7 @@ def measure(name: str, options: Options) -> Row:
 
 
 def installed() -> dict[str, str]:
-    """Versions of Python and of what is measured here, as far as it is installed."""
+    """Versions of Python and of the measured packages that are installed."""
     found = {"python": platform.python_version()}
     for name in ("flowcollapse", "jax", "jaxlib", "diffrax", "numpy", "zarr", "scipy", "torch", "torchode"):
         with suppress(importlib.metadata.PackageNotFoundError):
@@ -252,7 +252,7 @@ def installed() -> dict[str, str]:
 
 
 def print_conclusions(parts: dict[str, Row]) -> None:
-    """First what was found, then the aims and whether they were met."""
+    """Print the findings, then the aims and whether they are met."""
     found = [(name, line) for name, part in parts.items() for line in part["conclusions"]]
     texts = [f"- {name}: {line['what']}: {line['value']:.4g}" for name, line in found]
     print("", *(text for text, (_, line) in zip(texts, found, strict=True) if "aim" not in line), "", "aims", sep="\n")
@@ -263,7 +263,7 @@ def print_conclusions(parts: dict[str, Row]) -> None:
 
 
 def write(folder: Path, parts: dict[str, Row]) -> None:
-    """Put the parts into the JSON file, beside those already there, and draw all of them."""
+    """Add the parts to the JSON file, which keeps its other parts, and draw all of them."""
     import sweep_figure
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -276,11 +276,11 @@ def write(folder: Path, parts: dict[str, Row]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="few and small sweeps: does it run at all")
-    parser.add_argument("--only", choices=tuple(PARTS), nargs="+", help="these parts alone")
+    parser.add_argument("--only", choices=tuple(PARTS), nargs="+", help="only these parts")
     parser.add_argument("--out", type=Path, help="folder for sweep.json and sweep.png")
     parser.add_argument("--platform", default="gpu", help="the accelerator of part gpu: gpu or tpu")
     options = parser.parse_args()
-    if options.quick:  # what is compiled runs for moments only
+    if options.quick:  # programs run so briefly that optimising them does not pay
         os.environ |= {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "TORCHDYNAMO_DISABLE": "1"}
     parts: dict[str, Row] = {}
     for name in options.only or PARTS:

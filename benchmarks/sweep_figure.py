@@ -1,4 +1,4 @@
-"""The figure of `sweep.py`: a panel for each part that was measured."""
+"""The figure of `sweep.py`: one panel per measured part."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -20,11 +20,11 @@ LABELS = {
 }
 COLOURS = dict(zip(LABELS, ("black", "tab:blue", "tab:orange", "tab:green", "tab:brown", "tab:red"), strict=True))
 DASHES = {0: "--", 41: "-"}
-"""Dashed where nothing but the end is kept."""
+"""Dashed lines are runs that keep only the end."""
 
 
 def draw(parts: dict[str, Row], path: Path) -> None:
-    """The panels of the parts that hold a measurement, from left to right."""
+    """Draw the panels of the measured parts, from left to right."""
     shown = [(name, [row for row in part["rows"] if "wall_s" in row]) for name, part in parts.items()]
     shown = [(name, rows) for name, rows in shown if rows and name in PANELS]
     if not shown:
@@ -61,7 +61,7 @@ def throughput(axis: Any, rows: list[Row]) -> None:
                 markersize=3,
                 label=label if chosen and saves else None,
             )
-    axis.set(xscale="log", yscale="log", xlabel="lanes (dashed: nothing saved)", ylabel="trajectories a CPU second")
+    axis.set(xscale="log", yscale="log", xlabel="lanes (dashed: nothing saved)", ylabel="trajectories per CPU second")
 
 
 def width(axis: Any, rows: list[Row]) -> None:
@@ -72,7 +72,7 @@ def width(axis: Any, rows: list[Row]) -> None:
         taken = [row for row in chosen if row["width"] == row["chosen"]]
         axis.plot([row["width"] for row in taken], [row["step_us"] for row in taken], "k*", markersize=11)
     axis.set_xscale("log", base=2)
-    axis.set(yscale="log", xlabel="lanes of a block (star: the engine's choice)", ylabel="microseconds a lane and step")
+    axis.set(yscale="log", xlabel="lanes of a block (star: engine's choice)", ylabel="microseconds per lane and step")
     axis.set_ylim(top=20 * axis.get_ylim()[1])  # room for the legend
 
 
@@ -87,7 +87,7 @@ def devices(axis: Any, rows: list[Row]) -> None:
 
 def storing(axis: Any, rows: list[Row]) -> None:
     labels = [f"{row['kept']}, {row['lanes']} lanes, {row['cores']} core{'s' * (row['cores'] > 1)}" for row in rows]
-    _bars(axis, labels, [1e3 * row["wall_s"] / row["lanes"] for row in rows], "milliseconds a lane")
+    _bars(axis, labels, [1e3 * row["wall_s"] / row["lanes"] for row in rows], "milliseconds per lane")
 
 
 def start(axis: Any, rows: list[Row]) -> None:
@@ -109,7 +109,7 @@ def gpu(axis: Any, rows: list[Row]) -> None:
             label = f"{place}, {saves} saves"
             x, y = [row["lanes"] for row in chosen], [row["per_s"] for row in chosen]
             axis.plot(x, y, dash, color=colour, marker="o", markersize=3, label=label)
-    axis.set(xscale="log", yscale="log", xlabel="lanes", ylabel="lanes a second")
+    axis.set(xscale="log", yscale="log", xlabel="lanes", ylabel="lanes per second")
 
 
 PANELS: dict[str, Callable[[Any, list[Row]], None]] = {

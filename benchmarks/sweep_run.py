@@ -1,9 +1,9 @@
-"""Worker of `sweep.py`: one part in a process of its own, whose cores the process that starts it has chosen.
+"""Worker of `sweep.py`: one part in a separate process, on the cores that its parent process has chosen.
 
     python benchmarks/sweep_run.py '{"part": "width", "sizes": [[3, 3, 15]], "widths": [1, 16], "lanes": 256}'
 
-Further keys: `devices` (how many CPU devices, default 1), `budget_s` (how long to repeat a run, of which the fastest
-counts), and those that the parts below read.
+Further keys: `devices` (the number of CPU devices, default 1), `budget_s` (how long to repeat a run; the fastest
+counts), and the keys that the parts below read.
 """
 
 import dataclasses
@@ -42,19 +42,19 @@ OURS = "flowcollapse"
 
 
 def axes(lanes: int) -> tuple[list[float], int]:
-    """The scales and the number of seeds that make so many lanes: a single one is in the middle of the scales."""
+    """The scales and the number of seeds for this many lanes; few lanes use the middle scale."""
     return (EPS, lanes // len(EPS)) if lanes >= len(EPS) else (EPS[MIDDLE : MIDDLE + 1], lanes)
 
 
 def sweep(lanes: int, saves: int, **options: Any) -> Any:
-    """`fc.sweep` of so many lanes to the plateau; it keeps the end states, and curves if there are save times."""
+    """`fc.sweep` of this many lanes to the plateau; it keeps the end states, and curves if there are save times."""
     eps, seeds = axes(lanes)
     kept: dict[str, Any] = {"ts": saves, "metrics": METRICS} if saves else {"ts": 1, "metrics": ()}
     return fc.sweep(MODEL, METHOD, eps=eps, seeds=seeds, keep_final=True, progress=False, **kept, **options)
 
 
 def costs(run: Callable[[], Any], budget_s: float) -> tuple[Any, Row]:
-    """The result of a run, the seconds that its first call took longer than the fastest, and those of the fastest."""
+    """The result of a run, the seconds of the fastest call, and the extra seconds of the first call."""
     begin = time.perf_counter()
     run()
     first_s = time.perf_counter() - begin
@@ -70,7 +70,7 @@ def speed(lanes: int, row: Row) -> Row:
 
 
 def throughput(spec: Row) -> Iterator[Row]:
-    """Every method at every number of lanes that it is foreseen to finish in time."""
+    """Every method, at every number of lanes that it is expected to finish in time."""
     few = batch_of(len(EPS))
     known = np.arange(0, len(EPS), len(EPS) // spec["checked"])
     truth = reference(few.take(known))
@@ -88,7 +88,7 @@ def throughput(spec: Row) -> Iterator[Row]:
                 except PeerUnavailable as why:
                     yield row | {"skipped": str(why)}
                     break
-                except Exception as problem_met:  # one peer that fails must not end the others
+                except Exception as problem_met:  # one failing peer must not stop the others
                     lines = str(problem_met).splitlines() or [""]
                     yield row | {"failed": f"{type(problem_met).__name__}: {lines[0][:200]}"}
                     break
@@ -99,7 +99,7 @@ def throughput(spec: Row) -> Iterator[Row]:
 
 @functools.cache
 def batch_of(lanes: int) -> Batch:
-    """The starts of a sweep for the peers, each with save times up to the end that the sweep gives it."""
+    """The starts of a sweep for the peers, each with save times up to its end in the sweep."""
 
     def one(eps, seed):
         start = fc.initial.sphere(MODEL, eps, key=jax.random.key(seed))
@@ -112,7 +112,7 @@ def batch_of(lanes: int) -> Batch:
 
 
 def timing_of(method: str, lanes: int, saves: int, budget_s: float) -> tuple[Timing, Row]:
-    """The results of one method, and what they cost."""
+    """The results of one method, and their cost."""
     if method == OURS:
         grid, cost = costs(lambda: sweep(lanes, saves), budget_s)
         H, W, b = (grid[name].values.reshape(lanes, *grid[name].shape[2:]) for name in ("H", "W", "b"))
@@ -124,7 +124,7 @@ def timing_of(method: str, lanes: int, saves: int, budget_s: float) -> tuple[Tim
         H, W, b, curves, evaluations = peer.H, peer.W, peer.b, peer.curves if saves else None, peer.evaluations
         cost = {"compile_s": peer.compile_s, "wall_s": peer.wall_s, "cpu_s": peer.cpu_s}
         more = {"remark": peer.remark}
-    if curves is None:  # the end is known, what came before is not
+    if curves is None:  # only the end is known
         curves = np.full((lanes, SAVES, len(METRICS)), np.nan)
         curves[:, -1] = flow_metrics(np, H, W, b, MODEL.counts[0])
     if evaluations is not None:
@@ -135,7 +135,7 @@ def timing_of(method: str, lanes: int, saves: int, budget_s: float) -> tuple[Tim
 
 
 def accuracy_of(timing: Timing, truth: Timing, known: np.ndarray) -> Row:
-    """The largest errors over the lanes of seed 0 whose truth is known, one at each of some scales."""
+    """The largest errors over the lanes of seed 0 with a reference, one lane at each of several scales."""
     seeds = len(timing.W) // len(EPS)
     if seeds == 0:
         only = np.flatnonzero(known == MIDDLE)
@@ -152,7 +152,7 @@ def accuracy_of(timing: Timing, truth: Timing, known: np.ndarray) -> Row:
 
 
 def width(spec: Row) -> Iterator[Row]:
-    """The time of a lane's step in blocks of every width, at every size, on one device."""
+    """The time per step and lane in blocks of every width, at every size, on one device."""
     for C, N, p in spec["sizes"]:
         model = fc.UFM(num_classes=C, samples_per_class=N, num_features=p)
         eps = EPS[:: len(EPS) // 4]
@@ -176,7 +176,7 @@ def devices(spec: Row) -> Iterator[Row]:
 
 
 def storing(spec: Row) -> Iterator[Row]:
-    """The same sweep without save times, with them, and into a store, in turns; the least of each counts."""
+    """The same sweep without save times, with save times, and into a store, in turns; the smallest time counts."""
     for lanes in spec["lanes"]:
         seconds: dict[str, list[tuple[float, float]]] = {"end states": [], "in memory": [], "into a store": []}
         megabytes = 0.0
@@ -197,7 +197,7 @@ def storing(spec: Row) -> Iterator[Row]:
 
 
 def gpu(spec: Row) -> Iterator[Row]:
-    """Lanes a second against the number of lanes, all of them one block, until memory or time is out; a CPU beside."""
+    """Lanes per second against the number of lanes, as one block, up to the limit of memory or time; also on a CPU."""
     try:
         accelerator = jax.devices(spec["platform"])[:1]
     except RuntimeError:
@@ -234,7 +234,7 @@ PARTS = {part.__name__: part for part in (throughput, width, devices, storing, g
 
 def main() -> None:
     spec = spec_of_this_worker()
-    if spec["part"] != "gpu":  # where there is an accelerator, everything else still is about CPUs
+    if spec["part"] != "gpu":  # all other parts measure CPUs, even on a machine with an accelerator
         jax.config.update("jax_platforms", "cpu")
     fc.use_cpu_cores(spec.get("devices", 1))
     fc.enable_x64()

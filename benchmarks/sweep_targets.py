@@ -1,4 +1,4 @@
-"""What the rows of `sweep.py` show, one conclusion a line, and whether the aims are met."""
+"""Conclusions from the rows of `sweep.py`, one per line, and whether the aims are met."""
 
 import math
 from collections.abc import Iterable
@@ -7,10 +7,10 @@ from fresh_process import Row, cores
 
 OURS = "flowcollapse"
 NEW_JAX = (0, 11)
-"""From this jax on, large batches in lockstep are several times slower than before, and the aim beside them holds."""
+"""From this jax version on, large batches in lockstep are several times slower, and the aim against them applies."""
 
 AIMS = {"vmap_diffeqsolve": 5.0, "scipy_dop853": 30.0}
-"""How many times the trajectories of a peer ours should be, per second of a core."""
+"""The aim for our trajectories per core second, as a multiple of a peer's."""
 
 MOST_OVER_C, LEAST_SPEEDUP, MOST_STORING = 2.5, 1.8, 0.05
 
@@ -25,7 +25,7 @@ def conclusion(what: str, value: float, *, at_least: float | None = None, at_mos
 
 
 def about_throughput(rows: list[Row], about: Row) -> list[Row]:
-    """Ours over each peer, at the largest number of lanes that each ran: of loops a lane costs the same in any."""
+    """Ours against each peer, at the largest number of lanes the peer ran. In a loop, the cost per lane is constant."""
     found = []
     new = tuple(map(int, about["versions"]["jax"].split(".")[:2])) >= NEW_JAX
     for saves in sorted({row["saves"] for row in rows if "saves" in row}):
@@ -36,7 +36,7 @@ def about_throughput(rows: list[Row], about: Row) -> list[Row]:
                 continue
             most, key = max(ours, key=lambda row: row["lanes"]), "per_core_s" if count == 1 else "per_s"
             where = f"{saves} saves, {count} core{'s' * (count > 1)}"
-            found.append(conclusion(f"{where}: trajectories a second, {most['lanes']} lanes", most[key]))
+            found.append(conclusion(f"{where}: trajectories per second, {most['lanes']} lanes", most[key]))
             found.append(conclusion(f"{where}: lane efficiency", most["efficiency"]))
             found.append(conclusion(f"{where}: largest error of the state", max(row["state_error"] for row in ours)))
             for method in dict.fromkeys(row["method"] for row in of_kind if row["method"] != OURS):
@@ -59,7 +59,7 @@ def _nearest(rows: Iterable[Row], lanes: int) -> Row:
 
 
 def about_width(rows: list[Row], about: Row) -> list[Row]:
-    """What the engine's rule costs over the fastest width at each size."""
+    """The time of the engine's width relative to the fastest width, at each size."""
     times: dict[int, dict[int, float]] = {}
     chosen: dict[int, int] = {}
     for row in rows:
@@ -78,7 +78,7 @@ def about_width(rows: list[Row], about: Row) -> list[Row]:
 
 
 def about_devices(rows: list[Row], about: Row) -> list[Row]:
-    """The speedup over one device, each at its fastest."""
+    """The speedup over one device, each measured by its fastest run."""
     wall: dict[tuple[int, int], float] = {}
     for row in rows:
         if "wall_s" in row:
@@ -96,7 +96,7 @@ def about_devices(rows: list[Row], about: Row) -> list[Row]:
 
 
 def about_storing(rows: list[Row], about: Row) -> list[Row]:
-    """What save times add to bare integration, and what a store adds to the same in memory."""
+    """The extra time of save times over bare integration, and of a store over the same sweep in memory."""
     found = []
     measured = [row for row in rows if "kept" in row]
     most = max((row["lanes"] for row in measured), default=0)
@@ -117,7 +117,7 @@ def about_start(rows: list[Row], about: Row) -> list[Row]:
 
 
 def about_gpu(rows: list[Row], about: Row) -> list[Row]:
-    """Where the accelerator overtakes the CPU, and by how much at its best."""
+    """Where the accelerator overtakes the CPU, and the largest speedup."""
     found = []
     measured = [row for row in rows if "per_s" in row]
     for saves in sorted({row["saves"] for row in measured}):
@@ -129,7 +129,7 @@ def about_gpu(rows: list[Row], about: Row) -> list[Row]:
         ahead = [row["lanes"] for row in other if row["per_s"] > _nearest(cpu, row["lanes"])["per_s"]]
         where = f"{saves} saves, {best['place']}"
         found += [
-            conclusion(f"{where}: most lanes a second, {best['lanes']} lanes", best["per_s"]),
+            conclusion(f"{where}: most lanes per second, {best['lanes']} lanes", best["per_s"]),
             conclusion(
                 f"{where}: over {cpu[0]['devices']} CPU cores at their best",
                 best["per_s"] / max(row["per_s"] for row in cpu),

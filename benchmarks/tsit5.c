@@ -1,9 +1,9 @@
-/* Adaptive Tsit5 for the gradient flow of the unconstrained features model: how fast one core can go.
+/* Adaptive Tsit5 for the gradient flow of the unconstrained features model, as a limit for the speed of one core.
  *
  *     R(H, W, b) = 1/2 ||W H + b 1^T - Y||_F^2,   (H, W, b)' = -grad R
  *
- * One lane after the other in one thread.  The sizes are macros, so that every loop has a known length:
- * CLASSES, SAMPLES (a class), FEATURES.
+ * Lanes run one after the other in one thread.  The sizes are macros, so that every loop has a known length:
+ * CLASSES, SAMPLES (per class), FEATURES.
  *
  * Tableau, error weights and the free fourth-order interpolant: Ch. Tsitouras, "Runge-Kutta pairs of order 5(4)
  * satisfying only the first column simplifying assumption", Computers & Mathematics with Applications 62 (2011).
@@ -25,7 +25,7 @@
 #define NUM_METRICS 5
 #define MAX_STEPS 1000000
 
-/* A state is [W rows | H columns | b]; H is held transposed so that both matrices have rows of one length. */
+/* A state is [W rows | H columns | b]; H is stored transposed so that both matrices have rows of equal length. */
 typedef double state[SIZE] __attribute__((aligned(64)));
 
 static const double A[6][6] = {
@@ -41,7 +41,7 @@ static const double ERROR[7] = {-0.001780011052226,    -0.000816434459657, 0.007
 static void field(const double *restrict z, double *restrict out) {
     const double *w = z, *h = z + W_SIZE, *b = z + B_OFFSET;
     double *dw = out, *dh = out + W_SIZE, *db = out + B_OFFSET;
-    double residual[CLASSES][COLUMNS]; /* minus the residual, so that no sign is left to flip */
+    double residual[CLASSES][COLUMNS]; /* the negative residual, so that no sign needs to be flipped */
     memset(out, 0, sizeof(state));
     for (int c = 0; c < CLASSES; c++)
         for (int j = 0; j < COLUMNS; j++) {
@@ -178,7 +178,7 @@ static double first_step(const double *z, const double *k, const double norms[NU
     return fmin(100.0 * trial, bend < 1e-15 ? fmax(1e-6, 1e-3 * trial) : pow(0.01 / bend, 0.2));
 }
 
-/* From z at time 0 to times[num_times - 1]; curve[num_times][NUM_METRICS] may be NULL.  0 if the end was reached. */
+/* Integrates z from 0 to times[num_times - 1]; curve[num_times][NUM_METRICS] may be NULL.  Returns 0 at the end time. */
 static int lane(double *z, const double *times, int num_times, double rtol, double *curve, int *accepted,
                 int *rejected) {
     static state stages[7], work, scratch;
@@ -242,7 +242,7 @@ static int lane(double *z, const double *times, int num_times, double rtol, doub
 }
 
 /* Row-major arrays: H0, H [lanes][FEATURES][COLUMNS], W0, W [lanes][CLASSES][FEATURES], b0, b [lanes][CLASSES],
- * times [lanes][num_times], curves [lanes][num_times][NUM_METRICS] or NULL.  Returns how many lanes did not end. */
+ * times [lanes][num_times], curves [lanes][num_times][NUM_METRICS] or NULL.  Returns how many lanes did not finish. */
 int solve(int lanes, int num_times, double rtol, const double *H0, const double *W0, const double *b0,
           const double *times, double *H, double *W, double *b, double *curves, int *accepted, int *rejected) {
     static state z;

@@ -1,10 +1,10 @@
-"""Error against time of many solvers on one size, in a process of its own; worker of `scaling.py`.
+"""Error against time of many solvers at one size, in a separate process; worker of `scaling.py`.
 
     python benchmarks/work_precision.py '{"C": 3, "N": 3, "p": 15, "rtols": [1e-4, 1e-6]}'
 
-Further keys: `limit_s` (no run should last longer), `methods` (names from `METHODS`; all when left out), `budget_s`
-(how long to repeat a run, of which the fastest counts). Solvers that cannot finish within the limit are not started:
-what they would take follows from their stability or from the size of their matrices, and is written into the row.
+Further keys: `limit_s` (the longest a run should take), `methods` (names from `METHODS`; default all), `budget_s` (how
+long to repeat a run; the fastest counts). Solvers that cannot finish within the limit are not started; their time is
+estimated from their stability or the size of their matrices and written into the row.
 """
 
 import math
@@ -54,20 +54,20 @@ DENSE = ("kvaerno5", "Radau", "LSODA")
 
 STAGES = {"tsit5": 6, "dopri8": 13, "DOP853": 12}
 STABLE = 4.0
-"""Explicit pairs of these orders are stable up to a step times fastest rate of 3 to 6."""
+"""The product of step and fastest rate at the edge of stability: 3 to 6 for explicit pairs of these orders."""
 
 MOST_DENSE_GB = 2.0
 DENSE_STEPS = 50
-"""A solver of order 5 takes at least this many steps, one factorisation each."""
+"""The fewest steps of a solver of order 5; each takes one factorisation."""
 
 FACTORISATIONS = 1e10
-"""Operations a second in a dense factorisation: a cautious guess for a few cores."""
+"""Operations per second in a dense factorisation, a cautious guess for a few cores."""
 
 Solve = Callable[[float], tuple[End, Cost, Row]]
 
 
 class Case:
-    """One size: the start, the truth, and how to run and foresee each method."""
+    """One size: the start, the reference, and how to run each method and estimate its time."""
 
     def __init__(self, C: int, N: int, p: int, budget_s: float) -> None:
         self.model, self.start = problem(C, N, p)
@@ -91,9 +91,9 @@ class Case:
         return self.full_unknowns < 2**20
 
     def check_reference(self) -> Row:
-        """How sure the truth is: its distance from scipy's DOP853 on the full state at rtol 1e-13.
+        """The uncertainty of the reference: its distance from scipy's DOP853 on the full state at rtol 1e-13.
 
-        Where that is out of reach, from our own run at ten times its tolerance.
+        If that run would take too long, our own run at ten times the tolerance is used instead.
         """
         row: Row = {"method": "reference", "rtol": self.reference_rtol}
         if self.full_truth is None:
@@ -107,7 +107,7 @@ class Case:
         return row | {f"reference_{name}": value for name, value in gap.items()} | {"reference_against": against}
 
     def infeasible(self, method: str, limit_s: float) -> str | None:
-        """Why a method is not started, or None."""
+        """The reason why a method is not started, or None."""
         unknowns = self.full_unknowns if method in SCIPY else self.reduced_unknowns
         if method in DENSE:
             gigabytes = 8 * unknowns**2 / 1e9
@@ -141,7 +141,7 @@ class Case:
         return solve
 
     def rows(self, method: str, rtols: Sequence[float], limit_s: float) -> Iterator[Row]:
-        """One row a tolerance, from loose to tight, until a run would exceed the limit."""
+        """One row per tolerance, from loose to tight, until a run would exceed the limit."""
         reason = self.infeasible(method, limit_s)
         if reason is not None:
             yield {"method": method, "skipped": reason}
@@ -166,7 +166,7 @@ class Case:
                 if counts.get("verdict") == "step_limit":
                     yield {"method": method, "skipped": f"the rest: stuck after {counts['steps']} steps"}
                     return
-        except Exception as problem_met:  # one solver that fails must not end the others
+        except Exception as problem_met:  # one failing solver must not stop the others
             reason = f"{type(problem_met).__name__}: {str(problem_met).splitlines()[0][:200]}"
             yield {"method": method, "failed": reason}
 

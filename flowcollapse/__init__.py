@@ -1,6 +1,6 @@
-"""The laboratory for the gradient flow of neural collapse.
+"""A laboratory for the gradient flow of neural collapse.
 
-The public names stand in `__init__.pyi`; each module loads when one of its names is first asked for.
+`__init__.pyi` lists the public names. Each module loads when one of its names is first used.
 """
 
 import lazy_loader

@@ -1,4 +1,4 @@
-"""Checks of values that several arguments share. What is traced has no value yet and is let through."""
+"""Checks that several arguments share. Traced values are not known yet and pass."""
 
 import contextlib
 from collections.abc import Iterable
@@ -13,7 +13,7 @@ from jaxtyping import Array
 from ._errors import UsageError
 
 Number = int | float | np.ndarray | np.generic | Array
-"""One number, in any of the forms that users have it in."""
+"""One number, in any form that users may pass."""
 
 
 def is_traced(value: Any) -> bool:
@@ -22,8 +22,8 @@ def is_traced(value: Any) -> bool:
 
 
 def real_numbers(value: Any) -> np.ndarray | None:
-    """The value as an array, or None where it is not made of real numbers."""
-    with contextlib.suppress(Exception):  # whatever objects of other libraries raise in their conversions
+    """The value as an array, or None if it does not consist of real numbers."""
+    with contextlib.suppress(Exception):  # objects of other libraries raise their own errors when converted
         numbers = np.asarray(value)
         if jnp.issubdtype(numbers.dtype, jnp.integer) or jnp.issubdtype(numbers.dtype, jnp.floating):
             return numbers
@@ -49,9 +49,9 @@ def check_number(name: str, value: Any, least: float = 0.0) -> None:
 
 
 def check_integer(name: str, value: Any, least: int = 1) -> int:
-    """The value as Python's own integer; raises `UsageError` unless it is one, from `least` to below 2^31.
+    """The value as a Python integer. Raises `UsageError` unless it is an integer from `least` to below 2^31.
 
-    XLA's counters end there.
+    XLA's counters end at 2^31.
     """
     wanted = "a positive integer" if least == 1 else f"an integer of at least {least}"
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
@@ -62,7 +62,7 @@ def check_integer(name: str, value: Any, least: int = 1) -> int:
 
 
 def check_flag(name: str, value: Any) -> bool:
-    """The value as Python's own; raises `UsageError` unless it is True or False."""
+    """The value as a Python bool. Raises `UsageError` unless it is True or False."""
     if not isinstance(value, bool | np.bool_):
         raise UsageError(f"{name} must be True or False, got {shown(value)}.")
     return bool(value)
@@ -76,7 +76,7 @@ def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
 
 
 def check_key(key: Any) -> None:
-    """Raise `UsageError` unless `key` is one random key of JAX, of either kind."""
+    """Raise `UsageError` unless `key` is a single JAX random key, typed or raw."""
     array = isinstance(key, Array | np.ndarray)
     typed = array and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
     raw = array and key.dtype == np.uint32 and key.ndim > 0
@@ -88,7 +88,7 @@ def check_key(key: Any) -> None:
 
 
 def checked_dtype(dtype: Any) -> np.dtype:
-    """The floating type asked for; by default the widest that JAX has been allowed."""
+    """The requested floating type; by default the widest that is enabled in JAX."""
     if dtype is None:
         return jnp.result_type(float)
     try:
@@ -103,7 +103,7 @@ def checked_dtype(dtype: Any) -> np.dtype:
 
 
 def shown(value: Any) -> str:
-    """A value as an error shows it: on one line, and not longer than a reader wants."""
+    """A value as error messages show it: on one line, and shortened."""
     try:
         text = " ".join(repr(value).split())
     except Exception:
@@ -112,7 +112,7 @@ def shown(value: Any) -> str:
 
 
 def as_array(name: str, value: Any) -> Array | np.ndarray:
-    """Numbers in any array-like form as an array: lists in JAX's default precision; see `as_numbers`."""
+    """Numbers in any array-like form as an array; lists get JAX's default precision. See `as_numbers`."""
     if isinstance(value, Array | np.ndarray):
         return value
     with contextlib.suppress(UsageError):
@@ -124,11 +124,11 @@ def as_array(name: str, value: Any) -> Array | np.ndarray:
 def as_numpy(name: str, value: Any) -> np.ndarray:
     """Any array-like as a NumPy array: from NumPy, JAX, torch, TensorFlow, CuPy, pandas, or nested lists.
 
-    It goes by the methods of the object and imports no library: a tensor that records gradients is detached, one on
+    It calls methods of the object and imports no library. A tensor that records gradients is detached, a tensor on
     another device is copied to the CPU, and floats that NumPy lacks (bfloat16, float8) become float32.
 
     Raises:
-        UsageError: for what has no values yet, has masked entries, or cannot be converted.
+        UsageError: for a traced value, masked entries, or a value that cannot be converted.
     """
     if is_traced(value):
         raise UsageError(f"{name} is traced and has no values yet: call this outside jax.jit, jax.vmap and jax.grad.")
@@ -136,7 +136,7 @@ def as_numpy(name: str, value: Any) -> np.ndarray:
         raise UsageError(f"{name} has masked entries: fill them, or remove those rows, first.")
     try:
         array = _as_numpy(value)
-        own = array.dtype.kind == "V" and array.dtype.names is None  # the floats and integers that JAX adds to NumPy's
+        own = array.dtype.kind == "V" and array.dtype.names is None  # number types that JAX adds to NumPy
         return array.astype(np.float32) if own else array
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
@@ -168,7 +168,7 @@ def as_numbers(name: str, value: Any) -> np.ndarray:
     """Any array-like as a NumPy array of integers or floats; see `as_numpy`.
 
     Raises:
-        UsageError: as there, and for anything but real numbers.
+        UsageError: for the reasons `as_numpy` has, and for anything but real numbers.
     """
     array = as_numpy(name, value)
     if array.dtype.kind == "O" and array.ndim > 0:

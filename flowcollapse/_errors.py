@@ -1,13 +1,13 @@
-"""The one error for bad input: a sentence that names the argument, the value and the cure; and the warnings."""
+"""The error for bad input, whose message names the argument, the value and the cure, and the warnings."""
 
 import difflib
 from collections.abc import Iterable
 
 
 class UsageError(ValueError):
-    """Input that cannot be right. The command line prints it on one line and exits with code 2.
+    """Invalid input. The command line prints the message on one line and exits with code 2.
 
-    The values that a message quotes may take several lines, as arrays do: they are put on one.
+    Values quoted in a message, such as arrays, may span several lines; they are joined into one.
     """
 
     def __init__(self, message: str = ""):
@@ -15,21 +15,21 @@ class UsageError(ValueError):
 
 
 class PrecisionWarning(UserWarning):
-    """Runs in float32, which hide much of what neural collapse is about. Ignore it where that is what you want."""
+    """Runs in float32 are too coarse for much of neural collapse. Ignore the warning if you want float32."""
 
 
 class DevicesWarning(UserWarning):
-    """A sweep that leaves CPU cores idle, because JAX was in use before it with fewer devices."""
+    """A sweep leaves CPU cores idle because JAX was already running with fewer devices."""
 
 
 class CacheWarning(UserWarning):
-    """Compiled programs cannot be kept on disk. Runs go on as without `fc.enable_compilation_cache`."""
+    """Compiled programs cannot be kept on disk. Runs continue as they would without `fc.enable_compilation_cache`."""
 
 
 def nearest(name: object, known: Iterable[str]) -> str:
-    """A question that ends an error about an unknown name, if one of the known ones is near: `; did you mean 'x'?`
+    """The ending of an error about an unknown name, if a known name is similar: `; did you mean 'x'?`
 
-    Upper and lower case, `-` and `_` count as the same.
+    Case is ignored, and `-` equals `_`.
     """
     folded = {one.lower().replace("-", "_"): one for one in known}
     close = difflib.get_close_matches(str(name).lower().replace("-", "_"), list(folded), n=1)

@@ -1,4 +1,4 @@
-"""Where files are, from what users write, and writing them whole or not at all."""
+"""Turns users' texts into paths, and writes files completely or not at all."""
 
 import contextlib
 import math
@@ -16,18 +16,18 @@ if TYPE_CHECKING:
 
 
 REMOTE = re.compile(r"[a-z][a-z0-9+.-]+(::[a-z][a-z0-9+.-]+)*:/", re.IGNORECASE)
-"""How an address begins, such as `s3://`, also where `pathlib` has taken away its second slash."""
+"""The beginning of an address, such as `s3://`, even if `pathlib` has removed its second slash."""
 
 
 def local_path(place: Any, name: str = "path") -> Path:
-    """The place on this machine that the text or path of a user names: `~` and `$NAME` are put in.
+    """The local path that a user's text or path names, with `~` and `$NAME` expanded.
 
     Args:
         place: text, or any `os.PathLike`.
-        name: the argument or flag that it was given for.
+        name: the argument or flag it was given for, for messages.
 
     Raises:
-        UsageError: for anything else, an address of another machine or kind of storage, and names that are not set.
+        UsageError: for anything else, for an address of another machine or kind of storage, and for unset variables.
 
     Example:
         >>> from flowcollapse._files import local_path
@@ -53,13 +53,13 @@ PICTURES = (".png", ".pdf", ".svg")
 
 
 def check_picture(path: Path) -> None:
-    """Raise `UsageError` unless the name ends as a picture's does."""
+    """Raise `UsageError` unless the name has the ending of a picture."""
     if path.suffix.lower() not in PICTURES:
         raise UsageError(f"{path} does not end in {', '.join(PICTURES)}: give the picture one of these endings.")
 
 
 def check_writable(path: Path) -> None:
-    """Make sure that a file can be written at `path`, whose folder need not exist yet. Leaves nothing behind.
+    """Make sure that a file can be written at `path`; its folder need not exist yet. Leaves nothing behind.
 
     Raises:
         UsageError: if it cannot.
@@ -76,8 +76,9 @@ def check_writable(path: Path) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A path beside `path` to write to, in a folder that exists by then; what was written takes the place of `path`
-    only when all went well.
+    """A temporary path next to `path` to write to. The new file replaces `path` only if everything succeeds.
+
+    Folders that do not exist yet are made.
 
     Raises:
         UsageError: if the file cannot be written.
@@ -97,23 +98,22 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def parents_of(path: Path) -> Iterator[None]:
-    """The folders that `path` is to stand in; those that had to be made go again if what is done inside fails."""
+    """Make the parent folders of `path`; remove the new ones again if the body fails."""
     missing = [folder for folder in path.absolute().parents if not folder.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         yield
     except BaseException:
         with contextlib.suppress(OSError):
-            for folder in missing:  # the innermost first, and none that holds anything
+            for folder in missing:  # innermost first; `rmdir` stops at a folder that is not empty
                 folder.rmdir()
         raise
 
 
 class Labelled(NamedTuple):
-    """Arrays with their dimensions: what an `xarray.Dataset` is made from, for files that can do without xarray, whose
-    import takes most of a second.
+    """The parts of an `xarray.Dataset`: files written from them need no xarray, whose import takes most of a second.
 
-    Each of `data` and `coords` is `(dimensions, array, attributes)`, and a coordinate has the name of its dimension.
+    Each entry of `data` and `coords` is `(dimensions, array, attributes)`. A coordinate has the name of its dimension.
     """
 
     data: dict[str, tuple[Any, ...]]
@@ -121,14 +121,14 @@ class Labelled(NamedTuple):
     attributes: dict[str, Any]
 
     def to_xarray(self) -> "xr.Dataset":
-        """The same as a Dataset."""
+        """The same data as a Dataset."""
         import xarray as xr
 
         return xr.Dataset(*self)
 
 
 def write_netcdf(dataset: "xr.Dataset | Labelled", path: Path) -> None:
-    """The Dataset as a compressed netCDF-4 file, written whole or not at all.
+    """Write the Dataset as a compressed netCDF-4 file, completely or not at all.
 
     Raises:
         UsageError: if the file cannot be written.
@@ -143,7 +143,7 @@ def write_netcdf(dataset: "xr.Dataset | Labelled", path: Path) -> None:
 
 
 def _write_labelled(labelled: Labelled, path: Path) -> None:
-    """The file that xarray would write."""
+    """Write the file that xarray would write."""
     import h5netcdf
 
     variables = [(name, *parts) for name, parts in (labelled.coords | labelled.data).items()]

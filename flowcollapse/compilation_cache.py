@@ -1,7 +1,7 @@
-"""Compiled programs that are kept on disk, so that the next process loads what this one has compiled.
+"""Compiled programs kept on disk, so that the next process loads the programs that this one compiled.
 
-JAX keeps them; here is where, how many, and what becomes of faults. JAX's key of a program covers the program, the
-versions, the flags of XLA, the kind of processor with its instructions, and the number of devices.
+JAX writes and reads them. This module decides where and how many, and handles failures. JAX's key of a program covers
+the program, the versions, the flags of XLA, the kind of processor with its instructions, and the number of devices.
 """
 
 import contextlib
@@ -21,37 +21,39 @@ from ._files import local_path
 from .settings import THREADS, cpu_cores, jax_setting, warn_user
 
 LARGEST = 2**30
-"""Bytes of the programs that are left when a process begins: some thousands."""
+"""The most bytes of programs kept when a process starts, enough for a few thousand programs."""
 
 SUFFIX = "-cache"
-"""How JAX ends the names of its entries."""
+"""The ending of the names that JAX gives to its entries."""
 
 SWITCH = "JAX_ENABLE_COMPILATION_CACHE"
-"""The environment variable with which JAX is told to keep nothing."""
+"""The environment variable that turns JAX's cache off."""
 
 SMALLEST = {"jax_persistent_cache_min_compile_time_secs": 0.0, "jax_persistent_cache_min_entry_size_bytes": -1}
-"""JAX's thresholds, below which it keeps no program. A run has dozens of small ones, which take half a second."""
+"""JAX does not keep programs below these thresholds. Zero, because the dozens of small programs in a run together take
+half a second to compile."""
 
 
 def enable_compilation_cache(folder: str | os.PathLike[str] | None = None) -> Path | None:
-    """Keep compiled programs on disk, so that the same calls start faster in later processes. Call it before any run.
+    """Keep compiled programs on disk, so that the same calls start faster in later processes. Call this before any run.
 
-    The command line does so by itself. Above 1 GiB, the entries that were not used for longest go first; damaged ones
-    are compiled anew. Several processes may share a folder. It holds machine code that JAX runs: let nobody write to
-    it whom you do not trust.
+    The command line does so automatically. Above 1 GiB, the least recently used entries are removed first; damaged
+    entries are recompiled. Several processes may share a folder. The folder holds machine code that JAX runs: let only
+    people you trust write to it.
 
     Args:
-        folder: where to keep them. Default: where JAX keeps them already (`JAX_COMPILATION_CACHE_DIR`), which is left
-            to JAX, or else `flowcollapse` in the user's folder for caches: `$XDG_CACHE_HOME` or `~/.cache`,
-            `~/Library/Caches` on macOS, `%LOCALAPPDATA%` on Windows.
+        folder: where to keep the programs. By default, JAX's own folder if one is set (`JAX_COMPILATION_CACHE_DIR`),
+            which JAX then manages; otherwise `flowcollapse` in the user's cache folder: `$XDG_CACHE_HOME` or
+            `~/.cache`, `~/Library/Caches` on macOS, `%LOCALAPPDATA%` on Windows.
 
     Returns:
-        Where the entries are: a subfolder by the number of threads, over which XLA splits a program when it compiles
-        it. None if nothing is kept, because the folder cannot be made or `JAX_ENABLE_COMPILATION_CACHE` is false.
+        The folder of the entries: a subfolder named after the number of threads, because XLA compiles a program for
+        that number. None if nothing is kept, because the folder cannot be made or `JAX_ENABLE_COMPILATION_CACHE` is
+        false.
 
     Raises:
-        UsageError: if `folder` is not the path of a folder of this machine.
-        CacheWarning: as a warning, if the folder cannot be written to. Programs are then compiled as without it.
+        UsageError: if `folder` is not the path of a local folder.
+        CacheWarning: as a warning, if the folder cannot be written. Programs are then compiled without a cache.
 
     Example:
         >>> import flowcollapse as fc
@@ -74,13 +76,13 @@ def enable_compilation_cache(folder: str | os.PathLike[str] | None = None) -> Pa
     if chosen != str(place) or not jax_setting("jax_enable_compilation_cache"):
         jax.config.update("jax_compilation_cache_dir", str(place))
         jax.config.update("jax_enable_compilation_cache", True)
-        reset_cache()  # JAX decides at its first program whether and where to keep any
+        reset_cache()  # JAX decides at its first program whether and where to keep programs
     _let_faults_pass()
     return place
 
 
 def disable_compilation_cache() -> None:
-    """Keep no compiled programs from here on, and load none."""
+    """Stop keeping and loading compiled programs."""
     jax.config.update("jax_enable_compilation_cache", False)
     reset_cache()
 
@@ -93,32 +95,32 @@ def default_folder() -> Path:
         caches = os.path.expanduser("~/Library/Caches")
     else:
         caches = os.environ.get("XDG_CACHE_HOME", "")
-        if not os.path.isabs(caches):  # such a setting is to be ignored, says its specification
+        if not os.path.isabs(caches):  # the XDG specification says to ignore relative paths
             caches = os.path.expanduser("~/.cache")
     return Path(caches) / "flowcollapse"
 
 
 def _threads() -> str:
-    """Over how many threads XLA splits a computation, which JAX's key leaves out, for programs of one CPU device."""
+    """The number of threads that XLA splits a one-device CPU program over, which JAX's key leaves out."""
     several = jax_setting("jax_num_cpu_devices") > 1
     return str(cpu_cores()) if several else os.environ.get(THREADS) or str(cpu_cores())
 
 
 def _prepared(root: Path, place: Path) -> bool:
-    """Make the folder, and room in it. Warns if it cannot be written to; False if there is none."""
+    """Make the folder and free space in it. Warns if it cannot be written; returns False if it does not exist."""
     try:
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
         place.mkdir(exist_ok=True)
         with tempfile.TemporaryFile(dir=place) as file:
             file.write(bytes(2**12))
         _make_room(root)
-    except (OSError, ValueError) as error:  # the latter for letters that no file name has
+    except (OSError, ValueError) as error:  # ValueError for characters that a file name cannot have
         _tell(place, error)
     return os.path.isdir(place)
 
 
 def _make_room(root: Path) -> None:
-    """Remove the entries that were not used for longest, until the others fit."""
+    """Remove the least recently used entries until the rest fit."""
     entries = []
     for file in root.glob(f"*-threads/*{SUFFIX}"):
         with contextlib.suppress(OSError):  # another process may have removed it
@@ -141,22 +143,22 @@ _told: set[Path] = set()
 
 
 def _tell(place: Path, error: Exception) -> None:
-    """Warn, once, that nothing can be kept."""
+    """Warn once that nothing can be kept."""
     if place not in _told:
         _told.add(place)
         reason = getattr(error, "strerror", None) or error
         warn_user(
-            f"compiled programs cannot be kept in {place} ({reason}), so that later runs compile again: make room, "
+            f"compiled programs cannot be kept in {place} ({reason}), so later runs compile again: free some space, "
             "or choose another folder.",
             CacheWarning,
         )
 
 
 def _let_faults_pass() -> None:
-    """Let a fault of the folder cost a compilation and nothing else.
+    """Make a fault in the folder cost one compilation and nothing else.
 
-    JAX itself warns of each entry that it cannot read, and never replaces it. Versions of JAX without these functions
-    go on doing so.
+    JAX alone warns about every entry that it cannot read, and never replaces the entry. Versions of JAX without these
+    functions keep that behaviour.
     """
     try:
         from jax._src import compilation_cache as jax_cache
@@ -176,12 +178,12 @@ def _loading(load: Callable, set_log_level: Callable[[int], None]) -> Callable:
         try:
             with _without_xla_log(set_log_level):
                 found = load(cache_key, *rest, **named)
-        except Exception:  # zlib, XLA and the system each have other ones
+        except Exception:  # zlib, XLA and the operating system raise different errors
             _remove(_entry(cache_key))
             return None, None
         if found[0] is not None:
             with contextlib.suppress(OSError):
-                os.utime(_entry(cache_key))  # it is in use
+                os.utime(_entry(cache_key))  # marks the entry as recently used
         return found
 
     return loading
@@ -194,7 +196,7 @@ def _keeping(keep: Callable) -> Callable:
             keep(cache_key, *rest, **named)
         except OSError as error:
             entry = _entry(cache_key)
-            _remove(entry)  # the half that was written
+            _remove(entry)  # it may be incomplete
             _tell(entry.parent, error)
 
     return keeping
@@ -207,10 +209,10 @@ def _entry(cache_key: str) -> Path:
 
 @contextlib.contextmanager
 def _without_xla_log(set_log_level: Callable[[int], None]) -> Iterator[None]:
-    """No log of XLA, unless the user has asked JAX for one.
+    """Silence XLA's log, unless the user has asked JAX for one.
 
-    For each program that it loads, jax 0.10.1 prints pages about instructions that this machine lacks, which are none:
-    preferences of the compiler on AMD processors. A program that cannot be loaded raises.
+    For each program it loads, jax 0.10.1 prints pages about instructions that this machine supposedly lacks. They are
+    not instructions but preferences of the compiler on AMD processors. A program that cannot be loaded still raises.
     """
     if jax_setting("jax_logging_level") not in (None, "NOTSET"):
         yield

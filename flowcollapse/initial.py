@@ -21,11 +21,11 @@ from .model.ufm import UFM
 from .programs import Program
 
 REDUCED_FROM = 2**22
-"""From this many entries of H on, `sphere` draws the start already reduced unless told otherwise."""
+"""With at least this many entries of H, `sphere` draws reduced starts by default."""
 
 
 QUICK_UP_TO = 2**16
-"""Up to this many entries of H, a start is drawn in no time, and its program compiled with little effort."""
+"""The most entries of H for which the program that draws a start is compiled with little effort; drawing is fast."""
 
 
 def sphere(model: UFM, eps, *, key: PRNGKeyArray, reduced: bool | None = None, dtype=None) -> State:
@@ -35,15 +35,16 @@ def sphere(model: UFM, eps, *, key: PRNGKeyArray, reduced: bool | None = None, d
         model: the model.
         eps: the common norm, above 0.
         key: `jax.random.key(seed)`.
-        reduced: draw the class-mean columns `[B, L]` themselves, equal in law to the columns of a full draw, without
-            any array of the number of samples. Default: from 2^22 entries of H on, if the loss allows it.
-        dtype: default the widest float that JAX has been allowed.
+        reduced: draw the class-mean columns `[B, L]` directly, with the distribution they have in a full draw, and
+            without any array as large as the number of samples. Default: for 2^22 or more entries of H, if the loss
+            allows it.
+        dtype: default the widest float that is enabled in JAX.
 
     Returns:
         The state, in class-mean columns if `reduced`.
 
     Raises:
-        UsageError: if eps is not above 0 or key is not a key, and for a reduced start if class means change the loss.
+        UsageError: if eps is not above 0 or key is not a key, or for a reduced start if the loss does not allow it.
 
     Source: the paper's initialisation. The reduced draw is derived here: `B` is p x C normal; `L` is the triangular
     factor of a p x (n_tot - C) normal matrix (Bartlett: normal below the diagonal, chi on it); `[B, L]` is scaled
@@ -78,10 +79,10 @@ def _sphere(model: UFM, eps: Array, key: PRNGKeyArray, reduced: bool, dtype) -> 
 
 
 def _reduced_normal(model: UFM, key: PRNGKeyArray, dtype):
-    """`[B, L]` in law of a p x n_tot normal matrix, with the key of the rotation that leads to the samples."""
+    """`[B, L]`, distributed as for a p x n_tot normal matrix, and the columns, with the key of their rotation Q."""
     C, p, within = model.num_classes, model.num_features, model.num_samples - model.num_classes
     r = min(p, within)
-    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):  # a raw key of the old kind has an axis of its own
+    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):  # a raw key (old style) has an extra axis
         key = jax.random.wrap_key_data(key)
     key_B, key_L, key_diagonal, key_rotation = jax.random.split(key, 4)
     B = jax.random.normal(key_B, (p, C), dtype)
@@ -132,8 +133,8 @@ def _on_subspace(model: UFM, eps: Array, key: PRNGKeyArray, dtype) -> State:
 def balanced(model: UFM, eps, *, key: PRNGKeyArray, dtype=None) -> State:
     """A random balanced start: `W^T W = H H^T`, `||H0||_F = ||W0||_F = eps`, `b0 = 0`.
 
-    `W = eps U S V^T` and `H = eps V S R^T` with random orthonormal `U`, `V`, `R`: the two share the singular values
-    and the side of the features (standard in the theory of deep linear networks; derived here for this model).
+    `W = eps U S V^T` and `H = eps V S R^T` with random orthonormal `U`, `V`, `R`: both share the singular values and
+    the feature basis (standard in the theory of deep linear networks; derived here for this model).
 
     Args:
         model: the model.
@@ -297,7 +298,7 @@ def _centred(W: Float[Array, "C p"], model: UFM) -> Float[Array, "C p"]:
 
 
 def _scaled(M: Float[Array, "m n"], norm) -> Float[Array, "m n"]:
-    """M scaled to a Frobenius norm, without underflow for small ones."""
+    """M scaled to a given Frobenius norm, without underflow if the norm is small."""
     return M / jnp.linalg.norm(M) * norm.astype(M.dtype)
 
 
@@ -310,7 +311,7 @@ def _checked_eps(eps) -> Array:
 
 
 def _checked(model: UFM, key: Any, dtype: Any):
-    """The precision of a start, after the arguments that all starts have were checked."""
+    """Check the arguments that all starts share, and return the precision."""
     check_model(model)
     check_key(key)
     return checked_dtype(dtype)

@@ -1,4 +1,4 @@
-"""Programs: functions that XLA compiles once for each kind of arguments, with as much effort as a run is worth."""
+"""Programs: functions that XLA compiles once per kind of arguments, with an effort that suits the length of the run."""
 
 import functools
 from collections.abc import Callable
@@ -12,16 +12,17 @@ from jax.experimental.xla_metadata import set_xla_metadata
 from ._checks import is_traced
 
 QUICK = {"xla_backend_optimization_level": 0}
-"""How XLA compiles a program that runs for milliseconds: in 0.6 of the time, to code that takes up to twice as long."""
+"""Compiler options for programs that run for milliseconds. Compiling takes 0.6 of the time, running up to twice as long
+as with full optimisation."""
 
 SMALL = 4096
-"""Work on one state of up to this many numbers takes milliseconds, so it is compiled with little effort."""
+"""Work on one state of up to this many numbers takes milliseconds, so its program is compiled with little effort."""
 
 
 class Program:
-    """A function of pytrees as a program: arrays are its input, and all else decides which program it is.
+    """A function of pytrees as a compiled program. Arrays are its inputs; everything else is static.
 
-    `quick=True` compiles it with little effort, on a CPU and where it is not part of a larger program.
+    `quick=True` compiles it with little effort, if it runs on a CPU and is not part of a larger program.
     """
 
     def __init__(self, function: Callable):
@@ -37,8 +38,11 @@ class Program:
 
 
 def called(function: Callable) -> Callable:
-    """The same function as a call that XLA's inliner leaves alone, so that it is compiled once, however often it is
-    used, and its operands are computed once: a fusion would compute them anew for each entry that reads them."""
+    """The same function as a call that XLA does not inline.
+
+    It is compiled once, however often it is used, and its operands are computed once. A fusion would recompute them for
+    each entry that reads them.
+    """
     program = jax.jit(_of_leaves(function), static_argnums=0)
 
     def call(*args: Any) -> Any:
@@ -49,16 +53,17 @@ def called(function: Callable) -> Callable:
 
 
 LANES_LAST_UP_TO = 2048
-"""Functions whose arrays have up to so many numbers in a lane take their lanes last. A step has two states among its
-arguments: it pays up to 900 numbers in a state (`benchmarks/sweep.py --only width`); then its sums are too long."""
+"""The most numbers per lane in the arguments of a function that takes its lanes last. A step has two states among its
+arguments. Lanes last is faster up to 900 numbers in a state (`benchmarks/sweep.py --only width`); above that, the sums
+of a step are too long."""
 
 
 def lanes_last(function: Callable, mapped: Callable | None = None) -> Callable:
-    """The same function of pytrees, which takes lanes in lockstep on a CPU as the last axis of all its arrays.
+    """The same function of pytrees, but on a CPU it takes the lanes of a `jax.vmap` as the last axis of all its arrays.
 
-    There they lie side by side for vector code. The function must allow such axes; with small arrays it is called once
-    for all lanes of a `jax.vmap`, and otherwise it is mapped as usual, or `mapped` in its place, which gives the same.
-    Derivatives are those of the function as it is.
+    Equal entries of neighbouring lanes are then adjacent in memory, which suits vector instructions. The function must
+    allow such trailing axes. If its arrays are small, it is called once for all lanes. Otherwise it is mapped as usual,
+    or `mapped`, which must give the same results, is mapped instead. Derivatives are those of the original function.
     """
 
     def call(*args: Any) -> Any:
@@ -101,20 +106,20 @@ def _turned(x: jax.Array, size: int, batched: bool) -> jax.Array:
 
 
 _ARRAY = object()
-"""Stands for an array among what is no array."""
+"""Placeholder for an array among the static leaves."""
 
 
 def _leaves_of(args: Any) -> tuple[Any, list[Any]]:
-    """The static part of some pytrees, and their arrays."""
+    """The static part of pytrees, and their arrays."""
     leaves, tree = jax.tree.flatten(args)
     others = tuple(_ARRAY if eqx.is_array(leaf) else leaf for leaf in leaves)
     return (tree, others), [leaf for leaf in leaves if eqx.is_array(leaf)]
 
 
 def _of_leaves(function: Callable) -> Callable:
-    """The function of what `_leaves_of` gives."""
+    """The function, with the output of `_leaves_of` as its arguments."""
 
-    @functools.wraps(function)  # its name is that of the program
+    @functools.wraps(function)  # gives the program the name of the function
     def of_leaves(static: Any, arrays: list[Any]) -> Any:
         tree, others = static
         numbers = iter(arrays)

@@ -32,13 +32,13 @@ from .sweeps.sweep import sweep
 from .theory.small_starts.scaling import powers
 
 NAMES = ("snc1", "snc2", "snc3", "distance", "relative_distance", "risk")
-"""The curves that are kept."""
+"""The curves to keep."""
 
 FILES = ("reproduce.nc", "figure1.png", "figure1.pdf", "figure2.png", "figure2.pdf")
-"""What `write` leaves in its folder."""
+"""The files that `write` makes."""
 
 NUM_SAVES = 400
-"""About as many times the curves have."""
+"""The approximate number of times on the curves."""
 
 MOST_STEPS = 10_000_000
 
@@ -59,22 +59,23 @@ def run(
     t1: float | None = None,
     progress: bool = False,
 ) -> xr.Dataset:
-    """Gradient flow and gradient descent of the paper's model, from the same random starts.
+    """Run gradient flow and gradient descent of the paper's model from the same random starts.
 
     Args:
-        eps: norms of H0 and of W0. The default list is our choice, and so are the other defaults.
-        seeds: starts for each eps: how many, or which. The key of a start is `jax.random.key(seed)`.
-        seed_shown: the seed whose curves the figures show. Default: the first.
+        eps: norms of H0 and of W0. This default and the other defaults are our choice.
+        seeds: the number of starts for each eps, or a list of their seeds. The key of a start is
+            `jax.random.key(seed)`.
+        seed_shown: the seed whose curves the figures show. Default: the first seed.
         learning_rate: step size of the descent.
         rtol: relative tolerance of the flow.
         solver: the flow's solver, by name.
-        t1: end of all runs. Default: the latest plateau time among the starts.
-        progress: show bars on standard error.
+        t1: end time of all runs. Default: the latest plateau time among the starts.
+        progress: show progress bars on standard error.
 
     Returns:
         A Dataset with dimensions (method, eps, seed, time): the curves `NAMES`, the `verdict`, `steps` and
         `steps_rejected` of each run, the `plateau_time` of each start, and the provenance as attributes. All runs are
-        saved at the same times, those of every k-th step of the descent.
+        saved at the same times, namely those of every k-th step of the descent.
 
     Raises:
         UsageError: for numbers that are not positive, an eps or seed given twice, a shown seed that is not among the
@@ -148,7 +149,7 @@ def check(
     """Raise the `UsageError` that `run` would raise for these options, before any work.
 
     Returns:
-        The values of eps, and the seeds.
+        The values of eps and the seeds.
     """
     axes = checked_axes((), eps, seeds, {})
     shown = seed_shown
@@ -169,7 +170,7 @@ def check(
 
 
 def save_times(t1: float, learning_rate: float) -> tuple[np.ndarray, int]:
-    """Times of every k-th step of the descent, about `NUM_SAVES` up to just after t1, and all its steps."""
+    """Times of every k-th step of the descent, about `NUM_SAVES` of them up to just after t1, and its step count."""
     if t1 / learning_rate > MOST_STEPS:
         raise UsageError(
             f"learning_rate {learning_rate:g} needs {t1 / learning_rate:.0f} steps to reach time {t1:.3g}, more than "
@@ -185,7 +186,7 @@ def _about(long_name: str) -> dict[str, str]:
 
 
 def check_folder(folder: str | Path) -> None:
-    """Make sure that `write` can write to `folder`, which it makes if it does not exist.
+    """Make sure that `write` can write to `folder`; `write` makes the folder if it does not exist.
 
     Raises:
         UsageError: if it cannot.
@@ -196,10 +197,10 @@ def check_folder(folder: str | Path) -> None:
 
 
 def write(dataset: xr.Dataset, folder: str | Path) -> list[Path]:
-    """The Dataset as netCDF and the figures as PNG and PDF; each file is written whole or not at all.
+    """Write the Dataset as netCDF and the figures as PNG and PDF; each file is written completely or not at all.
 
     Raises:
-        UsageError: if the folder cannot be written to.
+        UsageError: if the folder cannot be written.
     """
     import matplotlib.pyplot as plt
 
@@ -215,7 +216,7 @@ def write(dataset: xr.Dataset, folder: str | Path) -> list[Path]:
 
 
 def table(dataset: xr.Dataset) -> str:
-    """The end of the runs: medians over the seeds for each eps and method, and the fitted powers of eps."""
+    """The ends of the runs, as medians over the seeds for each eps and method, and the fitted powers of eps."""
     names = ("snc1", "snc2", "snc3", "distance", "risk")
     end = dataset[list(names)].isel(time=-1).median("seed")
     heads = ("SNC1", "SNC2", "SNC3", "dist S", "risk")
@@ -241,7 +242,7 @@ def table(dataset: xr.Dataset) -> str:
     rows.append(("", "predicted", *(str(predicted[name]) for name in names)))
     chosen = ", ".join(f"{e:g}" for e in used)
     if used[0] > FIT_UP_TO * (1 + 1e-9):
-        chosen += f" (above {FIT_UP_TO:g} the next orders still bend them)"
+        chosen += f" (above {FIT_UP_TO:g}, higher orders still bend the curves)"
     return "\n".join([*lines, "", f"Powers of eps, fitted to these values at eps = {chosen}:", *aligned(rows)])
 
 

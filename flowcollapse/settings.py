@@ -1,4 +1,7 @@
-"""What the program that runs chooses, never an import: the precision, and the CPU cores that count as devices."""
+"""Global settings that the running program chooses: the precision, and how many CPU cores count as devices.
+
+Importing this package never changes them.
+"""
 
 import importlib.util
 import os
@@ -15,12 +18,12 @@ from ._errors import DevicesWarning, PrecisionWarning, UsageError
 
 
 def enable_x64(enable: bool = True) -> None:
-    """Let JAX compute in float64, or forbid it again. Call it before any state is made.
+    """Turn float64 on in JAX, or off again. Call this before making any state.
 
-    float32 loses `b - 1/C`, `B - W^T` and SNC1 for eps <= 1e-2, whatever the solver.
+    For eps <= 1e-2, float32 cannot resolve `b - 1/C`, `B - W^T` and SNC1 with any solver.
 
     Args:
-        enable: True or False.
+        enable: True for float64, False for float32.
 
     Raises:
         UsageError: for anything else.
@@ -42,7 +45,7 @@ PRECISION_NOTE = (
 
 
 def tell_precision(dtype: Any, stacklevel: int = 3) -> dict[str, str]:
-    """Warn of runs in float32, in the name of the caller's caller, and give the attributes that results carry."""
+    """Warn about runs in float32, pointing at the caller's caller, and return the attributes for the results."""
     if jnp.dtype(dtype) != jnp.float32:
         return {"precision": jnp.dtype(dtype).name}
     warnings.warn(PRECISION_NOTE, PrecisionWarning, stacklevel=stacklevel)
@@ -50,20 +53,21 @@ def tell_precision(dtype: Any, stacklevel: int = 3) -> dict[str, str]:
 
 
 def use_cpu_cores(count: int | None = None) -> None:
-    """Make each CPU core a device of its own, so that a sweep uses all of them. Call it before JAX is first used.
+    """Make each CPU core a separate JAX device, so that a sweep uses all of them. Call this before using JAX.
 
-    `fc.sweep`, `fc.compare` and `reproduce.run` do so by themselves where JAX has not been used yet and nothing else
-    was chosen: by this function, `jax_num_cpu_devices`, `--xla_force_host_platform_device_count` or `devices=1`. With
-    an accelerator they leave the CPU alone.
+    `fc.sweep`, `fc.compare` and `reproduce.run` do so automatically, if JAX has not been used yet and the number of
+    devices was not set by this function, `jax_num_cpu_devices`, `--xla_force_host_platform_device_count` or
+    `devices=1`. On a machine with an accelerator they leave the CPU settings unchanged.
 
-    Each of several devices then runs on one thread: what it computes is not split any further. A single large problem
-    is better left to one device and all threads, without this call.
+    Each device then runs on one thread and does not split its work any further. A single large problem is faster on one
+    device with all threads, without this call.
 
     Args:
-        count: how many; default the cores that this process may run on, or as many as JAX has taken already.
+        count: the number of devices; default the number of cores this process may use, or the number of devices that
+            JAX has already created.
 
     Raises:
-        UsageError: if `count` is not a positive integer, or JAX is in use already with fewer CPU devices.
+        UsageError: if `count` is not a positive integer, or if JAX already runs with fewer CPU devices.
 
     Example:
         >>> import flowcollapse as fc
@@ -83,17 +87,17 @@ def use_cpu_cores(count: int | None = None) -> None:
 
 
 def jax_setting(name: str) -> Any:
-    """A setting of JAX, which type checkers of some of its versions do not know."""
+    """A setting of JAX. In some versions, type checkers do not know the attribute."""
     return getattr(jax.config, name)
 
 
 def take_cpu_cores(devices: Any) -> None:
-    """`use_cpu_cores` by default: for work on many lanes, before JAX is first used, if nothing else was chosen.
+    """Call `use_cpu_cores` by default for work on many lanes, unless something else was chosen.
 
-    Where JAX has a plugin, lanes most likely run on an accelerator, and the CPU keeps its threads.
+    If JAX has a plugin, lanes most likely run on an accelerator, and the CPU keeps its threads.
 
     Args:
-        devices: those that the user asks for, as a number or a list, or None.
+        devices: the devices the user asked for, as a number or a list, or None.
     """
     plugin = not jax_setting("jax_platforms") and any(map(importlib.util.find_spec, ("jax_plugins", "libtpu")))
     several = devices is None or (isinstance(devices, int | np.integer) and devices > 1)
@@ -102,7 +106,7 @@ def take_cpu_cores(devices: Any) -> None:
 
 
 def _cores_chosen() -> bool:
-    """Whether the user has said how many CPU devices there are to be, or that others are meant."""
+    """Whether the user has chosen the number of CPU devices, or another platform."""
     by_jax = jax_setting("jax_num_cpu_devices") >= 0
     by_xla = "--xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     platforms = jax_setting("jax_platforms")
@@ -113,11 +117,11 @@ _told = False
 
 
 def tell_idle_cores(devices: list[Any], blocks: int) -> None:
-    """Warn, once, if blocks of lanes are to run on fewer CPU devices than there are cores, and nobody chose so.
+    """Warn once if blocks of lanes are about to run on fewer CPU devices than cores, and nobody asked for that.
 
     Args:
-        devices: all that JAX has.
-        blocks: how many there are to run.
+        devices: all devices that JAX has.
+        blocks: how many blocks there are to run.
     """
     global _told
     there, cores = len(devices), cpu_cores()
@@ -125,14 +129,14 @@ def tell_idle_cores(devices: list[Any], blocks: int) -> None:
         return
     _told = True
     warn_user(
-        f"JAX was in use before this call, with {there} CPU device{'s' * (there > 1)}, so that lanes run on {there} of "
+        f"JAX was in use before this call, with {there} CPU device{'s' * (there > 1)}, so lanes run on {there} of "
         f"{cores} cores: call fc.use_cpu_cores() at the top of the program.",
         DevicesWarning,
     )
 
 
 def warn_user(message: str, category: type[Warning]) -> None:
-    """Warn in the name of the first caller outside of this package."""
+    """Warn, pointing at the first caller outside this package."""
     package, level, frame = __package__ or "", 2, sys._getframe(1)
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == package:
         level, frame = level + 1, frame.f_back
@@ -140,13 +144,13 @@ def warn_user(message: str, category: type[Warning]) -> None:
 
 
 THREADS = "NPROC"
-"""The environment variable from which XLA takes, whenever it compiles, over how many threads it splits a computation.
+"""The environment variable that tells XLA, at each compilation, how many threads to split a computation over.
 
-Over more than one it splits even sums over a few dozen numbers, which takes up to 1.8 times as long and fills the cores
-that the other devices need.
+With more than one thread, XLA splits even sums of a few dozen numbers. That takes up to 1.8 times as long and occupies
+the cores that the other devices need.
 """
 
 
 def cpu_cores() -> int:
-    """The cores that this process may run on."""
+    """The number of cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""The one verb: run a method on a model from a start."""
+"""`simulate`: run a method on a model from a start."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -28,7 +28,8 @@ from .results.trajectory import Trajectory
 NUM_SAVES = 101
 
 KEPT = 2**22
-"""Up to this many numbers, the points at all save times are kept and observed afterwards; above, each as it passes."""
+"""If the points at all save times have at most this many numbers, they are kept and observed after the run. Otherwise
+each point is observed during the run."""
 
 
 def simulate(
@@ -46,19 +47,19 @@ def simulate(
         model: the model.
         start: one state of it (use `jax.vmap` for more).
         method: `fc.Flow(...)`, `fc.Descent(...)`, `fc.ModifiedFlow(...)` or `fc.HeavyBallFlow(...)`.
-        ts: increasing times, from 0 on, at which metrics are saved, or how many times that show
-            the run: equal up to the escape from the origin, logarithmic in a slow approach after it.
+        ts: increasing times of at least 0 at which metrics are saved, or the number of save times. Given a number, the
+            times are equally spaced up to the escape from the origin, and logarithmically in a slow approach after it.
         save_states: keep `path.states`, the state at every time of `ts`.
-        metrics: names of the metrics to save, as a text with commas or any iterable of texts; default all that the
-            model and the start have but `sharpness`, and for more than 2^20 entries of H but those of single samples.
+        metrics: names of the metrics to save, as a text with commas or any iterable of texts. Default: all metrics of
+            the model and the start except `sharpness` and, for more than 2^20 entries of H, those of single samples.
 
     Returns:
-        The `Trajectory`. A run that cannot finish says so in `path.result`; it never raises for that.
+        The `Trajectory`. A run that cannot finish says so in `path.result`; it does not raise an exception.
 
     Raises:
-        UsageError: for shapes that do not fit, times that do not increase, precision that JAX has not been allowed,
-            unknown metrics, or options that contradict each other. Values are checked where they are known, that is
-            outside jit.
+        UsageError: for shapes that do not fit, times that do not increase, a precision that is not enabled in JAX,
+            unknown metrics, or options that contradict each other. Values are checked only outside jit, where they are
+            known.
 
     Works inside `jax.jit`, `jax.vmap` and `jax.grad`. One compilation serves all values of eps, rtol, t1, learning
     rates and decays.
@@ -87,7 +88,7 @@ def simulate(
 def _simulate(model: UFM, start: State, method: Method, ts, save_states: bool, names: tuple[str, ...]) -> Trajectory:
     quick = sum(x.size for x in (start.X, start.W, start.b)) <= SMALL
     keep = bool(names) or save_states
-    # Where the points at all save times fit, they are observed afterwards, by a program that all methods share.
+    # If the points at all save times fit into memory, a program that all methods share observes them after the run.
     afterwards = keep and (ts if isinstance(ts, int) else len(ts)) * (start.X.size + start.W.size) <= KEPT
     inside = None if afterwards else (names, save_states)
     frame, point, run = _run(model, start, method, ts, inside, quick=quick)
@@ -104,10 +105,10 @@ def _simulate(model: UFM, start: State, method: Method, ts, save_states: bool, n
 
 @Program
 def _run(model: UFM, start: State, method: Method, ts, inside: tuple[tuple[str, ...], bool] | None):
-    """The frame, the start in it, and the run: with metrics and states observed `inside` of it, or its points."""
+    """The frame, the start in it, and the run with metrics and states observed `inside` it, or with its points."""
     with jax.default_matmul_precision("highest"):
         finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in (start.X, start.W, start.b)]))
-        # A start that is not finite runs from the origin, at little cost, and its results are struck out afterwards.
+        # A non-finite start is replaced by the origin, which costs little, and its results become NaN afterwards.
         start = jax.tree.map(lambda x: jnp.where(finite, x, 0.0) if eqx.is_inexact_array(x) else x, start)
         frame, problem, point = enter(model, start, method.coordinates_for(model, start))
         observe = None if inside is None else _observer(problem, point, *inside)
@@ -132,7 +133,7 @@ def _verdict(problem: Problem, start: Point, ending: Ending, limit: Verdict) -> 
 
 
 def without_arrays(problem: Problem) -> Problem:
-    """The problem without what leads back to the samples, which neither the field nor the verdict asks for."""
+    """The problem without the arrays that lead back to the samples, which the field and the verdict do not need."""
     return Problem(problem.model, problem.columns.without_arrays())
 
 
@@ -141,7 +142,7 @@ def _observer(problem: Problem, start: Point, names: tuple[str, ...], save_state
 
 
 class Observer(eqx.Module):
-    """What is kept of a point: its metrics, and the point itself if states are saved."""
+    """Computes the saved data of a point: its metrics, and the point itself if states are saved."""
 
     problem: Problem
     start: Reference | None
@@ -154,7 +155,7 @@ class Observer(eqx.Module):
 
 
 def as_arrays(tree, dtype):
-    """Numbers, Python's and NumPy's too, as arrays of one precision, so that a new value is not a new program."""
+    """All numbers, also those of Python and NumPy, as arrays of one precision, so that new values reuse a program."""
 
     def of_leaf(x):
         kind = getattr(x, "dtype", type(x))
@@ -165,7 +166,7 @@ def as_arrays(tree, dtype):
 
 
 def checked_start(model: UFM, start: State) -> State:
-    """One start of one precision, after making sure that it fits the model."""
+    """A single start in one precision, checked against the model."""
     start = checked_starts(model, start)
     if start.W.ndim != 2:
         raise UsageError(f"start has leading axes {start.W.shape[:-2]}: map over them with jax.vmap.")
@@ -173,7 +174,7 @@ def checked_start(model: UFM, start: State) -> State:
 
 
 def checked_starts(model: UFM, start: State) -> State:
-    """A start, or several, of one precision, after making sure that it fits the model."""
+    """One or several starts in one precision, checked against the model."""
     check_model(model)
     if not isinstance(start, State):
         raise UsageError(
@@ -198,7 +199,7 @@ def checked_starts(model: UFM, start: State) -> State:
 
 
 def checked_times(ts, method: Method, dtype) -> Array:
-    """The save times as an array, after making sure that they increase, from 0 on, and end before the method does."""
+    """The save times as an array, checked to be at least 0, to increase and to end no later than the method."""
     if is_traced(ts):
         return ts.astype(dtype)
     times = real_numbers(ts)

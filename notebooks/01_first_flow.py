@@ -13,8 +13,8 @@
 #
 # Deep classifiers end their training in a rigid geometry. The unconstrained-features model of Mixon, Parshall and Pi
 # ([arXiv 2011.11619](https://arxiv.org/abs/2011.11619)) shows why: let the features be free variables, and follow the
-# gradient flow from a small start. This tour takes ten minutes: a model, a start, a run, what it says, and three things
-# to do with it.
+# gradient flow from a small start. This tour takes ten minutes: a model, a start, a run and its result, and three
+# things to do next.
 
 # %%
 import jax
@@ -29,8 +29,8 @@ fc.enable_x64()  # collapse is about small differences: float64, chosen by the p
 
 # %% [markdown]
 # ## Model and start
-# Three classes, three samples a class, fifteen features: the features `H` are 15 x 9, the classifier `W` is 3 x 15. The
-# paper starts from random `H` and `W` of norm `eps`, and `b = 0`.
+# Three classes, three samples per class, fifteen features: the features `H` are 15 x 9, the classifier `W` is 3 x 15.
+# The paper starts from random `H` and `W` of norm `eps`, and `b = 0`.
 
 # %%
 model = fc.UFM(num_classes=3, samples_per_class=3, num_features=15)
@@ -39,16 +39,17 @@ print("risk at the start:", float(fc.risk(model, start)))
 
 # %% [markdown]
 # ## The gradient flow
-# One verb, `simulate`. It stops by itself at the plateau, where every mode of the start has grown to its limit.
-# Printing the result says what happened.
+# One function, `simulate`, does the run. It stops at the plateau, where every mode of the start has grown to its limit.
+# Print the result to see what happened.
 
 # %%
 path = fc.simulate(model, start, fc.Flow())
 path
 
 # %% [markdown]
-# The start is almost nothing, and so is the risk's descent at first: a saddle. The modes of the subspace S grow as
-# `exp(sqrt(N) t)`, and when they arrive the classifier is an equiangular frame and each feature sits on its class mean.
+# The start is close to a saddle at the origin, so the risk hardly falls at first. The modes of the subspace S grow as
+# `exp(sqrt(N) t)`. Once they are fully grown, the classifier is an equiangular frame and each feature is at its class
+# mean.
 
 # %%
 figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3))
@@ -61,7 +62,8 @@ right.legend()
 figure.tight_layout()
 
 # %% [markdown]
-# The end is not exactly collapsed: it is as far from it as the start decides. `path.final` has the user's own shapes.
+# The end is not exactly collapsed; the start determines how far it is from collapse. `path.final` has the shapes of the
+# model.
 
 # %%
 print("W W^T =\n", np.round(path.final.W @ path.final.W.T, 5))
@@ -69,7 +71,8 @@ print("sqrt(N) P =\n", np.round(np.sqrt(3) * (np.eye(3) - 1 / 3), 5))
 
 # %% [markdown]
 # ## Smaller starts
-# `simulate` is a JAX function: map it over starts. The errors fall as the powers 2, 1, 1 of eps.
+# `simulate` is a JAX function, so you can map it over starts. The errors SNC1, SNC2 and SNC3 fall as the powers 2, 1
+# and 1 of eps.
 
 # %%
 scales = jnp.array([1e-2, 1e-3, 1e-4])
@@ -86,8 +89,8 @@ powers
 
 # %% [markdown]
 # ## Discrete descent
-# The same verb with another method: any optax optimizer. Its time is the sum of its step sizes, so that the two lie on
-# one axis.
+# Use the same function with another method, any optax optimizer. The time of descent is the sum of its step sizes, so
+# both runs share one axis.
 
 # %%
 descent = fc.simulate(model, start, fc.Descent(optax.sgd(0.05), num_steps=340))
@@ -101,7 +104,7 @@ plt.tight_layout()
 
 # %% [markdown]
 # ## Your own features
-# The metrics also take what a network has learned: one row a sample, in any framework's arrays.
+# The metrics also work on the features of a trained network: one row per sample, in arrays of any framework.
 
 # %%
 rng = np.random.default_rng(0)
@@ -110,8 +113,8 @@ features = np.eye(4, 10)[labels] + 0.05 * rng.normal(size=(200, 10))
 fc.metrics.from_features(features, labels)
 
 # %% [markdown]
-# ## What should hold
-# A tour ends in a check: the powers, and that `W^T W - H H^T` did not move.
+# ## Laws
+# The tour ends with a check of two laws: the powers of eps, and the conservation of `W^T W - H H^T`.
 
 # %%
 assert np.allclose([powers["snc1"], powers["snc2"], powers["snc3"]], [2, 1, 1], atol=0.05), powers

@@ -9,12 +9,12 @@
 # ---
 
 # %% [markdown]
-# # A million samples a class, on a laptop
+# # A million samples per class, on a laptop
 #
-# With a squared error the features matter only through their class means and through a small part within the classes:
+# With the squared error, the features matter only through their class means and a small within-class part:
 # `H = (B / sqrt N) (x) 1^T + L Q^T`, where `Q` never moves. `[B, L]` obeys the same flow, and its size does not depend
-# on the number N of samples per class. What is stiff, the mean residual, is linear and is treated exactly. So a run
-# costs the same for every N, with nothing approximated.
+# on the number N of samples per class. The only stiff variable, the mean residual, is linear and is treated exactly. So
+# a run costs the same for every N, without any approximation.
 
 # %%
 import time
@@ -30,7 +30,7 @@ C, p, eps = 10, 64, 1e-3
 
 # %% [markdown]
 # ## The same run from a hundred to a million samples
-# `initial.sphere(reduced=True)` draws `[B, L]` itself, equal in law to the columns of a full draw.
+# `initial.sphere(reduced=True)` draws `[B, L]` directly, with the distribution it has in a full draw.
 
 # %%
 rows = []
@@ -60,8 +60,8 @@ plt.legend()
 plt.tight_layout()
 
 # %% [markdown]
-# `path.final.H` would be a matrix of 64 x 10,000,000. It is made only if asked for, and asking here says what to do
-# instead.
+# `path.final.H` would be a matrix of 64 x 10,000,000. It is computed only on request, and here the request explains
+# what to do instead.
 
 # %%
 try:
@@ -71,9 +71,9 @@ except fc.UsageError as error:
 
 # %% [markdown]
 # ## Two laws, at N = 10^6
-# On the plateau the start alone decides what is left. Let `V0 = P (W0 + B0^T) / 2` and let `Pi_` project on the
-# features that V0 does not reach. Then `L -> Pi_ L0`, which is all that is left within the classes, and
-# `W W^T -> sqrt(N) P`. Both are checked, with nothing fitted.
+# The start alone determines the state at the plateau. Let `V0 = P (W0 + B0^T) / 2`, and let `Pi_` project on the
+# features orthogonal to the rows of V0. Then the within-class part goes to `L -> Pi_ L0`, and `W W^T -> sqrt(N) P`.
+# Both limits are checked without fitting anything.
 
 # %%
 P = np.eye(C) - 1 / C

@@ -11,9 +11,9 @@
 # %% [markdown]
 # # Theory against simulation
 #
-# Much of the model is known in closed form: where a small start ends, the whole curve that leads there, the slow drift
-# that follows, and the curvature at every critical point. Here each prediction stands on the same axes as a run, with
-# nothing fitted.
+# Much about the model is known in closed form: where a small start ends, the whole curve that leads there, the slow
+# drift that follows, and the curvature at every critical point. Here each prediction is drawn on the same axes as a
+# run, without fitting anything.
 
 # %%
 import jax
@@ -29,8 +29,8 @@ model = fc.UFM(num_classes=3, samples_per_class=3, num_features=15)
 start = fc.initial.sphere(model, eps=1e-2, key=jax.random.key(0))
 
 # %% [markdown]
-# ## A learning curve, before the run is made
-# `fc.predict` takes the start alone and returns what a simulation would: the same names, the same times.
+# ## A learning curve, before the run
+# `fc.predict` takes only the start and returns the same Dataset as a simulation: the same names and the same times.
 
 # %%
 path = fc.simulate(model, start, fc.Flow(rtol=1e-11))
@@ -49,8 +49,8 @@ print("largest relative error over all times:", {name: f"{error:.1e}" for name, 
 
 # %% [markdown]
 # ## The powers of eps
-# The plateau's errors are powers of eps. Medians of 16 seeds from 1e-1 to 1e-5; the dashed lines are what
-# `theory.limits.rms` predicts (root mean square over starts), the powers those of `theory.limits.powers`.
+# The errors at the plateau are powers of eps. The points are medians of 16 seeds from 1e-1 to 1e-5. The dashed lines
+# have the powers that `theory.limits.powers` predicts. `theory.limits.rms` predicts the root mean square over starts.
 
 # %%
 scales = [1e-1, 1e-2, 1e-3, 1e-4, 1e-5]
@@ -77,8 +77,9 @@ print(f"rms of SNC3 at eps = 1e-4 over 16 seeds: {measured:.3e}, predicted over 
 
 # %% [markdown]
 # ## The ultra-slow second phase
-# With more features than classes need, what is left within the classes goes on shrinking, over times of 1/eps^2. It
-# does so on an exactly invariant set, in closed form. From a collapsed point to which a small u and L have been added:
+# With more features than the classes need, the remaining within-class part keeps shrinking, over times of order
+# 1/eps^2. It does so on an exactly invariant set, where the flow has a closed form. This run starts from a collapsed
+# point with a small u and L added:
 
 # %%
 key_point, key_u, key_L = jax.random.split(jax.random.key(3), 3)
@@ -104,7 +105,8 @@ slow_error = float(np.max(np.abs(slow_run.metrics["risk"] - exact_risk)) / exact
 
 # %% [markdown]
 # ## Spectra
-# The Hessian at every rank-r critical point on S, from one closed form with exact multiplicities, and computed.
+# The eigenvalues of the Hessian at every rank-r critical point on S, from a closed form with exact multiplicities and
+# from a numerical computation.
 
 # %%
 spectral_errors = []

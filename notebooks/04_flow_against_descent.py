@@ -11,9 +11,9 @@
 # %% [markdown]
 # # The gradient flow against descent
 #
-# What one trains with is never the flow. `fc.compare` runs a flow and any number of optimizers from the same starts and
-# matches them in time: a step lasts as long as the optimizer would go under a constant unit force, so eta for gradient
-# descent, eta / (1 - beta) with momentum once it has picked up, eta for Adam.
+# In practice, nobody trains with the flow. `fc.compare` runs a flow and any number of optimizers from the same starts
+# and matches them in time: the time of a step is the distance that the optimizer would move under a constant unit
+# force. That is eta for gradient descent, eta / (1 - beta) with momentum once it is up to speed, and eta for Adam.
 
 # %%
 import matplotlib.pyplot as plt
@@ -33,9 +33,9 @@ runs = fc.compare(model, "sphere", optimizers, eps=[1e-2], seeds=8, metrics=["sn
 
 
 # %% [markdown]
-# Gradient descent does what the flow does, the more closely the smaller its steps. Momentum, whose steps come to
-# eta / (1 - beta) = 0.1, overshoots and swings about the same limit. Adam scales every entry by itself, so it escapes
-# from the origin long before the others, by another way.
+# Gradient descent follows the flow, more closely with smaller steps. Momentum, with an effective step of
+# eta / (1 - beta) = 0.1, overshoots and oscillates about the same limit. Adam scales every entry separately, so it
+# escapes from the origin long before the others and along a different path.
 
 
 # %%
@@ -58,9 +58,10 @@ print(apart.to_pandas().round(4))
 
 # %% [markdown]
 # ## The flow that descent follows
-# Descent with steps eta is O(eta) away from the gradient flow, and O(eta^2) from the modified flow, which is the
-# gradient flow of R + (eta / 4) ||grad R||^2 (`fc.ModifiedFlow`). The step size is an axis: all six values are one
-# compiled batch. Below, descent's largest distance to the flow, and one order lower that to the modified flow.
+# Descent with steps eta is O(eta) away from the gradient flow, and O(eta^2) away from the modified flow, which is the
+# gradient flow of R + (eta / 4) ||grad R||^2 (`fc.ModifiedFlow`). The step size is an axis: all six values run as one
+# compiled batch. The figure shows the largest distance from descent to the flow and, one order smaller, to the modified
+# flow.
 
 # %%
 rates = np.array([0.004, 0.006, 0.01, 0.016, 0.025, 0.04])
@@ -80,9 +81,9 @@ ax.get_legend().remove()
 
 # %% [markdown]
 # ## Adam leaves S
-# The subspace S, on which features and classifier are each other's mirror image, is invariant under the flow and under
-# gradient descent at any step size, with momentum too. Not under Adam, which sees single entries: started on S, it
-# leaves and reaches zero risk far from S, without strong collapse.
+# The subspace S, on which the features mirror the classifier, is invariant under the flow and under gradient descent at
+# any step size, also with momentum. It is not invariant under Adam, which acts on single entries: started on S, Adam
+# leaves S and reaches zero risk far from it, without strong collapse.
 
 # %%
 two = {name: optimizers[name] for name in ("descent 0.1", "Adam")}
@@ -93,8 +94,9 @@ print(end.to_dataframe()[["distance", "risk"]])
 
 # %% [markdown]
 # ## Laws
-# Orders 1 and 2 for every seed, fitted over six step sizes (the next term of the expansion bends them by about eta). On
-# S, the flow and gradient descent stay, to rounding; Adam ends at zero risk too, and at a distance of order one from S.
+# The orders are 1 and 2 for every seed, fitted over six step sizes (the next term of the expansion changes them by
+# about eta). The flow and gradient descent stay on S up to rounding. Adam also ends at zero risk, but at a distance of
+# order one from S.
 
 # %%
 rounding = np.finfo(float).eps

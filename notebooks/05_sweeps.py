@@ -12,8 +12,8 @@
 # # Sweeps: scales, samples and seeds, kept in a store
 #
 # A sweep runs one method from many starts: over scales eps, random seeds, and any other number by name. It uses all
-# devices (here all CPU cores), writes what is finished into a store while it runs, and goes on from there if it is
-# stopped. Each lane's start depends on its seed and its eps alone.
+# devices (here all CPU cores), writes finished lanes into a store while it runs, and resumes from the store if it was
+# stopped. The start of each lane depends only on its seed and its eps.
 
 # %%
 import tempfile
@@ -35,8 +35,8 @@ options = {
 }
 
 # %% [markdown]
-# The number of samples changes the shapes of the arrays, so each value of it is compiled once; all else is one program.
-# In class-mean columns, the three cost about the same.
+# The number of samples changes the shapes of the arrays, so each of its values is compiled once; all other axes share a
+# program. In class-mean columns, the three values cost about the same.
 
 # %%
 grid = fc.sweep(model, fc.Flow(), store=store, progress=False, **options)
@@ -44,8 +44,8 @@ print({name: grid.attrs[name] for name in ("lanes_computed", "lanes_per_second",
 grid
 
 # %% [markdown]
-# The same call again finds that everything is there. `fc.open_sweep(store)` opens a store at any time, also while the
-# sweep is under way: what has not run yet is missing (NaN, and -1 in integers). Plain `xarray.open_zarr` opens it too.
+# The same call again finds all results in the store. `fc.open_sweep(store)` opens a store at any time, even while the
+# sweep is running: lanes that have not run are missing (NaN, or -1 for integers). Plain `xarray.open_zarr` also works.
 
 # %%
 again = fc.sweep(model, fc.Flow(), store=store, progress=False, **options)
@@ -54,15 +54,15 @@ data = fc.open_sweep(store).load()
 data["snc1"].isel(time=-1).median("seed").to_pandas()
 
 # %% [markdown]
-# Pictures come from the store as well: `flowcollapse plot eps-and-samples.zarr` on the command line, or here.
+# Draw pictures from the store, either with `flowcollapse plot eps-and-samples.zarr` on the command line or here:
 
 # %%
 _ = fc.plot.sweep(data, "snc3")
 
 # %% [markdown]
 # ## A law
-# On the plateau each error is a power of eps, the same for every number of samples: 2 for SNC1, 1 for SNC2, SNC3 and
-# the distance to S, 4 for the risk. Fitted from eps = 1e-2 down, with nothing else adjusted:
+# At the plateau each error is a power of eps, the same for every number of samples: 2 for SNC1, 1 for SNC2, SNC3 and
+# the distance to S, 4 for the risk. The powers are fitted at eps = 1e-2 and below:
 
 # %%
 powers = {"snc1": 2, "snc2": 1, "snc3": 1, "distance": 1, "risk": 4}

@@ -1,4 +1,4 @@
-"""Starts on which paths of the model are known in closed form, and what of a path such a form tells."""
+"""Starts whose paths are known in closed form, and the quantities of a path that the closed form determines."""
 
 from typing import Any, NamedTuple
 
@@ -27,7 +27,7 @@ def with_b(state: fc.State, b) -> fc.State:
 
 
 def frame(rng, n, k, orthogonal_to=None):
-    """k random orthonormal columns of n numbers, orthogonal to a vector."""
+    """k random orthonormal columns with n entries, orthogonal to a given vector."""
     columns = rng.standard_normal((n, k))
     if orthogonal_to is not None:
         columns -= np.outer(orthogonal_to, orthogonal_to @ columns) / (orthogonal_to @ orthogonal_to)
@@ -35,7 +35,7 @@ def frame(rng, n, k, orthogonal_to=None):
 
 
 def on_subspace(counts, p, beta=0.0, size=0.1, seed=0, rank: int | None = None) -> fc.State:
-    """A random point of S, on demand without some of its modes."""
+    """A random point of S, optionally of lower rank."""
     W = size * systems.centring(len(counts)) @ np.random.default_rng(seed).standard_normal((len(counts), p))
     U, sigma, Vt = np.linalg.svd(W, full_matrices=False)
     W = W if rank is None else U[:, :rank] * sigma[:rank] @ Vt[:rank]
@@ -43,9 +43,10 @@ def on_subspace(counts, p, beta=0.0, size=0.1, seed=0, rank: int | None = None) 
 
 
 def balanced(counts, p, lam, b, *, centred_W, centred_H, size=0.3, seed=0) -> fc.State:
-    """A random start with `W^T W - H H^T = lam I`; on demand with `1^T W = 0` and with `H 1 = 0`.
+    """A random start with `W^T W - H H^T = lam I`, optionally with `1^T W = 0` and with `H 1 = 0`.
 
-    W and H share the right singular vectors; their squared singular values differ by lam, in every direction.
+    W and H share the singular vectors in feature space, and their squared singular values differ by lam in every
+    direction.
     """
     rng, (C, n) = np.random.default_rng(seed), (len(counts), sum(counts))
     left = frame(rng, C, min(p, C - centred_W), np.ones(C) if centred_W else None)
@@ -62,9 +63,9 @@ def balanced(counts, p, lam, b, *, centred_W, centred_H, size=0.3, seed=0) -> fc
 
 
 def in_second_phase(counts, p, *, size=0.4, mean=0.0, tilt=0.0, seed=0) -> fc.State:
-    """Class means fitted by balanced factors, u and L random and orthogonal to them; `mean` adds to all class means.
+    """Class means fitted by balanced factors, random u and L orthogonal to them; `mean` is added to all class means.
 
-    `tilt` puts a part of L where the class means are, which does not belong there.
+    `tilt` adds a part of L along the class means, which violates the conditions of the second phase.
     """
     rng, (C, n) = np.random.default_rng(seed), (len(counts), sum(counts))
     roots = np.sqrt(np.array(counts, float))
@@ -83,13 +84,13 @@ def in_second_phase(counts, p, *, size=0.4, mean=0.0, tilt=0.0, seed=0) -> fc.St
 
 
 def gram(point) -> np.ndarray:
-    """`Q Q^T` of every time."""
+    """`Q Q^T` at every time."""
     Q = np.concatenate([point.W, np.swapaxes(point.H, -1, -2)], axis=-2)
     return Q @ np.swapaxes(Q, -1, -2)
 
 
 def invariants(point, up_to: str | None):
-    """What of a path does not depend on a rotation of the features, or of the samples within the classes."""
+    """The quantities of a path that are invariant under rotations of the features or of the samples in each class."""
     if up_to == "features":
         return gram(point), point.b
     if up_to == "samples":
@@ -98,7 +99,7 @@ def invariants(point, up_to: str | None):
 
 
 class Case(NamedTuple):
-    """A closed form from a start of its set: what to call, and what it leaves open."""
+    """A closed form and a start in its set: the function to call, and the rotation that the form leaves open."""
 
     counts: tuple[int, ...]
     p: int
@@ -124,7 +125,7 @@ def slow(counts, p, **options):
 
 
 def riccati(counts, p, lam, b, *, centred_W=False, **options):
-    """A balanced start; with a bias, its features sum to zero."""
+    """A case with a balanced start; with a bias, its features sum to zero."""
     use_bias = b is not None
     offset = np.zeros(len(counts)) if b is None else np.array(counts) / sum(counts) + b
     start = balanced(counts, p, lam, offset, centred_W=centred_W, centred_H=use_bias)

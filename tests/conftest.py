@@ -1,4 +1,4 @@
-"""Settings of the whole suite: float64, and every shape that the package's signatures promise checked at run time."""
+"""Settings of the whole suite: float64, and run-time checks of all shapes in the package's signatures."""
 
 import ctypes
 import gc
@@ -18,13 +18,13 @@ os.environ["XLA_FLAGS"] = " ".join(
 )
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "programs"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.05")
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # XLA names the processor's features whenever it loads a program
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # XLA logs the processor's features whenever it loads a program
 
 import jax
 import jaxtyping
 import pytest
 
-# Before anything imports the package: a module that is loaded already would stay unchecked.
+# This must come before the package is imported, because loaded modules would stay unchecked.
 jaxtyping.install_import_hook("flowcollapse", "beartype.beartype")
 
 import systems  # noqa: E402
@@ -36,13 +36,13 @@ fc.use_cpu_cores(2)  # sweeps are tested on one device and on two
 
 
 def resident() -> int:
-    """The bytes of memory that this process holds, where Linux tells."""
+    """The resident memory of this process in bytes, on Linux."""
     told = Path("/proc/self/statm")
     return int(told.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if told.exists() else 0
 
 
 def forget_programs() -> None:
-    """Let go of all compiled programs, and of the memory that the C library keeps after the compiler's threads."""
+    """Free all compiled programs, and the memory that the C library keeps for the compiler's threads."""
     jax.clear_caches()
     gc.collect()
     if sys.platform == "linux":
@@ -51,7 +51,7 @@ def forget_programs() -> None:
 
 @pytest.fixture(autouse=True)
 def bounded_memory():
-    """All programs of the suite together would take several gigabytes."""
+    """Free programs when memory grows: all programs of the suite together would take several gigabytes."""
     yield
     if resident() > 900 * 2**20:
         forget_programs()
@@ -59,7 +59,7 @@ def bounded_memory():
 
 @pytest.fixture(autouse=True, scope="module")
 def clean_slate():
-    """Files of tests share programs on disk, and neither memory nor figures."""
+    """Test files share programs on disk, but neither memory nor figures."""
     yield
     forget_programs()
     if "matplotlib.pyplot" in sys.modules:
@@ -82,9 +82,9 @@ def paper_model() -> fc.UFM:
 
 @pytest.fixture(scope="session")
 def run_lanes(paper_model) -> Callable[[fc.State, float], fc.Trajectory]:
-    """The flow to the plateau from a batch of starts, as a function of the starts and rtol, one program a file.
+    """The flow to the plateau from a batch of starts, as a function of the starts and rtol, with one program per file.
 
-    A batch has four lanes; another number would be another program.
+    A batch has four lanes; another number would need another program.
     """
 
     def run(start: fc.State, rtol: float) -> fc.Trajectory:

@@ -18,7 +18,7 @@ def of_features(
     W: Float[np.ndarray, "C p"],
     b: Float[np.ndarray, " C"],
 ) -> dict[str, float]:
-    """What can be said of any features and a classifier."""
+    """The metrics that exist for any features and a classifier."""
     C = labels.max() + 1
     samples = range(len(labels))
     means = np.array([features[labels == c].mean(axis=0) for c in range(C)])
@@ -51,7 +51,7 @@ def of_features(
 
 
 def spread(vectors) -> float:
-    """Standard deviation over mean of the vectors' lengths."""
+    """Standard deviation of the vectors' lengths, divided by their mean."""
     lengths = np.linalg.norm(vectors, axis=1)
     return float(np.std(lengths) / np.mean(lengths))
 

@@ -1,4 +1,4 @@
-"""The Hessian of the risk in plain NumPy, which uses nothing of the package, in the order (W, H, b)."""
+"""The Hessian of the risk in plain NumPy, independent of the package, in the order (W, H, b)."""
 
 import numpy as np
 import systems
@@ -8,10 +8,10 @@ STEP = 1e-30
 
 
 def operator(point: systems.Arrays, counts, decay=(0.0, 0.0, 0.0), use_bias: bool = True):
-    """A function from flat directions to the Hessian's product with them, exact to rounding.
+    """A function that multiplies the Hessian with a flat direction, exact to rounding.
 
-    The flow is a polynomial, so its derivative along v is the imaginary part of the field at `z + i h v` over h, in
-    which nothing cancels (complex step); the Hessian is minus that.
+    The field is a polynomial, so its derivative along v is the imaginary part of the field at `z + i h v`, divided by h
+    (complex step, without cancellation). The Hessian is minus this derivative.
     """
     H, W, b = point
     cuts = [W.size, W.size + H.size]
@@ -30,7 +30,7 @@ def operator(point: systems.Arrays, counts, decay=(0.0, 0.0, 0.0), use_bias: boo
 
 
 def flat(point: systems.Arrays, use_bias: bool = True) -> np.ndarray:
-    """The parameters of a point, one after the other; without those of a bias that the model does not have."""
+    """The parameters of a point as a flat vector, without b if the model has no bias."""
     H, W, b = point
     return np.concatenate([W.ravel(), H.ravel(), *([b] if use_bias else [])])
 

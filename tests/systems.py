@@ -1,4 +1,4 @@
-"""The systems that tests run on, and their mathematics in plain NumPy, which uses nothing of the package.
+"""The systems that tests run on, and their mathematics in plain NumPy, independent of the package.
 
 Geometries are `(C, N, p)`. Formulas for the flow and for descent are in the notation of the paper (arXiv 2011.11619):
 `s = sqrt N`, `P = I - 11^T/C`, residual `G = W H + b 1^T - I_C (x) 1_N^T`.
@@ -15,15 +15,15 @@ from scipy.integrate import solve_ivp
 
 import flowcollapse as fc
 
-# p above, at and below C - 1, one sample a class, two classes, and the paper's own.
+# p above, at and below C - 1, one sample per class, two classes, and the paper's sizes.
 GEOMETRIES = [(3, 3, 15), (4, 7, 6), (5, 2, 3), (3, 4, 2), (3, 1, 5), (2, 3, 4), (3, 3, 3)]
 
 
-# These programs are short: most of their time is the compiler's, of which this saves a third.
+# These programs are short, and this saves a third of the compilation, which takes most of their time.
 compiled = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 USUAL_FUSIONS = {"xla_cpu_use_fusion_emitters": True} if jax.__version_info__ < (0, 11) else {}
-"""Options of the compiler for laws about the last bits: the suite's cheap fusions round by their place in a program."""
+"""Compiler options for laws about the last bits: with the suite's cheap fusions, rounding depends on the program."""
 
 
 class Arrays(NamedTuple):
@@ -35,12 +35,12 @@ class Arrays(NamedTuple):
 
 
 def model_of(counts, p, **options) -> fc.UFM:
-    """The model with these samples a class."""
+    """The model with these counts."""
     return fc.UFM(num_classes=len(counts), samples_per_class=tuple(counts), num_features=p, **options)
 
 
 def arrays(state) -> Arrays:
-    """A state of the package, or a path of them, in NumPy."""
+    """A state of the package, or a path of states, in NumPy."""
     return Arrays(np.asarray(state.H), np.asarray(state.W), np.asarray(state.b))
 
 
@@ -64,7 +64,7 @@ def centring(C: int) -> Float[np.ndarray, "C C"]:
 
 
 def means_and_deviations(H, counts):
-    """The class means and `H` less its class means, in plain NumPy."""
+    """The class means, and `H` minus its class means, in plain NumPy."""
     ends = np.cumsum(counts)
     means = np.stack([H[:, end - n : end].mean(axis=1) for n, end in zip(counts, ends, strict=True)], axis=1)
     return means, H - np.repeat(means, counts, axis=1)
@@ -121,7 +121,7 @@ def on_subspace(W: np.ndarray, beta, N: int) -> Arrays:
 
 
 def modes(W0: np.ndarray):
-    """The singular vectors and values of a W with `1^T W = 0`, without the last, which is rounding and would grow."""
+    """The singular vectors and values of a W with `1^T W = 0`, without the last value, which is growing rounding."""
     U, sigma, Vt = np.linalg.svd(W0, full_matrices=False)
     k = min(W0.shape[0] - 1, W0.shape[1])
     return U[:, :k], sigma[:k], Vt[:k]
@@ -138,7 +138,7 @@ def flow_on_subspace(W0: np.ndarray, beta0: float, N: int, ts, decay=(0.0, 0.0, 
     assert decay[0] == decay[1]
     U, sigma, Vt = modes(W0)
     t = np.asarray(ts)[:, None]
-    # e^{2rt} is divided out where it grows, so that long times do not overflow.
+    # e^{2rt} is divided out if it grows, so that long times do not overflow.
     begun, left = (np.exp(-2 * r * t), -np.expm1(-2 * r * t)) if r > 0 else (1.0, np.expm1(2 * r * t))
     growth = sigma * np.exp(min(r, 0) * t) / np.sqrt(begun + sigma**2 * left / r)
     limit, rate = N / (C * N + decay[2]), C * N + decay[2]
@@ -157,7 +157,7 @@ def descent_on_subspace(W0: np.ndarray, beta0: float, N: int, eta: float, steps:
 
 
 def subspace_basis(C: int, N: int, p: int) -> Float[np.ndarray, "dim numbers"]:
-    """An orthonormal basis of S, one flattened `(H, W, b)` a row; S has dimension `p (C - 1) + 1`."""
+    """An orthonormal basis of S, with one flattened `(H, W, b)` per row; S has dimension `p (C - 1) + 1`."""
     rows = []
     differences = np.linalg.svd(centring(C))[0][:, : C - 1]
     for column in differences.T:
@@ -169,20 +169,20 @@ def subspace_basis(C: int, N: int, p: int) -> Float[np.ndarray, "dim numbers"]:
 
 
 def relative_error(found, expected) -> float:
-    """`||found - expected|| / ||expected||` over all parts together, each with its leading axes."""
+    """`||found - expected|| / ||expected||` over all parts and their leading axes together."""
     difference = sum(np.sum((np.asarray(f) - np.asarray(e)) ** 2) for f, e in zip(found, expected, strict=True))
     return float(np.sqrt(difference / sum(np.sum(np.asarray(e) ** 2) for e in expected)))
 
 
 def assert_close(actual, wanted, tolerance):
-    """Equal shapes, and a difference of norm at most `tolerance`, relative to what is wanted if that exceeds 1."""
+    """Check for equal shapes and a difference of norm at most `tolerance`, relative to the wanted norm if above 1."""
     actual, wanted = np.asarray(actual), np.asarray(wanted)
     assert actual.shape == wanted.shape
     assert np.linalg.norm(actual - wanted) <= tolerance * max(1.0, float(np.linalg.norm(wanted)))
 
 
 def sizes(jaxpr):
-    """Sizes of everything that a program computes, inner programs included."""
+    """Sizes of all arrays that a program computes, including those of inner programs."""
     for equation in jaxpr.eqns:
         yield from (int(np.prod(variable.aval.shape)) for variable in equation.outvars)
         for inner in jax.tree.leaves(equation.params, is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")):

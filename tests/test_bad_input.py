@@ -1,4 +1,4 @@
-"""Input that cannot be right: each a `UsageError` of one line that names the argument, the value and the cure."""
+"""Invalid input: each case raises a `UsageError` of one line that names the argument, the value and the cure."""
 
 import json
 import subprocess
@@ -30,7 +30,7 @@ def simulate(start: fc.State = START, method=FLOW, ts=None, model=MODEL, **optio
 
 
 CASES = {
-    # The model: name and value of what is wrong, and what to do.
+    # The model: the name and the value of the wrong argument, and the cure.
     "no classes": (ufm(num_classes=0), ["num_classes", "0", "at least 2"]),
     "one class": (ufm(num_classes=1), ["num_classes", "1", "at least 2"]),
     "no features": (ufm(num_features=0), ["num_features", "0", "positive integer"]),
@@ -58,7 +58,7 @@ CASES = {
         lambda: fc.initial.collapsed(ufm(num_features=1)(), key=KEY),
         ["num_features", "1", "at least 2", "raise"],
     ),
-    # States that do not fit: which array, its shape, the shape it needs.
+    # States that do not fit: the array, its shape, and the shape it needs.
     "H of another width": (
         simulate(fc.State(H=jnp.ones((4, 8)), W=START.W, b=START.b)),
         ["state.H", "(4, 8)", "(4, 9)", "reshape"],
@@ -150,7 +150,7 @@ def test_bad_value(name):
 
 @pytest.mark.usefixtures("thirty_two_bits")
 def test_float64_while_jax_runs_in_32_bits():
-    """Such arrays come from NumPy; JAX alone would round them without a word."""
+    """Such arrays come from NumPy; JAX alone would round them silently."""
     for name, shape in (("H", (4, 9)), ("W", (3, 4)), ("b", (3,))):
         arrays: dict[str, Any] = {"H": jnp.ones((4, 9)), "W": jnp.ones((3, 4)), "b": jnp.zeros(3)}
         arrays[name] = np.ones(shape)
@@ -160,14 +160,14 @@ def test_float64_while_jax_runs_in_32_bits():
 
 
 def test_bad_values_are_found_before_anything_runs_and_after_jit_is_left_alone():
-    """Inside jit values are unknown and not checked; shapes are known and are."""
+    """Inside jit, values are unknown and not checked, but shapes are known and checked."""
     with pytest.raises(fc.UsageError, match=r"state\.H"):
         jax.jit(lambda H: fc.risk(MODEL, fc.State(H=H, W=START.W, b=START.b)))(jnp.ones((4, 8)))
     state = jax.jit(lambda eps: fc.initial.sphere(MODEL, eps=eps, key=KEY))(-1.0)
     assert float(jnp.linalg.norm(state.W)) == pytest.approx(1.0)
 
 
-# Wrong types are refused by the shape checks of these tests before the package sees them: a process without those.
+# The shape checks of these tests would refuse wrong types before the package sees them, so a process without them runs.
 TYPES = {
     "num_classes=3.0": (
         "fc.UFM(num_classes=3.0, samples_per_class=3, num_features=4)",
@@ -307,7 +307,7 @@ TYPES = {
 
 @pytest.fixture(scope="module")
 def refused() -> dict[str, list[str]]:
-    """What each of `TYPES` raises: the class and the message."""
+    """The class and the message of the error that each of `TYPES` raises."""
     program = """
         import json, sys
         import jax

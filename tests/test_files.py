@@ -1,4 +1,4 @@
-"""Files are the same whichever way they are written."""
+"""Files are the same whether or not xarray writes them."""
 
 import jax
 import pytest
@@ -20,6 +20,6 @@ def test_a_run_is_the_same_file_without_xarray(tmp_path, save_states):
     write_netcdf(run.to_xarray(), files[1])
     without, beside = (xr.open_dataset(file, engine="h5netcdf") for file in files)
     assert without.identical(beside)
-    for name in without.variables:  # types, chunks, compression, the number that stands for what is missing
+    for name in without.variables:  # types, chunks, compression, fill value
         about, wanted = (dataset[name].encoding | {"source": ""} for dataset in (without, beside))
         assert repr(about) == repr(wanted)

@@ -46,7 +46,7 @@ def test_sphere_has_norm_eps_and_no_bias(paper_model, key, eps):
 def test_sphere_directions_are_uniform(small, key, reduced):
     """A uniform direction in d dimensions has `E x x^T = I/d`, and `x_i^2` has variance `2 (d - 1) / (d^2 (d + 2))`.
 
-    Drawn reduced, that holds for the class means B as d = p n_tot numbers of which it is a part.
+    For a reduced draw, this holds for the entries of the class means B, as part of d = p n_tot numbers.
     """
     draws, p, C, n_tot = 4096, 4, 3, 6
     sphere = jax.vmap(lambda k: fc.initial.sphere(small, eps=1.0, key=k, reduced=reduced))
@@ -55,7 +55,7 @@ def test_sphere_directions_are_uniform(small, key, reduced):
         x = np.asarray(block).reshape(draws, -1)
         moments = x.T @ x / draws
         sigma = np.sqrt(2 * (d - 1) / (d**2 * (d + 2)) / draws)
-        # 5 standard deviations: one number among all of them goes beyond with a chance of about 1e-4.
+        # 5 standard deviations: the chance that any of these numbers exceeds them is about 1e-4.
         np.testing.assert_allclose(moments, np.eye(x.shape[1]) / d, atol=5 * sigma)
         np.testing.assert_allclose(x.mean(axis=0), 0, atol=5 / np.sqrt(d * draws))
 
@@ -99,7 +99,7 @@ def test_collapsed_points_without_a_bias_are_orthogonal_frames(key):
 
 @pytest.mark.parametrize("name", STARTS)
 def test_the_key_decides_and_jit_changes_nothing(small, key, name):
-    """Equal keys give equal starts, other keys others; under jit, with eps traced, the same up to rounding."""
+    """Equal keys give equal starts and other keys other starts; under jit with traced eps, up to rounding."""
     options = {} if name == "collapsed" else {"eps": 0.3}
     plain = getattr(fc.initial, name)(small, key=key, **options)
     first, again, other = (draw(name, small, k) for k in (key, key, jax.random.fold_in(key, 1)))

@@ -1,4 +1,4 @@
-"""Lanes in lockstep as the last axis: the same numbers as a lane by itself, whatever its company."""
+"""Lanes in lockstep as the last axis give the same numbers as a single lane, whatever the other lanes are."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ EPS = float(jnp.finfo(jnp.float64).eps)
 
 
 def seen_by(function):
-    """The function, and the numbers of axes that its first argument had when it was called."""
+    """The function, and the number of axes of its first argument at each call."""
     seen = []
 
     def watched(x, *args):
@@ -110,7 +110,7 @@ COORDINATES = {
 
 
 def numbers_of(model, coordinates="auto", solver="exponential"):
-    """A run as a function of the seed and eps: its steps, and the numbers to compare."""
+    """A run as a function of the seed and eps, which returns its steps and the numbers to compare."""
 
     def run(seed, eps):
         start = fc.initial.sphere(model, eps, key=jax.random.key(seed))
@@ -132,7 +132,7 @@ def same(found, wanted, atol):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_lane_is_its_run_alone(name):
-    """The same steps; the states to the rounding that the escape from the origin amplifies."""
+    """The steps are equal, and the states agree up to rounding amplified by the escape from the origin."""
     run = numbers_of(MODELS[name], COORDINATES[name])
     seeds, eps = jnp.arange(3), jnp.array([0.3, 0.1, 1.0])
     together, alone = compiled(jax.vmap(run))(seeds, eps), compiled(run)
@@ -157,7 +157,7 @@ def test_a_lane_of_nan_disturbs_none():
 
 
 def test_lanes_differ_in_their_decay():
-    """One number of decay for each lane, of which there are three, as many as a model can have decays."""
+    """Three lanes with one decay each; a model can have three decays, which must not be confused with the lanes."""
 
     def run(decay):
         model = fc.UFM(num_classes=2, samples_per_class=2, num_features=3, weight_decay=decay)

@@ -1,4 +1,4 @@
-"""Every notebook runs to its last assertion, and each pair of files says the same."""
+"""Every notebook runs to its last assertion, and the two files of each pair have the same content."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Places that users name: expanded once, never an address, and nothing left behind where writing fails."""
+"""Paths that users give: expanded once, never an address, and nothing is left behind if writing fails."""
 
 import os
 from pathlib import Path

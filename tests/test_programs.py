@@ -1,4 +1,4 @@
-"""How programs are made: few of them, without callbacks, and with the same numbers however they are compiled."""
+"""Programs are few, contain no callbacks, and give the same numbers however they are compiled."""
 
 import threading
 
@@ -43,7 +43,7 @@ def lane_values(data):
 
 
 def test_a_session_compiles_little(compilations):
-    """New numbers are no new programs, and what methods have in common is compiled once."""
+    """New numbers need no new programs, and code that methods share is compiled once."""
     start, other = random_state(MODEL, 0, 0.1), random_state(MODEL, 1, 0.2)
     decayed = fc.UFM(num_classes=3, samples_per_class=4, num_features=6, weight_decay=1e-9)
     ts = np.linspace(0, 2, 7)
@@ -76,11 +76,11 @@ ASKED_OF_A_STATE = {
 
 @pytest.mark.parametrize("asked", ASKED_OF_A_STATE)
 def test_what_is_asked_of_a_state_is_one_program(compilations, asked):
-    """Outside of a program, JAX would compile each operation apart."""
-    model = fc.UFM(num_classes=3, samples_per_class=5, num_features=17)  # sizes that nothing has been asked of before
+    """Outside a program, JAX would compile each operation separately."""
+    model = fc.UFM(num_classes=3, samples_per_class=5, num_features=17)  # sizes that no other test uses
     states = [fc.initial.on_subspace(model, 1e-2, key=jax.random.key(seed)) for seed in range(2)]
     first, second = (compilations.during(lambda one=one: ASKED_OF_A_STATE[asked](model, one)) for one in states)
-    assert first <= 2  # and one to bring a number into its type
+    assert first <= 2  # the second one converts a number to its type
     assert second == 0
 
 
@@ -96,7 +96,7 @@ def test_a_sweep_of_another_size_compiles_nothing(compilations):
 
 
 def test_a_called_function_stays_a_call():
-    """`called` rests on an experimental attribute: an inlined call would compute operands many times."""
+    """`called` relies on an experimental attribute; an inlined call would compute its operands many times."""
     x = jnp.ones((4, 4))
 
     def text(function) -> str:
@@ -111,7 +111,7 @@ def test_a_called_function_stays_a_call():
 )
 @pytest.mark.parametrize("lanes", [False, True])
 def test_programs_hold_no_callbacks(method, lanes):
-    """jax 0.10.1 caches no program that holds one, and they stop accelerators."""
+    """jax 0.10.1 does not cache programs with callbacks, and callbacks stall accelerators."""
     start = random_state(MODEL, 0, 0.1)
 
     def run(start):
@@ -126,13 +126,13 @@ def test_programs_hold_no_callbacks(method, lanes):
 
 
 def solve_backwards():
-    """A solve whose first step goes the wrong way, which diffrax refuses at run time."""
+    """A solve whose first step goes backwards, which diffrax refuses at run time."""
     term, solver = dfx.ODETerm(lambda t, y, args: -y), dfx.Tsit5()
     return dfx.diffeqsolve(term, solver, 0.0, 1.0, jnp.asarray(-0.1), jnp.ones(1)).ys
 
 
 def test_others_keep_the_checks_of_diffrax():
-    """Before, after and beside a run, in another thread."""
+    """Before and after a run, and during it in another thread."""
     fc.simulate(MODEL, random_state(MODEL, 0, 0.1), fc.Flow(), 2, metrics=())
     with pytest.raises(Exception, match="Must have"):
         solve_backwards()

@@ -1,4 +1,4 @@
-"""Starts drawn in class-mean columns have the law of full draws, and take no array of the number of samples."""
+"""Starts drawn in class-mean columns have the distribution of full draws, without arrays as large as the samples."""
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ DRAWN = [((4, 4, 4), 5), ((2, 1, 3), 6)]
 
 @pytest.fixture(scope="module", params=DRAWN, ids=str)
 def draws(request):
-    """The model, and `(B, L L^T, one entry of H, three whole H)` of many full and many reduced draws with `eps = 1`."""
+    """The model, and `(B, L L^T, one entry of H, three full H)` of many full and many reduced draws with `eps = 1`."""
     model = model_of(*request.param)
 
     def invariants(reduced):
@@ -55,7 +55,7 @@ def test_reduced_draws_have_the_law_of_full_draws(draws):
         return values
 
     for (name, a), b in zip(invariants(*full).items(), invariants(*reduced).values(), strict=True):
-        # Some twenty comparisons at fixed keys: below 1e-4 is no accident. Scaling by the mean norm gives 1e-19.
+        # In about twenty comparisons at fixed keys, 1e-4 is no accident. Scaling by the mean norm would give 1e-19.
         assert p_value(scipy.stats.ks_2samp(a, b)) > 1e-4, name
         for power in (1, 2):
             spread = np.sqrt((np.var(a**power) + np.var(b**power)) / DRAWS)
@@ -63,7 +63,7 @@ def test_reduced_draws_have_the_law_of_full_draws(draws):
 
 
 def test_reduced_draws_follow_the_beta_laws_of_the_sphere(draws):
-    # A uniform point of the unit sphere of R^d: k of its squared entries add up to Beta(k/2, (d - k)/2).
+    # For a uniform point on the unit sphere of R^d, the sum of k squared entries is Beta(k/2, (d - k)/2) distributed.
     model, full, reduced = draws
     p, C, n = model.num_features, model.num_classes, model.num_samples
     for B, LLt, entry, _ in (full, reduced):

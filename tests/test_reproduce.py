@@ -26,7 +26,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def printed(folder):
-    """The command, run once, and what it printed on standard output and standard error."""
+    """Run the command once; its output on standard output and standard error."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         assert cli.main(["reproduce", *ARGUMENTS, "--out", str(folder)]) == 0
@@ -44,7 +44,7 @@ def shown_start(model, eps):
 
 
 def metrics_of(points: systems.Arrays, model) -> dict[str, np.ndarray]:
-    """The kept metrics of each point, by their definitions."""
+    """The metrics of each point, by their definitions."""
     start = systems.Arrays(*(part[0] for part in points))
     rows = [of_point(systems.Arrays(*parts), model.counts, start) for parts in zip(*points, strict=True)]
     return {name: np.array([row[name] for row in rows]) for name in reproduce.NAMES}
@@ -83,9 +83,9 @@ def test_flow_of_the_shown_seed_is_scipys(dataset, paper_model, eps):
         found, wanted = picked[name].values, expected[name]
         if name == "risk":
             found, wanted = np.sqrt(2 * found), np.sqrt(2 * wanted)  # the norm of the residual
-        # W W^T - s P and the residual are differences of numbers of order one, each right to rtol; the other errors are
-        # sizes of what the flow itself carries, and keep their relative digits. The bias keeps fewer: what drives it
-        # couples the stiff and the slow part, where the steps' error falls with order 7, not 8.
+        # W W^T - s P and the residual are differences of numbers of order one, each accurate to rtol. The other errors
+        # are norms of variables of the flow and keep their relative digits. The bias keeps fewer digits: its forcing
+        # couples the stiff and the slow part, where the error of a step falls with order 7 instead of 8.
         atol = 10 * RTOL if name in ("snc1", "risk") else 0
         rtol = 2000 * RTOL if name == "snc3" else 300 * RTOL
         np.testing.assert_allclose(found, wanted, rtol=rtol, atol=atol, err_msg=name)
@@ -117,7 +117,7 @@ def test_every_start_is_given_the_time_it_needs(dataset, paper_model):
         return np.linalg.svd(systems.centring(3) @ (W + 3**0.5 * means.T) / 2, compute_uv=False)[1]
 
     sigma = np.array([[smallest_growing(eps, seed) for seed in range(2)] for eps in EPS_LIST])
-    # Derived here: the slowest mode has escaped and what decays has fallen to e^-20, at the rate sqrt N.
+    # Derived here: the slowest mode has escaped, and decaying parts have fallen to e^-20 at the rate sqrt N.
     np.testing.assert_allclose(dataset["plateau_time"], (np.log(3**0.25 / sigma) + 20) / 3**0.5, rtol=1e-12)
     assert dataset["time"][-1] >= dataset["plateau_time"].max()
 
@@ -136,7 +136,7 @@ def test_prints_a_table_and_no_bars_into_a_file(dataset, printed):
     (predicted,) = [row[1:] for row in rows if row[:1] == ["predicted"]]
     (flow,) = [row[1:] for row in rows if row[:1] == ["flow"]]
     assert predicted == ["2", "1", "1", "1", "4"]
-    # The slope over one decade is the power plus (ln of the ratio of the next order's terms) / ln 10.
+    # The slope over one decade is the power plus (ln of the ratio of the next-order terms) / ln 10.
     np.testing.assert_allclose([float(x) for x in flow], [float(x) for x in predicted], atol=0.2)
 
 

@@ -15,11 +15,11 @@ import flowcollapse as fc
 from flowcollapse import settings
 
 CHOICES = ("JAX_", "XLA_FLAGS", "XDG_CACHE_HOME", "NPROC", "TF_CPP")
-"""How the environment variables begin that decide what is tested here."""
+"""Prefixes of the environment variables that affect these tests."""
 
 
 def python(program: str, *words: str, **environment: str) -> list[str]:
-    """The lines that a program prints, in an environment without choices but the given ones. It tells no errors."""
+    """The lines that a program prints, with only the given choices in its environment. It must print no errors."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith(CHOICES)}
     done = subprocess.run(
         [sys.executable, "-c", program, *words], capture_output=True, text=True, timeout=300, env=clean | environment
@@ -43,12 +43,12 @@ step = jax.jit(lambda x: jnp.linalg.qr(jnp.sin(x) @ x)[1].sum() + x[::-1].sum())
 print(float(jax.block_until_ready(step(jnp.arange(9.0).reshape(3, 3)))))
 print(len(hits), kept_in)
 """
-"""A program with matrix products and LAPACK's routines, and how many of its parts were loaded."""
+"""A program with matrix products and LAPACK routines that prints how many of its parts were loaded."""
 
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory) -> tuple[Path, str]:
-    """A folder with compiled programs, and what they compute."""
+    """A folder with compiled programs, and their result."""
     folder = tmp_path_factory.mktemp("kept")
     value, told = python(COMPILE, str(folder))
     assert told.split()[0] == "0"
@@ -98,7 +98,7 @@ def test_the_least_used_entries_go_first(compiled, tmp_path, monkeypatch):
     for age, name in enumerate("abcd"):
         (folder / f"{name}-cache").write_bytes(bytes(100))
         os.utime(folder / f"{name}-cache", (1e9 - age, 1e9 - age))
-    (tmp_path / "mine-cache").write_bytes(bytes(100))  # in nobody's subfolder
+    (tmp_path / "mine-cache").write_bytes(bytes(100))  # not in a subfolder of the cache
     monkeypatch.setattr(compilation_cache, "LARGEST", 250)
     compilation_cache._make_room(tmp_path)
     assert [file.name for file in entries(tmp_path)] == ["a-cache", "b-cache", "mine-cache"]
@@ -212,7 +212,7 @@ for program in sys.argv[1:]:
         print(len(jax.local_devices()), flush=True)
         os._exit(0)
 """
-"""Each program in a process of its own, up to where its lanes begin, and the devices that there are by then."""
+"""Programs, each run in a separate process until its lanes begin, and the number of devices at that point."""
 
 SWEEP = "fc.sweep(model, descent, seeds=40, **kept)"
 

@@ -1,6 +1,6 @@
 """No argument of a public function, whatever its value, raises anything but a `UsageError` of one line.
 
-The calls stand in `wrong_kinds.py`, the values in `wrong_values.py`; a function that is new needs a call there.
+The calls are in `wrong_kinds.py` and the values in `wrong_values.py`; a new function needs a call there.
 """
 
 import json
@@ -25,7 +25,7 @@ def test_every_public_function_is_called():
 
 @pytest.fixture(scope="module")
 def failures(tmp_path_factory) -> dict[str, list]:
-    """What went wrong in each function, from a process of its own: see `wrong_kinds`."""
+    """The failures of each function, from a separate process: see `wrong_kinds`."""
     program, folder = Path(wrong_kinds.__file__), tmp_path_factory.mktemp("wrong")
     run = subprocess.run(
         [sys.executable, str(program), "failures"], cwd=folder, env=os.environ | QUICK, capture_output=True, text=True
@@ -41,7 +41,7 @@ def test_a_wrong_value_is_refused_in_one_line_or_gives_a_result(failures, name):
 
 
 def test_a_function_that_fails_is_found_out():
-    """The trial itself: raw errors are failures; results, and refusals of wrong values, are not."""
+    """A test of the trial: raw errors are failures; results, and refusals of wrong values, are not."""
 
     def half(number):
         if isinstance(number, str):
@@ -52,6 +52,6 @@ def test_a_function_that_fails_is_found_out():
     shortest = {error.partition(":")[0]: shown for _, shown, error in found}
     assert "TypeError" in shortest
     assert shortest.keys() <= {"TypeError", "UFuncTypeError"}
-    assert shortest["TypeError"] == "()"  # of the shortest values, the first
+    assert shortest["TypeError"] == "()"  # the first of the shortest values
     name, _, error = next(wrong_kinds.failures_of(half, {"number": "1"}, examples=0))
     assert (name, error) == ("a call that works", "a refusal: number must be a number, got '1': use 1.")

@@ -1,11 +1,11 @@
-"""Kill a sweep again and again, resume it, and compare what comes out with an undisturbed run, bit by bit.
+"""Kill a sweep repeatedly, resume it, and compare the result with an undisturbed run, bit by bit.
 
     python tests/torture.py [--kills 50] [--seed 0] [--grow]
 
-With `--grow` the store is one of half the seeds at first, and what is killed adds the others and one more scale.
+With `--grow` the store starts with half of the seeds, and the killed sweeps add the other seeds and one more scale.
 
-Half of the kills (SIGKILL) come at a random moment after the sweep has begun to write, half within a hundredth of a
-second after a new file has appeared, which is in the middle of a task's files.
+Half of the kills (SIGKILL) come at a random moment after the sweep has begun to write. The other half come within a
+hundredth of a second after a new file appears, while the files of a task are being written.
 """
 
 import argparse
@@ -41,7 +41,7 @@ print(data.attrs["lanes_computed"])
 
 WHOLE = ("1.0,0.1", str(TASKS * LANES // 2))
 PART = ("0.1", str(TASKS * LANES // 4 - 3))
-"""What the store holds before it grows: an odd number, so that a chunk is partly filled."""
+"""The grid of the store before it grows; its odd number of seeds leaves a chunk partly filled."""
 
 
 def command(store: Path, grid: tuple[str, str] = WHOLE) -> list[str]:
@@ -49,7 +49,7 @@ def command(store: Path, grid: tuple[str, str] = WHOLE) -> list[str]:
 
 
 def files(store: Path) -> int:
-    """How many chunks there are, whole or not."""
+    """The number of chunk files, complete or not."""
     return sum(len(names) for _, _, names in os.walk(store))
 
 
@@ -72,7 +72,7 @@ def main() -> None:
     options = parser.parse_args()
     moment = random.Random(options.seed)
     with tempfile.TemporaryDirectory() as folder:
-        # Programs are compiled once and read by all the processes that follow.
+        # Programs are compiled once and loaded by all later processes.
         os.environ["JAX_COMPILATION_CACHE_DIR"] = f"{folder}/programs"
         os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
         undisturbed, disturbed = Path(folder, "undisturbed.zarr"), Path(folder, "disturbed.zarr")
@@ -86,7 +86,7 @@ def main() -> None:
         last = subprocess.run(command(disturbed), check=True, capture_output=True, text=True)
         resumed = int(last.stdout)
         expected, found = (xr.open_zarr(store).load() for store in (undisturbed, disturbed))
-        found = found.sel(eps=expected["eps"])  # values that were added stand last
+        found = found.sel(eps=expected["eps"])  # added values come last
         for name, values in expected.variables.items():
             np.testing.assert_array_equal(found[name].values, values.values, err_msg=str(name))
         assert resumed == TASKS * LANES - done, (resumed, done)

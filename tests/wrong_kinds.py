@@ -1,9 +1,9 @@
 """Wrong kinds of values at every argument of every public function, one argument at a time.
 
-Run as a program, from an empty folder, because the suite's own shape checks would refuse such values before the
-package sees them. `python wrong_kinds.py FILE` writes, for each function, what gave neither a result nor a
-`UsageError`. Programs are traced and not compiled, and give zeros; sweeps end where they would begin to compute: by
-then all has been checked. A function is public if it is a public name of the package or has an example in its
+Run it as a program from an empty folder, because the shape checks of the suite would refuse such values before the
+package sees them. `python wrong_kinds.py FILE` writes, for each function, the calls that gave neither a result nor a
+`UsageError`. Programs are traced but not compiled, and return zeros. Sweeps end just before they compute, when
+everything has been checked. A function is public if it is a public name of the package or has an example in its
 docstring.
 """
 
@@ -32,7 +32,7 @@ PROGRAM = __name__ == "__main__"
 
 
 DECIDING = {"_reach", "_step_times"}
-"""Programs whose numbers decide what is refused: these are compiled."""
+"""Programs whose results decide about refusals; these are compiled."""
 
 compiled = eqx.filter_jit
 
@@ -42,7 +42,7 @@ def is_shape(x: Any) -> bool:
 
 
 def traced(program: Callable) -> Callable:
-    """In place of a compiled program: it is traced, once for arguments of the same kinds, and gives zeros, or yes."""
+    """A substitute for a compiled program: it is traced, once per kind of arguments, and returns zeros or True."""
     deciding = compiled(program) if program.__name__ in DECIDING else None
     known: dict[Any, Any] = {}
 
@@ -73,10 +73,10 @@ from flowcollapse.theory import certificate  # noqa: E402
 TIMES = [0.0, 1.0]
 
 RESULTS = {"Trajectory", "Verdict"}
-"""Public classes that the package makes and users only read."""
+"""Public classes that the package creates and users only read."""
 
 INTERNAL = {f"flowcollapse.{name}" for name in ("cli", "theory.laws", "sweeps.engine", "comparison.table")}
-"""Modules for the package itself, though some of their functions have examples."""
+"""Internal modules, although some of their functions have examples."""
 
 
 def second_phase() -> dict[str, Any]:
@@ -118,7 +118,7 @@ def run_dataset() -> xr.Dataset:
 
 
 def store() -> str:
-    """The store of a sweep that has ended before its first lane."""
+    """The store of a sweep that ended before its first lane."""
     with contextlib.suppress(Reached):
         fc.sweep(MODEL, fc.Flow("tsit5"), eps=[0.1], seeds=1, ts=2, metrics="risk", store="a store", progress=False)
     return "a store"
@@ -240,7 +240,7 @@ CALLS: dict[str, Callable[[], dict[str, Any]]] = {
     "theory.subspace.risk_parts": lambda: {"model": MODEL, "state": ON_S, "rtol": 1e-3},
 }
 # fmt: on
-"""A call that works of each public function."""
+"""A valid call of each public function."""
 
 
 def public_functions() -> dict[str, Callable]:
@@ -259,14 +259,14 @@ def public_functions() -> dict[str, Callable]:
 
 
 def is_warning(value: Any) -> bool:
-    """Whether it is a kind of warning or error, which users catch and never make."""
+    """Whether a class is a warning or an error, which users catch but never create."""
     return isinstance(value, type) and issubclass(value, BaseException)
 
 
 def failures_of(function: Callable, valid: dict[str, Any], examples: int) -> Iterator[tuple[str, str, str]]:
-    """`(argument, value, error)` for each error that is no `UsageError`, or takes more than one line.
+    """`(argument, value, error)` for each error that is not a `UsageError`, or takes more than one line.
 
-    The call that works is one without any.
+    The valid call must raise none.
     """
     error = attempt(function, valid, refusals=False)
     if error is not None:
@@ -284,18 +284,18 @@ def failures_of(function: Callable, valid: dict[str, Any], examples: int) -> Ite
 def try_one(
     function: Callable, valid: dict[str, Any], argument: str, seen: dict[str, tuple[str, str]], value: Any, shown: str
 ):
-    """Keep the error of one call; of errors of one type that with the shortest value."""
+    """Keep the error of one call; for each type of error, keep the one with the shortest value."""
     error = attempt(function, valid | {argument: value})
     kind = error and error.partition(":")[0]
     if error and kind and (kind not in seen or len(shown) < len(seen[kind][0])):
         seen[kind] = shown, error
 
 
-EVERY: Any = list(HealthCheck)  # a slow call is no fault here
+EVERY: Any = list(HealthCheck)  # slow calls are fine here
 
 
 def throw_at(check: Callable[[Any, str], None], examples: int) -> None:
-    """Nested values that Hypothesis makes up, the same at each run."""
+    """Try nested values that Hypothesis generates, the same in each run."""
 
     @settings(max_examples=examples, deadline=None, derandomize=True, database=None, suppress_health_check=EVERY)
     @given(nested)
@@ -306,7 +306,7 @@ def throw_at(check: Callable[[Any, str], None], examples: int) -> None:
 
 
 def attempt(function: Callable, options: dict[str, Any], refusals: bool = True) -> str | None:
-    """What went wrong; None for a result or, if there may be `refusals`, a `UsageError` of one line."""
+    """The fault of a call; None for a result or, if `refusals` are allowed, for a `UsageError` of one line."""
     from matplotlib import pyplot
 
     try:
@@ -325,11 +325,11 @@ def attempt(function: Callable, options: dict[str, Any], refusals: bool = True) 
 
 
 class Reached(Exception):
-    """A sweep or a comparison has checked its arguments and would begin to compute, or a certificate."""
+    """A sweep, a comparison or a certificate has checked its arguments and would now compute."""
 
 
 def stop_before_computing() -> None:
-    """Let sweeps and comparisons end before the first lane, and certificates before the first law.
+    """Make sweeps and comparisons end before the first lane, and certificates before the first law.
 
     Pictures are not laid out.
     """
@@ -350,7 +350,7 @@ def main(file: str, *names: str, examples: int = 6) -> None:
             failures = list(failures_of(functions[name], valid, examples))
             lines.write(json.dumps({"function": name, "failures": failures}) + "\n")
             lines.flush()
-            fc.enable_x64()  # if it was switched off
+            fc.enable_x64()  # the call may have turned it off
 
 
 if PROGRAM:

@@ -1,4 +1,4 @@
-"""Values of every kind, by their names, that no argument should choke on, and the model and states they are made of."""
+"""Values of every kind by name, which every argument must handle, and the model and states they are made from."""
 
 import functools
 import json
@@ -25,7 +25,7 @@ NO_BIAS = fc.UFM(num_classes=3, samples_per_class=3, num_features=4, use_bias=Fa
 
 
 class Stranger:
-    """An object of no library."""
+    """An object that no library knows."""
 
     def __repr__(self) -> str:
         return "a stranger"

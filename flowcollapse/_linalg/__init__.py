@@ -1,1 +1,1 @@
-"""Linear algebra that JAX does not have, or not for lanes."""
+"""Linear algebra that JAX lacks, or lacks for lanes."""

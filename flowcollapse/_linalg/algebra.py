@@ -1,4 +1,4 @@
-"""Norms, products and factors of matrices, for blocks of lanes on a CPU: vector code, and no thread that waits."""
+"""Norms, products and factorisations for blocks of lanes on a CPU: they use vector code and never block a thread."""
 
 import functools
 import operator
@@ -14,31 +14,32 @@ from jaxtyping import Array, Float, PyTree
 from ..programs import called
 
 WRITTEN_OUT_UP_TO = 256
-"""Products of up to so many multiplications are faster as sums than as calls, in blocks of lanes by a factor 1.2 to 3
-at 243 of them, and slower from about 500 on."""
+"""Products with up to this many multiplications are written out as sums. In blocks of lanes, sums are 1.2 to 3 times as
+fast as calls at 243 multiplications, and slower from about 500 on."""
 
 
 def square_norm(A: Float[Array, "m n"]) -> Float[Array, ""]:
-    """`||A||_F^2`: the rows are added up side by side first, where one sum over all would wait for each addition."""
-    return jnp.sum(jax.lax.optimization_barrier(jnp.sum(A**2, axis=0)))  # else XLA makes one sum of the two
+    """`||A||_F^2`. Columns are summed in parallel first, since in a single sum each addition waits for the last."""
+    return jnp.sum(jax.lax.optimization_barrier(jnp.sum(A**2, axis=0)))  # otherwise XLA merges the two sums
 
 
 def product(A: Float[Array, "m k"], B: Float[Array, "k n"]) -> Float[Array, "m n"]:
-    """`A B`, for a result that is used once: XLA computes a small one anew wherever it is used."""
+    """`A B`, for a result that is used once: XLA would recompute a small product at each use."""
     if A.shape[0] * A.shape[1] * B.shape[1] > WRITTEN_OUT_UP_TO:
         return A @ B
     return jnp.sum(A[:, :, None] * B[None], axis=1)
 
 
 def beside(constants: Any, like: Float[Array, "*lanes"]) -> Float[Array, "*shape"]:
-    """Constants of the precision of an array, with as many axes more, of length one, as the array has."""
+    """Constants in the precision of an array, with one trailing axis of length one for each axis of the array."""
     return jnp.asarray(constants, like.dtype).reshape(*np.shape(constants), *(1,) * like.ndim)
 
 
 def times(A: Float[Array, "m k *lanes"], B: Float[Array, "k *shape"]) -> Float[Array, "m *outcome"]:
-    """`A B` for a matrix A, and a matrix or vector B, in lanes whose axes are the last ones.
+    """`A B` for a matrix A and a matrix or vector B, whose last axes are lanes.
 
-    Without lanes it is a call. With lanes it is a sum of products in which they lie side by side, for vector code.
+    Without lanes it is a matrix product. With lanes it is a sum of elementwise products, which suits vector code:
+    neighbouring lanes are adjacent in memory.
     """
     if A.ndim == 2:
         return A @ B
@@ -47,7 +48,7 @@ def times(A: Float[Array, "m k *lanes"], B: Float[Array, "k *shape"]) -> Float[A
 
 
 def total(terms: Sequence[Any]) -> Any:
-    """The sum of some terms: of five at a time first, since each addition waits for the one before. Of none it is 0."""
+    """The sum of the terms, 0 if there are none. Groups of five are added first, to shorten the chain of additions."""
     if not terms:
         return 0.0
     while len(terms) > 1:
@@ -56,11 +57,11 @@ def total(terms: Sequence[Any]) -> Any:
 
 
 def sum_of_squares(parts: Sequence[Array], lanes: int = 0) -> Float[Array, "*lanes"]:
-    """The sum of the squares of all entries of all parts, for each lane; the last `lanes` axes are lanes."""
+    """The sum of the squares of all entries of all parts, for each lane. The last `lanes` axes are lanes."""
     if lanes == 0:
         return total([jnp.sum(x**2) for x in parts])
     sums = []
-    for part in (x for x in parts if x.size > 0):  # axis by axis, each by a call: XLA would make one sum of them again
+    for part in (x for x in parts if x.size > 0):  # one call per axis, so that XLA does not merge the sums again
         added = _squares_added(part)
         while added.ndim > lanes:
             added = _added(added)
@@ -80,23 +81,23 @@ def _squares_added(x: Float[Array, "m *shape"]) -> Float[Array, "*shape"]:
 
 
 AT_ONCE = 2**18
-"""The most numbers in an intermediate array of a mapped function: 2 MiB in double precision, which a cache can hold."""
+"""The most numbers in an intermediate array of a mapped function: 2 MiB in double precision, which fits in a cache."""
 
 
 def in_blocks(function: Callable, xs: PyTree, numbers: int) -> Any:
-    """`jax.vmap(function)(xs)`, a block of entries at a time where all of them together would take too much memory.
+    """`jax.vmap(function)(xs)`, computed in blocks of entries if all at once would take too much memory.
 
     Args:
         function: takes one entry of `xs`.
         xs: arrays with one common leading axis.
-        numbers: the size of the largest intermediate array that one entry takes.
+        numbers: the size of the largest intermediate array for one entry.
     """
     count, at_once = len(jax.tree.leaves(xs)[0]), max(1, AT_ONCE // max(1, numbers))
     if count <= at_once:
         return jax.vmap(function)(xs)
     blocks = -(-count // at_once)
     height = -(-count // blocks)
-    # The last entry fills up the last block: a remainder would be one more program to compile.
+    # Copies of the last entry fill the last block: a shorter block would need a second program.
     fill = [(0, blocks * height - count)]
     filled = jax.tree.map(lambda x: jnp.pad(x, fill + [(0, 0)] * (x.ndim - 1), mode="edge"), xs)
     apart = jax.tree.map(lambda x: x.reshape(blocks, height, *x.shape[1:]), filled)
@@ -108,11 +109,11 @@ F = TypeVar("F", bound=Callable)
 
 
 def one_by_one(factorise: F) -> F:
-    """The same function of one matrix, that takes the matrices of a batch one after the other on a CPU.
+    """The same function of one matrix; on a CPU it takes the matrices of a batch one after the other.
 
-    On a batch, LAPACK hands work to the threads that all CPU devices share, and waits for it on one of them: with as
-    many devices as threads, all can wait, and jax 0.10.1 then does, for ever. A matrix by itself is computed where it
-    is; that takes a tenth of a microsecond more. Derivatives are those of `factorise`.
+    On a batch, LAPACK hands work to the threads that all CPU devices share, and waits for it on one of them. With as
+    many devices as threads, all threads can end up waiting; jax 0.10.1 then deadlocks. A single matrix is computed on
+    the calling thread, which takes a tenth of a microsecond more. Derivatives are those of `factorise`.
     """
 
     @jax.custom_batching.custom_vmap
@@ -145,15 +146,17 @@ _inverse = one_by_one(lambda R: jsl.solve_triangular(R, jnp.eye(len(R), dtype=R.
 _pinv_by_svd = one_by_one(jnp.linalg.pinv)
 
 BY_COLUMNS_UP_TO = 4
-"""Matrices of at most this many columns are orthogonalised column by column in all lanes at once; more go to LAPACK."""
+"""Matrices with at most this many columns are orthogonalised column by column, in all lanes at once; wider matrices go
+to LAPACK."""
 
 
 @jax.custom_jvp
 def pinv(A: Float[Array, "m n"]) -> Float[Array, "n m"]:
-    """The pseudo-inverse, as `jnp.linalg.pinv` has it, by a QR factorisation wherever the rank is full beyond doubt.
+    """The pseudo-inverse, equal to `jnp.linalg.pinv`, by a QR factorisation if the rank is certainly full.
 
-    `A = Q R` has the pseudo-inverse `R^-1 Q^T`, with an error of the condition of A times eps, as by the singular
-    values, in a seventh of their time. They decide where `||A|| ||A^+||` is so large that one of them may be rounding.
+    `A = Q R` has the pseudo-inverse `R^-1 Q^T`. Its error is the condition number of A times eps, as with the singular
+    values, in a seventh of their time. If `||A|| ||A^+||` is so large that a singular value may be rounding, the
+    singular values are used.
     """
     return pinv(A.T).T if A.shape[0] < A.shape[1] else _pinvs(A[None])[0]
 
@@ -162,7 +165,7 @@ def pinv(A: Float[Array, "m n"]) -> Float[Array, "n m"]:
 def _derivative_of_pinv(primals, tangents):
     (A,), (dA,) = primals, tangents
     P = pinv(A)
-    # Golub and Pereyra 1973, for a rank that does not change; no square matrix of the longer side is made.
+    # Golub and Pereyra 1973, for constant rank, arranged so that no square matrix of the longer side is formed.
     inside, out, within = P @ dA @ P, dA.T - (dA.T @ A) @ P, dA.T @ P.T @ P
     return P, P @ (P.T @ out) + within - P @ (A @ within) - inside
 
@@ -176,7 +179,7 @@ def _pinvs(A: Float[Array, "lanes m n"]) -> Float[Array, "lanes n m"]:
         found = jax.vmap(_inverse)(R) @ jnp.swapaxes(Q, 1, 2)
     squares = jnp.sum(A**2, (1, 2)) * jnp.sum(found**2, (1, 2))
     known = squares < (10 * A.shape[1] * jnp.finfo(A.dtype).eps) ** -2.0  # the relative size that jnp.linalg.pinv keeps
-    # One branch for all lanes: of a branch for each, both sides would be computed.
+    # One branch for all lanes: with a branch per lane, `vmap` would compute both sides.
     by_svd = jax.vmap(lambda A, found, known: jnp.where(known, found, _pinv_by_svd(A)))
     return jax.lax.cond(jnp.all(known), lambda: found, lambda: by_svd(A, found, known))
 
@@ -188,9 +191,10 @@ def _pinvs_of_batches(size, batched, A):
 
 
 def _by_columns(A: Float[Array, "lanes m n"]) -> Float[Array, "lanes n m"]:
-    """Pseudo-inverses by the Gram-Schmidt method without roots: `A = Q T`, T with a unit diagonal.
+    """Pseudo-inverses by the Gram-Schmidt method without square roots: `A = Q T`, where T has a unit diagonal.
 
-    Each column is made orthogonal twice: once would leave the square of the condition in the products with `Q^T`.
+    Each column is orthogonalised twice: after a single pass, the products with `Q^T` would contain the square of the
+    condition number.
     """
     n = A.shape[2]
     Q, rows = [], []

@@ -1,4 +1,4 @@
-"""The block Lanczos method, with full reorthogonalisation and through exhausted spaces."""
+"""The block Lanczos method, with full reorthogonalisation and restarts when the Krylov space is exhausted."""
 
 from collections.abc import Callable
 
@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 from .algebra import qr
 
 Apply = Callable[[Float[Array, " size"]], Float[Array, " size"]]
-"""A symmetric matrix A as a map of vectors."""
+"""A symmetric matrix A as a function of vectors."""
 
 
 def krylov(
@@ -17,11 +17,12 @@ def krylov(
 ) -> tuple[Float[Array, "size vectors"], Float[Array, "vectors vectors"]]:
     """An orthonormal basis Q of the block Krylov space of A, and `T = Q^T A Q`, of `iterations` blocks.
 
-    At critical points a few products exhaust the space, and what is left is rounding. Normalised, it may lie in the
-    span of Q again and bring eigenvalues that A does not have. So a block is made orthogonal to Q anew after it has
-    been normalised, and the method goes on from a new direction; eigenvalues stay in the range of A's.
+    At critical points a few products exhaust the space, and the remainder is rounding. Once normalised, that remainder
+    may lie in the span of Q and produce eigenvalues that A does not have. Each block is therefore orthogonalised
+    against Q again after it has been normalised, and the method continues from a new direction. All eigenvalues of T
+    stay within the range of the eigenvalues of A.
 
-    Source: Lanczos 1950; blocks: Golub and Underwood 1977; orthogonalisation that is repeated: Giraud et al. 2005.
+    Source: Lanczos 1950; blocks: Golub and Underwood 1977; repeated orthogonalisation: Giraud et al. 2005.
     """
     (size, block), dtype = start.shape, start.dtype
 
@@ -40,7 +41,7 @@ def krylov(
 
 
 def _orthonormal(vectors: Float[Array, "size block"]) -> Float[Array, "size block"]:
-    """An orthonormal basis of the vectors' span, and of some other directions if that is smaller than the block."""
+    """An orthonormal basis of the vectors' span, completed by arbitrary directions if the vectors are dependent."""
     if vectors.shape[1] > 1:
         return qr(vectors)[0]
     norm = jnp.linalg.norm(vectors)
@@ -48,10 +49,11 @@ def _orthonormal(vectors: Float[Array, "size block"]) -> Float[Array, "size bloc
 
 
 def dominant(T: Float[Array, "n n"]) -> Float[Array, " n"]:
-    """A vector of the largest eigenvalue of a symmetric matrix, by squaring again and again.
+    """An eigenvector of the largest eigenvalue of a symmetric matrix, by repeated squaring.
 
-    `T + ||T||_F I` has no negative eigenvalue; of its power `2^48` only the largest is left, and what is within 1e-13
-    of it, as good as equal. Up to 32 rows that takes 0.7 of the time of an eigendecomposition on a CPU.
+    `T + ||T||_F I` has no negative eigenvalue. Its power `2^48` keeps only the largest eigenvalue and those within
+    1e-13 of it, which are effectively equal. Up to 32 rows, this takes 0.7 of the time of an eigendecomposition on a
+    CPU.
     """
     scale = jnp.linalg.norm(T)
     shifted = T / jnp.where(scale == 0, 1.0, scale) + jnp.eye(len(T), dtype=T.dtype)

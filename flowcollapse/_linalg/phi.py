@@ -12,8 +12,9 @@ TAYLOR_TERMS = 20
 def phi(z: Float[Array, "*shape"], count: int) -> list[Float[Array, "*shape"]]:
     """`phi_0(-z) ... phi_count(-z)` for `z >= 0`, with `phi_k(w) = sum_j w^j / (j + k)!`.
 
-    Taylor's series for the last and the recursion downward below z = 1, the recursion upward above, each where it is
-    stable. Relative accuracy about 1e-13 in float64.
+    Below z = 1, the last function comes from its Taylor series and the others from the downward recursion; above z = 1,
+    all come from the upward recursion. Each recursion is used where it is stable. The relative accuracy is about 1e-13
+    in float64.
     """
     one = jnp.ones_like(z)
     below, small, large = z < one, jax.lax.min(z, one), jax.lax.max(z, one)

@@ -1,6 +1,6 @@
-"""The command line. Each command is a frozen dataclass: its fields are the flags, and the text under them the help.
+"""The command line. Each command is a frozen dataclass: its fields are the flags, and their docstrings are the help.
 
-Nothing heavy is imported before a command runs, so that `--help` answers at once.
+Nothing heavy is imported before a command runs, so that `--help` is fast.
 """
 
 import contextlib
@@ -15,25 +15,24 @@ ABOUT = (
     "Gradient flow and gradient descent of the unconstrained features model, and how far they are from neural collapse."
 )
 
-EXIT_CODES = """Exit codes: 0 done, 1 a law fails (verify), 2 bad input, 70 a fault of the program, 74 standard output
-cannot be written, 130 interrupted. A pipe that is closed early, as by head, changes none of them."""
+EXIT_CODES = """Exit codes: 0 success, 1 a law fails (verify), 2 bad input, 70 internal error, 74 standard output cannot
+be written, 130 interrupted. A pipe that is closed early, for example by head, does not change the exit code."""
 
 OUTPUT_FAILED, INTERRUPTED = 74, 130
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """The `flowcollapse` command.
+    """Run the `flowcollapse` command.
 
     Args:
-        args: the words after the command's name. Default: those of this process.
+        args: the words after the command's name. Default: the arguments of this process.
 
     Returns:
-        The exit code: 0, 1 if a law fails, 2 after bad input, which is told in one line on standard error, 74 if
-        standard output cannot be written (for another reason than a closed pipe, which changes nothing), or 130 after
-        Ctrl-C.
+        The exit code: 0; 1 if a law fails; 2 after bad input, explained in one line on standard error; 74 if standard
+        output cannot be written (a closed pipe does not count); or 130 after Ctrl-C.
 
     Raises:
-        SystemExit: with code 2 for unknown flags, with 0 after `--help`.
+        SystemExit: with code 2 for unknown flags, with code 0 after `--help`.
 
     Example:
         >>> from flowcollapse.cli import main
@@ -91,7 +90,7 @@ def _main(args: list[str]) -> int:
             args=args,
             config=(tyro.conf.OmitArgPrefixes,),
         )
-    except BrokenPipeError:  # nobody reads the help, or the error
+    except BrokenPipeError:  # nobody reads the help or the error
         return 0 if {"--help", "-h"} & set(args) else 2
     console = Console(command.quiet)
     code = command.run(console)
@@ -102,11 +101,11 @@ def _main(args: list[str]) -> int:
 
 
 def said_once(command: type, name: str, args: Sequence[str]) -> list[str]:
-    """The words of a command with each flag once, those of its configuration file among them.
+    """The words of a command, including those of its configuration file, with each flag mentioned once.
 
     Raises:
-        UsageError: for a flag that is given twice with different values, or that nothing reads, and for a file that
-            cannot be read.
+        UsageError: for a flag given twice with different values, a flag that the chosen method does not read, and a
+            file that cannot be read.
     """
     from .config import read_config
     from .options import READ_BY, check_read
@@ -128,7 +127,7 @@ def said_once(command: type, name: str, args: Sequence[str]) -> list[str]:
 
 
 def tell(text: str) -> None:
-    """Print one line on standard error, if there is one."""
+    """Print one line on standard error, if the process has one."""
     if sys.stderr is not None:
-        with contextlib.suppress(OSError):  # nobody is there to be told
+        with contextlib.suppress(OSError):  # nobody reads it
             print(text, file=sys.stderr, flush=True)

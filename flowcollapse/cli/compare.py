@@ -1,4 +1,4 @@
-"""The command that sets descent beside the flow."""
+"""The command that compares descent with the flow."""
 
 import dataclasses
 from pathlib import Path
@@ -13,46 +13,47 @@ from .words import Kind
 
 @dataclasses.dataclass(frozen=True)
 class Against:
-    """What is compared."""
+    """The methods to compare."""
 
     optimizer: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, Kind.TEXTS] = ()
-    """An optax optimizer with its numbers, once for each: --optimizer sgd:learning_rate=0.05,momentum=0.9 --optimizer
-    adam:learning_rate=0.01. What it leaves open can be an axis: --optimizer sgd --axis learning_rate=0.01,0.02. The
-    flows modified-flow and heavy-ball-flow are written alike. Default: sgd:learning_rate=0.02."""
+    """An optax optimizer with its numbers. Repeat the flag for more: --optimizer sgd:learning_rate=0.05,momentum=0.9
+    --optimizer adam:learning_rate=0.01. A number you leave out can be an axis: --optimizer sgd --axis
+    learning_rate=0.01,0.02. The flows modified-flow and heavy-ball-flow are written the same way. Default:
+    sgd:learning_rate=0.02."""
     flow: str = "flow"
-    """What they are compared with: flow, with its tolerance if you like, as flow:rtol=1e-10, or another flow, as
+    """The reference: flow, optionally with its tolerance, as in flow:rtol=1e-10, or another flow, as in
     modified-flow:learning_rate=0.05."""
     num_steps: int | None = None
-    """How many steps the optimizers may take. Default: what they need to reach the last time."""
+    """The most steps the optimizers may take. Default: as many as they need to reach the last time."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Kept:
-    """What is kept, and where."""
+    """The results to keep, and the files."""
 
     ts: tuple[float, ...] | None = None
-    """Times at which all are saved. Default: times of steps, up to where every start has reached its plateau."""
+    """Times at which all methods are saved. Default: times of steps, until every start has reached its plateau."""
     num_saves: int = 101
-    """About how many times, if ts is not given."""
+    """Approximate number of times, if ts is not given."""
     metrics: tuple[str, ...] | None = None
-    """Names of the metrics. Default: all that the model and the starts have."""
+    """Names of the metrics. Default: all metrics of the model and the starts."""
     keep_final: bool = False
-    """Keep H, W and b of the last time."""
+    """Keep H, W and b at the last time."""
     out: Path | None = None
     """File for the comparison: .nc (netCDF), .zarr, .csv or .parquet."""
     plot: Path | None = None
-    """File for a picture of it: .png, .pdf or .svg."""
+    """File for a picture of the comparison: .png, .pdf or .svg."""
     metric: str | None = None
-    """Whose paths the picture shows. Default: snc1, or the first that there is."""
+    """The metric whose paths the picture shows. Default: snc1, or the first one saved."""
     devices: int | None = None
-    """How many devices, or CPU cores. Default: all."""
+    """Number of devices or CPU cores. Default: all."""
     precision: Literal["float64", "float32"] = "float64"
-    """Floating point of the runs."""
+    """Floating-point precision of the runs."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Compare(Computing):
-    """Run the flow and optimizers from the same starts, matched in time, and tell how far apart they are."""
+    """Run the flow and optimizers from the same starts, matched in time, and report how far apart they are."""
 
     against: Against = dataclasses.field(default_factory=Against)
     lanes: Lanes = dataclasses.field(default_factory=lambda: Lanes(eps=(1e-1, 1e-2), seeds=("16",)))

@@ -16,11 +16,11 @@ def read_config(path: Path, flags: dict[str, Flag]) -> Values:
 
     Args:
         path: the file: TOML in UTF-8, with or without a byte order mark.
-        flags: the flags of the command. A key may stand in the section of its flag or outside of all.
+        flags: the flags of the command. A key may be in the section of its flag or outside all sections.
 
     Raises:
-        UsageError: if the file cannot be read, or holds a key that is no flag, a value that cannot be, or a key twice
-            with different values.
+        UsageError: if the file cannot be read, or if it holds a key that is not a flag, an invalid value, or a key
+            twice with different values.
     """
     try:
         table = tomllib.loads(path.read_bytes().decode("utf-8-sig"))
@@ -64,7 +64,7 @@ def _add(
 
 
 def _words(flag: Flag, value: Any) -> list[str]:
-    """A value of TOML as the words of its flag."""
+    """A TOML value as the words of its flag."""
     if flag.kind is Kind.PAIRS and isinstance(value, dict):
         return [f"{name}={one}" for name, one in value.items()]
     listed = value if isinstance(value, list) else [value]

@@ -1,4 +1,4 @@
-"""The output of a command: its text, and the files that it writes at its end."""
+"""The output of a command: its text, and the files it writes at the end."""
 
 import dataclasses
 import importlib.util
@@ -17,23 +17,23 @@ if TYPE_CHECKING:
     from .._files import Labelled
 
 SUFFIXES = (".nc", ".zarr", ".csv", ".parquet")
-"""The forms that results are written in."""
+"""The file formats for results."""
 
 TABLES = (".csv", ".parquet")
-"""Those that are one table, a row for each run and time."""
+"""The formats that hold one table, with a row for each run and time."""
 
 UNTOLD = ("quiet", "config", "cache")
-"""Flags that results do not depend on."""
+"""Flags that do not affect results."""
 
 STATE = ("H", "W", "b")
 
 
 @dataclasses.dataclass
 class Console:
-    """Standard output, and the bars on standard error.
+    """Standard output, and the progress bars on standard error.
 
-    A reader that has gone, as `head` has after its lines, ends the printing and nothing else: the work goes on, files
-    are written, and the exit code is the true one. Another failure, such as a full disk, is kept in `failure`.
+    If the reader closes the pipe, as `head` does, only the printing stops: the work continues, files are written, and
+    the exit code does not change. Any other failure, such as a full disk, is recorded in `failure`.
     """
 
     quiet: bool = False
@@ -41,7 +41,7 @@ class Console:
     failure: str = ""
 
     def say(self, text: str) -> None:
-        """Print a text, unless nothing is to be printed or nobody reads any more."""
+        """Print a text, unless the command is quiet or nobody reads its output."""
         if self.quiet or self.closed:
             return
         try:
@@ -53,16 +53,16 @@ class Console:
 
     @property
     def bars(self) -> bool:
-        """Whether to show bars: on a terminal only, so that none goes into a log file."""
+        """Whether to show progress bars: only on a terminal, so that log files stay clean."""
         return not self.quiet and sys.stderr is not None and sys.stderr.isatty()
 
 
 def check_output(path: Path | None, *, states: str = "") -> None:
-    """Make sure that results can be written to `path`, in the form that its suffix names.
+    """Make sure that results can be written to `path`, in the format that its suffix names.
 
     Args:
         path: the file, or None.
-        states: the flag that keeps H, W and b, if it is given: a table has no place for these.
+        states: the flag that keeps H, W and b, if it is given: a table cannot hold them.
 
     Raises:
         UsageError: if they cannot.
@@ -73,9 +73,9 @@ def check_output(path: Path | None, *, states: str = "") -> None:
         return
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
-        raise UsageError(f"out {path} does not end in {', '.join(SUFFIXES)}: the ending says in which form to write.")
+        raise UsageError(f"out {path} does not end in {', '.join(SUFFIXES)}: use the ending of the format you want.")
     if suffix in TABLES and states:
-        raise UsageError(f"out {path} is a table, which has no place for H, W and b: end it in .nc, or drop {states}.")
+        raise UsageError(f"out {path} is a table, which cannot hold H, W and b: end it in .nc, or drop {states}.")
     if suffix == ".parquet" and not any(map(importlib.util.find_spec, ("pyarrow", "fastparquet"))):
         raise UsageError(f"out {path} needs pyarrow or fastparquet: pip install pyarrow, or end it in .nc or .csv.")
     if suffix == ".zarr" and path.exists():
@@ -97,7 +97,7 @@ def check_picture_file(path: Path | None) -> None:
 
 
 def check_apart(**places: Path | None) -> None:
-    """Raise `UsageError` if two of the places that a command writes to are one."""
+    """Raise `UsageError` if a command would write two outputs to the same place."""
     given = [(name, place.absolute()) for name, place in places.items() if place is not None]
     for i, (name, place) in enumerate(given):
         for other, there in given[:i]:
@@ -106,7 +106,7 @@ def check_apart(**places: Path | None) -> None:
 
 
 def write(dataset: "xr.Dataset | Labelled", path: Path) -> None:
-    """The results in the form that the suffix names; written whole or not at all.
+    """Write the results in the format that the suffix names, completely or not at all.
 
     Raises:
         UsageError: if they cannot be written.
@@ -133,13 +133,13 @@ def write(dataset: "xr.Dataset | Labelled", path: Path) -> None:
 
 
 def table(dataset: "xr.Dataset") -> Any:
-    """The results as one table of pandas: a row for each run and time, with the values of all axes."""
+    """The results as one pandas table, with a row for each run and time and the values of all axes."""
     from ..results.tables import label
 
     texts = {}
     for name in map(str, dataset.variables):
         axis = name.removesuffix("_values")
-        if axis != name and axis in dataset.dims:  # several numbers a value: one text
+        if axis != name and axis in dataset.dims:  # a value of several numbers becomes one text
             texts[axis] = [label(dataset.isel({axis: i}), axis) for i in range(dataset.sizes[axis])]
     parts = [f"{axis}_values" for axis in texts]
     return dataset.drop_vars(parts).assign_coords(texts).to_dataframe().reset_index()
@@ -152,19 +152,19 @@ def options_of(command: Any) -> str:
 
 
 def draw_without_a_window() -> None:
-    """Pictures go to files only."""
+    """Make matplotlib draw to files only."""
     import matplotlib
 
     matplotlib.use("Agg")
 
 
 def flush() -> str:
-    """Empty the buffer of standard output, or drop it where nobody reads it. Returns a failure but that."""
+    """Flush standard output, or drop the buffer if nobody reads it. Returns the reason of any other failure."""
     if sys.stdout is None:
         return ""
     try:
         sys.stdout.flush()
     except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes again at exit
         return "" if isinstance(error, BrokenPipeError) else error.strerror or str(error)
     return ""

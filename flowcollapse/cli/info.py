@@ -1,4 +1,4 @@
-"""The command that tells what is installed."""
+"""The command that prints what is installed."""
 
 import dataclasses
 

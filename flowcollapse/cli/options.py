@@ -24,10 +24,10 @@ class Command:
     """The flags of every command."""
 
     config: Path | None = None
-    """TOML file with any of these flags, which those of the command line replace. Sections are named as the groups
-    below; a flag may stand outside of them too."""
+    """TOML file with any of these flags; flags on the command line override it. Its sections have the names of the
+    groups below, and a flag may also be outside all sections."""
     quiet: bool = False
-    """Print nothing but errors: results are in the files, and the exit code tells the rest."""
+    """Print only errors: results are in the files, and the exit code says whether the command succeeded."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,11 +35,11 @@ class Computing(Command):
     """The flags of every command that computes."""
 
     cache: bool = True
-    """Keep compiled programs for later commands, in flowcollapse in the folder for caches (~/.cache), or where
-    JAX_COMPILATION_CACHE_DIR says."""
+    """Keep compiled programs for later commands, in the folder flowcollapse of the user's cache folder (~/.cache), or
+    in JAX_COMPILATION_CACHE_DIR if it is set."""
 
     def prepare(self, precision: str = "float64") -> None:
-        """Settings of JAX that come before anything else: the precision, and where compiled programs are kept."""
+        """Set up JAX before anything else: the precision, and where compiled programs are kept."""
         from ..compilation_cache import disable_compilation_cache, enable_compilation_cache
         from ..settings import enable_x64
 
@@ -63,9 +63,9 @@ class Model:
     weight_decay: Annotated[tuple[float, ...], Kind.ROW] = (0.0,)
     """One number, or three in the order W, H, b."""
     use_bias: bool = True
-    """Without a bias, b is zero and stays there."""
+    """Whether the model has a bias. Without one, b stays zero."""
     loss: str = "squared"
-    """Loss of the logits: squared, or module:name for one of your own, with its numbers as in name:number=0.1."""
+    """Loss function of the logits: squared, or module:name for your own, with its numbers as in name:number=0.1."""
 
     def build(self) -> "UFM":
         from ..model.ufm import UFM
@@ -85,14 +85,14 @@ class Start:
     """The start."""
 
     start: str = "sphere"
-    """sphere (random directions as in the paper), on-subspace (a point of the invariant subspace S), balanced
-    (W^T W = H H^T), collapsed (strong collapse itself), or module:name for one of your own."""
+    """Kind of start. sphere: random directions, as in the paper. on-subspace: a point of the invariant subspace S.
+    balanced: W^T W = H H^T. collapsed: strong collapse itself. module:name: a start of your own."""
     eps: float = 0.1
     """Norm of H and of W (not for collapsed)."""
     seed: int = 0
     """Seed of the random key."""
     reduced: bool | None = None
-    """Draw class means and within-class part themselves (sphere only). Default: for large problems."""
+    """Draw the class means and the within-class part directly (sphere only). Default: only for large problems."""
 
     def build(self, model: "UFM") -> "State":
         import jax
@@ -129,12 +129,12 @@ def check_read(given: Iterable[str], method: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """The method. Flow reads solver, tolerances, t1 and max-steps, descent the rest."""
+    """The method. The flow uses solver, rtol, atol, t1 and max-steps; descent uses the others."""
 
     method: Literal["flow", "descent"] = "flow"
     """Gradient flow or discrete descent."""
     coordinates: str = "auto"
-    """auto (class means where exact, compressed rows where it pays), class-mean or sample."""
+    """auto (class means if they are exact, compressed rows if they are faster), class-mean or sample."""
     solver: str = "exponential"
     """exponential, tsit5, dopri5, dopri8, kvaerno5 or kencarp5."""
     rtol: float = 1e-8
@@ -142,19 +142,19 @@ class Method:
     atol: float | None = None
     """Absolute tolerance of each block's norm. Default: rtol times that norm at the start."""
     t1: float | None = None
-    """End of the flow. Default: the plateau time of the start, or the last of ts."""
+    """End time of the flow. Default: the plateau time of the start, or the last of ts."""
     max_steps: int = 65_536
-    """Most steps of the flow, accepted and rejected together."""
+    """The most steps of the flow, accepted and rejected together."""
     optimizer: str = "sgd"
     """Name of an optax optimizer."""
     learning_rate: float = 0.02
-    """Its step size."""
+    """Step size of the optimizer."""
     momentum: float | None = None
-    """Its momentum, if it has any."""
+    """Momentum of the optimizer, if it has one."""
     hyperparameters: dict[str, float] = dataclasses.field(default_factory=dict)
-    """Its other numbers, in pairs: b1 0.9 b2 0.99"""
+    """Other numbers of the optimizer, in pairs: b1 0.9 b2 0.99"""
     num_steps: int = 1000
-    """Steps of the descent."""
+    """Number of steps of the descent."""
 
     def build(self) -> "Flow | Descent":
         coordinates = self.coordinates.lower()
@@ -177,27 +177,27 @@ class Method:
 
 @dataclasses.dataclass(frozen=True)
 class Lanes:
-    """What varies from lane to lane. The start of a lane depends on its seed and eps alone."""
+    """The lanes: their starts, and the axes along which they vary. A lane's start depends only on its seed and eps."""
 
     eps: tuple[float, ...] = (1.0, 1e-1, 1e-2, 1e-3)
     """Norms of H and W at the start."""
     seeds: Annotated[tuple[str, ...], Kind.SEEDS] = ("256",)
-    """Random starts for each eps: how many (the seeds 0, 1, 2, ...), or which: a range as 0:256 or 0:256:2, or a list
-    as 3,5,8."""
+    """Random starts for each eps: a count (the seeds 0, 1, 2, ...), a range such as 0:256 or 0:256:2, or a list such as
+    3,5,8."""
     axis: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, Kind.AXES] = ()
-    """A further axis, as in: --axis learning_rate=0.01,0.02 --axis samples_per_class=3,10,30. Values of several numbers
-    are written with colons: --axis weight_decay=0:0:0,0.01:0.01:0. In a TOML file: the section [axes]."""
+    """A further axis, as in: --axis learning_rate=0.01,0.02 --axis samples_per_class=3,10,30. Write values of several
+    numbers with colons: --axis weight_decay=0:0:0,0.01:0.01:0. In a TOML file, use the section [axes]."""
     start: str = "sphere"
-    """sphere (random directions as in the paper), on-subspace (a point of the invariant subspace S), balanced
-    (W^T W = H H^T), or module:name for one of your own."""
+    """Kind of start. sphere: random directions, as in the paper. on-subspace: a point of the invariant subspace S.
+    balanced: W^T W = H H^T. module:name: a start of your own."""
 
     def axes(self, function: Callable) -> dict[str, list[Any]]:
-        """The further axes by name, for a function that takes them as keywords beside its own."""
+        """The further axes by name, for a function that takes them as extra keywords."""
         found: dict[str, list[Any]] = {}
         for text in self.axis:
             name, equals, values = text.partition("=")
             if equals and name in inspect.signature(function).parameters:
-                raise UsageError(f"axis {name!r} is no further axis: for its values there is the flag --{name}.")
+                raise UsageError(f"axis {name!r} is not a further axis: give its values with the flag --{name}.")
             try:
                 found[name] = [one_or_all(tuple(map(_number, value.split(":")))) for value in split([values])]
             except ValueError:
@@ -208,14 +208,14 @@ class Lanes:
 
 
 MOST_SEEDS = 10**8
-"""More do not fit into memory as the values of an axis."""
+"""The most seeds that fit into memory as the values of an axis."""
 
 
 def seeds_of(words: Sequence[str]) -> int | Sequence[int]:
-    """How many seeds, or which, from a count, ranges and a list.
+    """The number of seeds or a list of them, from a count, ranges or a list.
 
     Raises:
-        UsageError: for another form, or an empty range.
+        UsageError: for any other form, an empty range, or too many seeds.
     """
     parts: list[Sequence[int]] = []
     for word in words:
@@ -235,7 +235,7 @@ def seeds_of(words: Sequence[str]) -> int | Sequence[int]:
 
 
 def one_or_all(numbers: tuple) -> Any:
-    """A single number for a tuple of one."""
+    """The number in a tuple of one, or the whole tuple."""
     return numbers[0] if len(numbers) == 1 else numbers
 
 

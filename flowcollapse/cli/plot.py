@@ -1,4 +1,4 @@
-"""The command that draws what the others have written."""
+"""The command that draws the files of the other commands."""
 
 import dataclasses
 from pathlib import Path
@@ -19,22 +19,22 @@ DRAWN = {
     "comparison": ("overview",),
     "figures": ("overview", "figure1", "figure2"),
 }
-"""The kinds of pictures that each kind of file has."""
+"""The kinds of pictures for each kind of file."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Plot(Command):
-    """Draw what simulate, sweep, compare and reproduce write. Of a run: its metrics against time. Of a sweep: bands
-    over seeds against time, the limit against eps, a heat map over two axes, the verdicts. Of a comparison: the paths,
-    their distance to the flow, and the ends."""
+    """Draw the results of simulate, sweep, compare and reproduce. A run shows its metrics against time. A sweep shows
+    bands over seeds against time, the limit against eps, a heat map over two axes, and the verdicts. A comparison shows
+    the paths, their distance to the flow, and where they end."""
 
     file: tyro.conf.Positional[Path]
-    """A netCDF file, or the store of a sweep, which need not be finished."""
+    """A netCDF file, or the store of a sweep, finished or not."""
     kind: Literal["overview", "stability", "figure1", "figure2"] = "overview"
-    """Overview: all of the former. Stability: where a sweep of descent over learning_rate ends. Figure1 and figure2:
-    the paper's, of the runs of reproduce or of a sweep over eps."""
+    """overview: the pictures named above. stability: where descent ends, in a sweep over learning_rate. figure1 and
+    figure2: the paper's figures, from the runs of reproduce or a sweep over eps."""
     metric: str | None = None
-    """What is drawn. Default: snc1, or the first that there is; of a run, several."""
+    """The metric to draw. Default: snc1, or the first one saved; for a run, several metrics."""
     out: Path | None = None
     """File for the picture: .png, .pdf or .svg. Default: run.png, sweep.png, stability.png and so on."""
 
@@ -51,7 +51,7 @@ class Plot(Command):
         if self.kind not in DRAWN[what]:
             known = ", ".join(DRAWN[what])
             raise UsageError(
-                f"kind {self.kind} is not drawn of {self.file}, which holds a {what}: choose from {known}."
+                f"kind {self.kind} cannot be drawn from {self.file}, which holds a {what}: choose from {known}."
             )
         out = self.out or Path(f"{what if self.kind == 'overview' else self.kind}.png")
         check_picture_file(out)
@@ -65,7 +65,7 @@ class Plot(Command):
         figure = self.kind if self.kind != "overview" else "figure1" if what == "figures" else ""
         if figure.startswith("figure"):
             if self.metric is not None:
-                raise UsageError(f"metric {self.metric!r} is not for {figure}, which has its metrics: leave it out.")
+                raise UsageError(f"metric {self.metric!r} does not apply to {figure}: leave it out.")
             return plot.figure1(dataset) if figure == "figure1" else plot.figure2(dataset)
         if figure == "stability":
             return plot.stability(dataset, name=self.metric or "snc1")

@@ -1,4 +1,4 @@
-"""The process around a command: what Ctrl-C, closed pipes and faults come to in a shell."""
+"""The process around a command: how it responds to Ctrl-C, closed pipes and internal errors."""
 
 import io
 import os
@@ -14,16 +14,16 @@ from typing import Any, NoReturn
 FAULT, PIPE, INTERRUPTED = 70, 141, 130
 
 PATIENCE = 1.0
-"""Seconds that a second Ctrl-C leaves the main thread to answer."""
+"""Seconds that the main thread has to react to a second Ctrl-C."""
 
 
 def run() -> NoReturn:
-    """The `flowcollapse` command as a process.
+    """Run the `flowcollapse` command as a process.
 
-    Ctrl-C ends it with code 130, at any time and without Python's own shutdown, which can crash while threads of XLA
-    compile (jax issue 18246). A first Ctrl-C while the main thread waits for XLA may be answered only when that is
-    done, a second one within a second. Whatever is not foreseen prints its traceback and ends with code 70, since 1
-    means that a law fails.
+    Ctrl-C ends it with code 130 at any time, and skips Python's shutdown, which can crash while XLA's threads compile
+    (jax issue 18246). While the main thread waits for XLA, a first Ctrl-C may take effect only once XLA is done; a
+    second one takes effect within a second. An unexpected error prints its traceback and ends with code 70, because
+    code 1 means that a law fails.
     """
     interrupts = Interrupts()
     try:
@@ -39,7 +39,7 @@ def run() -> NoReturn:
         except BrokenPipeError:
             code = PIPE
         except Exception:
-            if interrupts.answered:  # Ctrl-C inside of a callback comes out of XLA as another error
+            if interrupts.answered:  # XLA turns a Ctrl-C inside a callback into another error
                 raise KeyboardInterrupt from None
             traceback.print_exc()
             code = FAULT
@@ -56,15 +56,15 @@ def run() -> NoReturn:
 
 
 class Interrupts:
-    """Answers Ctrl-C where Python's own handler cannot: while the main thread waits for XLA.
+    """Handles Ctrl-C while the main thread waits for XLA, when Python's own handler cannot run.
 
-    Python's handlers run between two instructions of the main thread, so not while that compiles. Another thread hears
-    of each signal at once, and ends the process at the second one if the main thread has not answered.
+    Python runs its handlers between two instructions of the main thread, so not while that thread compiles. A second
+    thread receives each signal at once, and ends the process at the second signal if the main thread has not reacted.
     """
 
     def __init__(self) -> None:
         self.answered: float | None = None
-        self._here = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # not where it is to be ignored
+        self._here = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # False if SIGINT is ignored
         if not self._here:
             return
         signal.signal(signal.SIGINT, self._answer)
@@ -75,7 +75,7 @@ class Interrupts:
         threading.Thread(target=self._listen, name="interrupts", daemon=True).start()
 
     def end(self) -> None:
-        """From here on Ctrl-C ends the process as it ends any other."""
+        """Restore the default action of Ctrl-C, which ends the process."""
         if self._here:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -95,32 +95,32 @@ class Interrupts:
                     leave("Interrupted.\n")
 
     def _unraisable(self, problem: Any) -> None:
-        """Ctrl-C inside of a destructor or a callback of the garbage collector, which Python drops."""
+        """Handle Ctrl-C inside a destructor or a callback of the garbage collector, which Python would drop."""
         if issubclass(problem.exc_type, KeyboardInterrupt):
             leave("Interrupted.\n")
         sys.__unraisablehook__(problem)
 
 
 def leave(message: str = "") -> NoReturn:
-    """End the process at once, with what it has printed, and with code 130."""
+    """Flush the output and end the process at once with code 130."""
     try:
         os.write(2, message.encode())
         if sys.stdout is not None:
             sys.stdout.flush()
-    except BaseException:  # a closed pipe, another Ctrl-C: the end is the same
+    except BaseException:  # a closed pipe or another Ctrl-C: end all the same
         pass
     os._exit(INTERRUPTED)
 
 
 def one_line(message: Warning | str, *_: Any) -> str:
-    """A warning as the command line prints it: where it was raised tells nothing to those who type."""
+    """A warning on one line, without its place in the source, which means nothing to users of the command line."""
     return f"flowcollapse: warning: {' '.join(str(message).split())}\n"
 
 
 def open_closed_streams() -> None:
-    """Open what the shell has closed, as with `2>&-`: the next file to be opened would take its place."""
+    """Open streams that the shell has closed, as with `2>&-`: the next file opened would take their number."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115  for as long as the process lives
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115  stays open for the life of the process
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a letter ends no command
+        sys.stdout.reconfigure(errors="replace")  # a character that the terminal lacks must not end the command

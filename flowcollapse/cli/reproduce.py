@@ -17,19 +17,19 @@ class Reproduce(Computing):
     eps: tuple[float, ...] = (1.0, 1e-1, 1e-2, 1e-3)
     """Norms of H and W at the start; b starts at zero. The list is our choice."""
     seeds: Annotated[tuple[str, ...], Kind.SEEDS] = ("100",)
-    """Random starts for each eps: how many (the seeds 0, 1, 2, ...), or which: a range as 0:100 or a list as 3,5,8."""
+    """Random starts for each eps: a count (the seeds 0, 1, 2, ...), a range such as 0:100, or a list such as 3,5,8."""
     out: Path = Path("reproduction")
     """Folder for reproduce.nc, figure1.png, figure1.pdf, figure2.png and figure2.pdf."""
     seed_shown: int | None = None
-    """The seed whose curves the figures show, beside the median and band over all seeds. Default: the first."""
+    """The seed whose curves the figures show, next to the median and band over all seeds. Default: the first seed."""
     learning_rate: float = 0.02
-    """Step size of the descent (our choice). Stable below 2 / (C N + sqrt N) = 0.186."""
+    """Step size of the descent (our choice). It is stable below 2 / (C N + sqrt N) = 0.186."""
     rtol: float = 1e-8
     """Relative tolerance of the flow."""
     solver: str = "exponential"
     """Solver of the flow: exponential, tsit5, dopri5, dopri8, kvaerno5 or kencarp5."""
     t1: float | None = None
-    """End of all runs. Default: when every start has reached its plateau."""
+    """End time of all runs. Default: when every start has reached its plateau."""
 
     def run(self, console: Console) -> None:
         import flowcollapse as fc
@@ -46,7 +46,7 @@ class Reproduce(Computing):
         try:
             dataset = reproduce.run(self.eps, seeds, **options, progress=console.bars)
         except fc.Interrupted:
-            raise KeyboardInterrupt("Interrupted, and nothing is written: the figures need all runs.") from None
+            raise KeyboardInterrupt("Interrupted. Nothing was written, because the figures need all runs.") from None
         files = reproduce.write(dataset, self.out)
         console.say(reproduce.table(dataset))
         console.say("\nWrote " + ", ".join(map(str, files)))

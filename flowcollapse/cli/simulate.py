@@ -10,14 +10,14 @@ from .options import Computing, Method, Model, Start
 
 @dataclasses.dataclass(frozen=True)
 class Output:
-    """What is kept."""
+    """The results to keep."""
 
     ts: tuple[float, ...] | None = None
-    """Times at which metrics are saved. Default: equal times up to the end."""
+    """Times at which metrics are saved. Default: equally spaced times up to the end."""
     num_saves: int = 101
-    """How many equal times, if ts is not given."""
+    """Number of equally spaced times, if ts is not given."""
     metrics: tuple[str, ...] | None = None
-    """Names of the metrics. Default: all that the model and the start have but sharpness, which is costly."""
+    """Names of the metrics. Default: all metrics of the model and the start, except sharpness, which is costly."""
     save_states: bool = False
     """Keep H, W and b at every saved time."""
     out: Path | None = None
@@ -25,12 +25,12 @@ class Output:
     plot: Path | None = None
     """File for a picture of the run: .png, .pdf or .svg."""
     precision: Literal["float64", "float32"] = "float64"
-    """Floating point of the run."""
+    """Floating-point precision of the run."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Simulate(Computing):
-    """Run one trajectory and print what became of it."""
+    """Run one trajectory and print how it ended."""
 
     model: Model = dataclasses.field(default_factory=Model)
     start: Start = dataclasses.field(default_factory=Start)

@@ -11,64 +11,64 @@ from .options import Computing, Lanes, Method, Model, check_devices, seeds_of
 
 @dataclasses.dataclass(frozen=True)
 class Keep:
-    """What is kept, and where."""
+    """The results to keep, and the files."""
 
     store: Path | None = None
-    """Folder that the sweep is written to while it runs. The same command again resumes it."""
+    """Folder that the sweep is written to while it runs. Run the same command again to resume it."""
     out: Path | None = None
-    """File for the whole sweep at its end: .nc (netCDF), .zarr, .csv or .parquet."""
+    """File for the whole sweep, written at the end: .nc (netCDF), .zarr, .csv or .parquet."""
     ts: tuple[float, ...] | None = None
-    """Times at which metrics are saved, the same for all lanes. Default: equal times up to each lane's own end."""
+    """Times at which metrics are saved, the same for all lanes. Default: equally spaced times up to each lane's end."""
     num_saves: int = 41
-    """How many equal times, if ts is not given."""
+    """Number of equally spaced times, if ts is not given."""
     metrics: tuple[str, ...] | None = None
-    """Names of the metrics. Default: all that every lane can have but sharpness, which is costly."""
+    """Names of the metrics. Default: all metrics that every lane has, except sharpness, which is costly."""
     keep_final: bool = False
     """Keep H, W and b at the end of every lane."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Devices:
-    """Where it runs. Default: on all devices of this machine; every CPU core is one."""
+    """The devices that run the sweep. Default: all devices of this machine; every CPU core counts as a device."""
 
     devices: int | None = None
-    """How many devices, or CPU cores."""
+    """Number of devices or CPU cores."""
     width: int | None = None
-    """Lanes that run in lockstep. Default: by the platform and the size of the state."""
+    """Lanes that run in lockstep. The default depends on the platform and the size of the state."""
     lanes_per_task: int | None = None
-    """Most lanes that are computed and written at once. Default: by the size of the state."""
+    """The most lanes computed and written at once. The default depends on the size of the state."""
     precision: Literal["float64", "float32"] = "float64"
-    """Floating point of the runs."""
+    """Floating-point precision of the runs."""
     scheduler: str | None = None
-    """Address of a Dask scheduler, whose workers run the tasks: tcp://host:8786 or tls://host:8786."""
+    """Address of a Dask scheduler whose workers run the tasks: tcp://host:8786 or tls://host:8786."""
     tls_ca_file: Path | None = None
-    """Certificate of the authority that signed the scheduler's (PEM)."""
+    """Certificate of the authority that signed the scheduler's certificate (PEM)."""
     tls_cert: Path | None = None
-    """This client's certificate (PEM)."""
+    """Certificate of this client (PEM)."""
     tls_key: Path | None = None
-    """Its private key (PEM)."""
+    """Private key of this client (PEM)."""
     distributed: bool = False
-    """This is one of several processes that share the sweep and its store: start one a host. SLURM and TPU pods tell
-    each who it is; elsewhere give the next three."""
+    """This is one of several processes that share the sweep and its store: start one per host. SLURM and TPU pods tell
+    each process its number; elsewhere, also give the next three flags."""
     coordinator: str | None = None
     """Address of the first process: host:port."""
     num_processes: int | None = None
-    """How many processes there are."""
+    """Number of processes."""
     process_id: int | None = None
-    """Which of them this is, from 0 on."""
+    """Number of this process, counted from 0."""
 
 
 NEEDED = {
     "distributed": ("coordinator", "num_processes", "process_id"),
     "scheduler": ("tls_ca_file", "tls_cert", "tls_key"),
 }
-"""Flags that nothing reads without another one."""
+"""Flags that have no effect without another flag."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Sweep(Computing):
-    """Run a method from many starts: over scales, seeds and any other numbers, on all devices. The first word may be a
-    TOML file, as after --config."""
+    """Run a method from many starts, over scales, seeds and any other numbers, on all devices. The first word may be a
+    TOML file, as with --config."""
 
     lanes: Lanes = dataclasses.field(default_factory=Lanes)
     model: Model = dataclasses.field(default_factory=Model)
@@ -91,7 +91,7 @@ class Sweep(Computing):
         axes: dict[str, Any] = self.lanes.axes(fc.sweep)
         self.prepare(where.precision)
         fc.use_cpu_cores(where.devices)
-        scheduler = self._scheduler()  # before JAX is first used, which the model does
+        scheduler = self._scheduler()  # must come before JAX is first used, by `Model.build`
         try:
             dataset = fc.sweep(
                 self.model.build(),
@@ -115,9 +115,9 @@ class Sweep(Computing):
             if keep.store is not None:
                 raise
             if keep.out is None:
-                raise KeyboardInterrupt("Interrupted: with --store DIR, a sweep keeps its lanes and resumes.") from None
+                raise KeyboardInterrupt("Interrupted. With --store DIR, a sweep keeps its lanes and resumes.") from None
             self._write(stop.dataset, keep.out)
-            told = f"Interrupted: {keep.out} holds the lanes that were finished. With --store DIR, a sweep resumes."
+            told = f"Interrupted: {keep.out} holds the finished lanes. With --store DIR, a sweep resumes."
             raise KeyboardInterrupt(told) from None
         from ..sweeps.summary import summary
 
@@ -127,7 +127,7 @@ class Sweep(Computing):
         if keep.out is not None:
             console.say(f"Wrote {keep.out}")
         if keep.store is not None:
-            console.say(f"All of it is in {keep.store}; to draw it: flowcollapse plot {keep.store}")
+            console.say(f"The sweep is in {keep.store}; to draw it: flowcollapse plot {keep.store}")
 
     def _write(self, dataset: Any, out: Path) -> None:
         write(dataset.assign_attrs(options=options_of(self)), out)

@@ -9,11 +9,11 @@ from .options import Computing
 
 @dataclasses.dataclass(frozen=True)
 class Verify(Computing):
-    """Measure the laws of the model on this machine, a row a law: how far runs are from the closed forms, how far they
-    may be, and the verdict. The exit code is 1 if a law fails."""
+    """Measure the laws of the model on this machine. Each row is a law, with the measured error, the tolerance and the
+    verdict of the comparison closest to failing. The exit code is 1 if a law fails."""
 
     only: tuple[str, ...] | None = None
-    """Names of laws. Default: all."""
+    """Names of the laws to measure. Default: all."""
     json: Path | None = None
     """File for the rows, with versions, device and precision."""
 

@@ -1,7 +1,8 @@
-"""The words of a command line as flags and their values, so that nothing given twice is lost.
+"""Parses the words of a command line into flags and values, so that repeated flags are not lost.
 
-A flag may stand more than once, with `-` or `_`, with `=` or a blank. Lists take commas and blanks. The `Kind` of a
-flag says how its mentions are joined; the result is written out again as words that mention each flag once.
+A flag may appear several times, with `-` or `_`, and with `=` or a space before its value. Lists take commas and
+spaces. The `Kind` of a flag says how its mentions combine. The result is written out again as words that mention each
+flag once.
 """
 
 import dataclasses
@@ -18,29 +19,29 @@ from .._files import local_path
 
 
 class Kind(enum.Enum):
-    """How several mentions of a flag combine. A field names its kind in `Annotated`, or has it from its type."""
+    """How several mentions of a flag combine. A field names its kind in `Annotated`; otherwise its type decides."""
 
     SWITCH = "switch"
-    """On or off; both is an error."""
+    """On or off; giving both is an error."""
     ONE = "one value"
     """Two different values are an error."""
     LIST = "list"
-    """Values are united."""
+    """Values are merged."""
     ROW = "row"
-    """Values whose order counts, such as one count for each class: two different rows are an error."""
+    """Values whose order matters, such as one count for each class: two different rows are an error."""
     SEEDS = "seeds"
-    """Ranges and lists are united; a count stands alone."""
+    """Ranges and lists are merged; a count cannot be combined with anything."""
     TEXTS = "texts"
-    """One text after the other; commas belong to the texts."""
+    """Texts are collected in order; commas are part of the texts."""
     AXES = "axes"
-    """`name=value,value`: the values of a name are united."""
+    """`name=value,value`: the values of each name are merged."""
     PAIRS = "pairs"
     """`name value` or `name=value`: two different values of a name are an error."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Flag:
-    """A flag: the field it sets, the section of a configuration file that it belongs to, and how its values join."""
+    """A flag: the field it sets, its section in a configuration file, and how its values combine."""
 
     name: str
     section: str
@@ -58,11 +59,11 @@ class Flag:
 LARGEST = 2**63 - 1
 
 Values = dict[str, list[str]]
-"""The values of the flags that are given, by the names of their fields."""
+"""The values of the given flags, by the names of their fields."""
 
 
 def flags_of(command: type) -> dict[str, Flag]:
-    """The flags of a command by the names of their fields: its own, and those of its groups."""
+    """The flags of a command and of its groups, by the names of their fields."""
     found: dict[str, Flag] = {}
     for field in dataclasses.fields(command):
         if dataclasses.is_dataclass(field.type):
@@ -101,10 +102,10 @@ def _flag(name: str, hint: Any, section: str) -> Flag:
 
 
 def read(args: Sequence[str], flags: dict[str, Flag]) -> tuple[Values, list[str]]:
-    """The values that the words of a command give to its flags, and the other words, which are for tyro to refuse.
+    """The values that the words of a command give to its flags, and the remaining words, which tyro will refuse.
 
     Raises:
-        UsageError: for a flag that is given twice with different values.
+        UsageError: for a flag given twice with different values.
     """
     values: Values = {}
     others: list[str] = []
@@ -129,7 +130,7 @@ def read(args: Sequence[str], flags: dict[str, Flag]) -> tuple[Values, list[str]
         elif flag.kind is Kind.SWITCH:
             add(values, flag, [text if equals else "True"])
         elif flag.kind in (Kind.ONE, Kind.TEXTS, Kind.AXES) and not equals and (not left or is_flag(left[0])):
-            others.append(word)  # without its value
+            others.append(word)  # its value is missing
         elif flag.kind is Kind.ONE:
             add(values, flag, [text if equals else left.pop(0)])
         else:
@@ -138,7 +139,7 @@ def read(args: Sequence[str], flags: dict[str, Flag]) -> tuple[Values, list[str]
 
 
 def is_flag(word: str) -> bool:
-    """Whether a word is a flag. Negative numbers are none."""
+    """Whether a word is a flag. Negative numbers are not flags."""
     return word.startswith("--") or bool(re.match(r"-[^\d.]", word) and not re.match(r"-(inf|nan)\b", word, re.I))
 
 
@@ -151,15 +152,15 @@ def _until_flag(left: list[str]) -> list[str]:
 
 
 def add(values: Values, flag: Flag, words: Sequence[str]) -> None:
-    """Add what one mention of a flag says to what earlier ones have said.
+    """Combine one mention of a flag with the earlier ones.
 
     Raises:
-        UsageError: if they do not agree.
+        UsageError: if they contradict each other.
     """
     new, old = cleaned(flag, words), values.get(flag.name)
     for value in new if flag.is_whole else ():
         if re.fullmatch(r"[+-]?\d+", value) and abs(int(value)) > LARGEST:
-            raise UsageError(f"{flag.word} is {value}, and whole numbers end at 2^63 - 1: make it smaller.")
+            raise UsageError(f"{flag.word} is {value}, but the largest whole number is 2^63 - 1: make it smaller.")
     if flag.kind is Kind.ROW and not new:
         raise UsageError(f"{flag.word} has no value: give it at least one, or leave it out.")
     if flag.kind is Kind.PAIRS:
@@ -178,12 +179,12 @@ def add(values: Values, flag: Flag, words: Sequence[str]) -> None:
 
 
 def cleaned(flag: Flag, words: Sequence[str]) -> list[str]:
-    """The values that the words of one mention hold."""
+    """The values in the words of one mention."""
     if flag.kind in (Kind.LIST, Kind.ROW):
         return split(words)
     if flag.kind is Kind.SEEDS:
         seeds = split(words)
-        # One seed with a comma after it is a list, not a count.
+        # A single seed followed by a comma is a list, not a count.
         return [f"{seeds[0]}:{int(seeds[0]) + 1}"] if is_count(seeds) and "," in words[0] else seeds
     if flag.kind is Kind.AXES:
         return _axes(words)
@@ -200,17 +201,17 @@ def cleaned(flag: Flag, words: Sequence[str]) -> list[str]:
 
 
 def split(words: Iterable[str]) -> list[str]:
-    """The parts between commas and blanks."""
+    """The parts between commas and spaces."""
     return [part for word in words for part in re.split(r"[,\s]+", word) if part]
 
 
 def is_count(seeds: Sequence[str]) -> bool:
-    """Whether seeds are one number, which says how many."""
+    """Whether seeds are a single number, which is a count."""
     return len(seeds) == 1 and re.fullmatch(r"\d[\d_]*", seeds[0]) is not None
 
 
 def same(one: str, other: str) -> bool:
-    """Whether two words are one number, or one word."""
+    """Whether two words are equal, as numbers or as text."""
     try:
         return one == other or float(one) == float(other)
     except ValueError:
@@ -218,13 +219,13 @@ def same(one: str, other: str) -> bool:
 
 
 def _choice(flag: Flag, word: str) -> str:
-    """The choice that a word is meant to be, whatever its case."""
+    """The choice that a word names, in any case."""
     spelt = {choice.lower(): choice for choice in flag.choices}
     return spelt.get(word.lower().replace("_", "-"), word)
 
 
 def _axes(words: Sequence[str]) -> list[str]:
-    """`name=value,value` for each name; words without a name are further values of the one before."""
+    """`name=value,value` for each name; words without a name are further values of the name before them."""
     found: list[str] = []
     for word in words:
         name, equals, values = word.partition("=")
@@ -237,13 +238,13 @@ def _axes(words: Sequence[str]) -> list[str]:
 
 
 def _united_axes(axes: Sequence[str]) -> list[str]:
-    """One text a name, with the values of all its mentions."""
+    """One text per name, with the values of all its mentions."""
     found: dict[str, list[str]] = {}
     for axis in axes:
         name, equals, text = axis.partition("=")
         earlier, new = found.get(name, []), split([text]) if equals else []
         found[name] = earlier + [value for value in new if not any(same(value, old) for old in earlier)]
-        if not equals:  # which is refused where the axes are read
+        if not equals:  # `Lanes.axes` refuses it later
             return list(axes)
     return [f"{name}={','.join(values)}" for name, values in found.items()]
 
@@ -265,7 +266,7 @@ def _agreeing(flag: Flag, pairs: Sequence[str]) -> list[str]:
 
 
 def replaced(base: Values, new: Values, flags: dict[str, Flag]) -> Values:
-    """The values of one source with those of a stronger one in their place: axes and pairs name by name."""
+    """The values of one source, overridden by those of another; axes and pairs are overridden name by name."""
     found = base | new
     for name in base.keys() & new.keys():
         if flags[name].kind in (Kind.AXES, Kind.PAIRS):
@@ -275,7 +276,7 @@ def replaced(base: Values, new: Values, flags: dict[str, Flag]) -> Values:
 
 
 def written(values: Values, flags: dict[str, Flag]) -> list[str]:
-    """The values as words that mention each flag once; the places of words without a flag come first."""
+    """The values as words that mention each flag once, with positional words first."""
     first: list[str] = []
     words: list[str] = []
     for name, given in values.items():

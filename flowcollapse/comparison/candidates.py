@@ -1,4 +1,4 @@
-"""What a comparison runs beside the flow: methods from what the user gave, the times they share, and steps enough."""
+"""The candidates of a comparison: the methods that are run beside the flow, built from the user's arguments."""
 
 import dataclasses
 import inspect
@@ -15,16 +15,16 @@ from ..methods.modified import HeavyBallFlow, ModifiedFlow
 from ..methods.optimizers import factory_of, parse
 
 FLOWS = {kind.name: kind for kind in (Flow, ModifiedFlow, HeavyBallFlow)}
-"""The flows that go by name."""
+"""The flows that have names."""
 
 Axes = Mapping[str, Sequence[Any]]
 
 
 class Candidate(NamedTuple):
-    """A method that is compared.
+    """A method to compare.
 
-    `takes` names the numbers that the user left open, `open` those of them that axes set. Where `settled`, the user has
-    chosen the number of steps.
+    `takes` names the numbers that the user left open, and `open` names those among them that axes set. `settled` says
+    whether the user chose the number of steps.
     """
 
     name: str
@@ -35,10 +35,10 @@ class Candidate(NamedTuple):
 
 
 def candidates_of(given: Any, axes: Axes, num_steps: int | None, flow: Candidate) -> list[Candidate]:
-    """The flow, and the candidates by the names that the user gave them, or as they are written.
+    """The flow, then the candidates. A candidate without a name from the user is named after its text.
 
     Raises:
-        UsageError: for none, a name given twice, or what is neither a method nor an optimizer.
+        UsageError: for no candidate, a repeated name, or an entry that is neither a method nor an optimizer.
     """
     given = [given] if isinstance(given, str) else given
     if not isinstance(given, Mapping) and not (isinstance(given, Sequence) and all(isinstance(x, str) for x in given)):
@@ -59,7 +59,9 @@ def candidates_of(given: Any, axes: Axes, num_steps: int | None, flow: Candidate
 
 
 def candidate(name: str, given: Any, axes: Axes, num_steps: int | None = None) -> Candidate:
-    """A method, a ready optimizer of optax, or a text with a name and numbers, which leaves others open to the axes.
+    """The candidate made from a method, a ready optax optimizer, or a text with a name and some of its numbers.
+
+    Axes may set the numbers that a text leaves out.
 
     Raises:
         UsageError: for anything else.
@@ -77,7 +79,8 @@ def candidate(name: str, given: Any, axes: Axes, num_steps: int | None = None) -
         )
     kind, arguments = parse(given)
     takes = tuple(number for number in (_numbers_of(kind)) if number not in (*arguments, "t1"))
-    open_ = tuple(axis for axis in axes if axis in takes and axis != "weight_decay")  # which is the model's
+    # The axis `weight_decay` always means the decay of the model.
+    open_ = tuple(axis for axis in axes if axis in takes and axis != "weight_decay")
     arguments = {axis: axes[axis][0] for axis in open_} | arguments
     if kind not in FLOWS:
         descent = Descent(kind, num_steps or 1, **arguments)
@@ -90,7 +93,7 @@ def candidate(name: str, given: Any, axes: Axes, num_steps: int | None = None) -
 
 
 def _numbers_of(kind: str) -> tuple[str, ...]:
-    """The names of the numbers that a flow or an optimizer has."""
+    """The names of the numbers of a flow or an optimizer."""
     if kind in FLOWS:
         return tuple(field.name for field in dataclasses.fields(FLOWS[kind]) if not field.metadata.get("static", False))
     parameters = inspect.signature(factory_of(kind)).parameters.values()
@@ -98,7 +101,7 @@ def _numbers_of(kind: str) -> tuple[str, ...]:
 
 
 def check_axes(candidates: Iterable[Candidate], axes: Axes) -> None:
-    """Make sure that each axis is a number that a candidate has left open, and that its values can be.
+    """Make sure that each axis is a number that some candidate leaves open, and that its values are valid.
 
     Raises:
         UsageError: otherwise.

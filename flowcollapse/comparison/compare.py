@@ -1,4 +1,4 @@
-"""Flow against descent: a flow and any number of optimizers from the same starts, matched in time, in one dataset."""
+"""Compares a flow with any number of optimizers from the same starts, matched in time, in one dataset."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -38,15 +38,15 @@ NUM_SAVES = 101
 NUM_SEEDS = 16
 
 BYTES_UNDER_WAY = 2**30
-"""The states that a block of lanes holds at once fit into this."""
+"""Bytes that the states of one block of lanes may take."""
 
 STARTING = ("eps", "seed", "lane")
-"""The axes that the plateau time depends on, beside the numbers of the model and of the start."""
+"""The axes that the plateau time depends on, besides the numbers of the model and the start."""
 
 LONG_NAMES = {
     "distance_to_flow": "distance to the flow at the same time, over the norm of the flow",
     "max_distance_to_flow": "largest distance to the flow over the saved times",
-    "t": "time of the save, for descent that of the nearest step",
+    "t": "time of the save; for descent, the time of the nearest step",
     "steps": "steps accepted (flow) or taken (descent)",
 }
 
@@ -68,47 +68,48 @@ def compare(
     progress: bool = False,
     **axes: Sequence[Any],
 ) -> "xr.Dataset":
-    """A flow and optimizers from the same starts, at the same times, and how far they are from each other.
+    """Run a flow and optimizers from the same starts, and measure how far apart they are at the same times.
 
     Args:
         model: the model.
         start: a `State`, with one leading axis for several starts, or the kind of random starts: `"sphere"`,
             `"on-subspace"` or `"balanced"`, the functions of `fc.initial`.
-        optimizers: from names to what is compared: a text with the name of an optax optimizer and its numbers
-            (`"adam:learning_rate=0.01,b1=0.8"`), a ready optimizer (`optax.sgd(0.05)`), or a method (`fc.Descent(...)`,
-            `fc.ModifiedFlow(0.05)`; as a text `"modified-flow:learning_rate=0.05"`). Or a list of texts, which are then
-            the names too.
-        ts: times at which all are saved, or about how many of them, up to the latest plateau time of the starts, or the
-            flow's `t1`. The latter are times of steps of the descent that takes the fewest, unless its step size is an
-            axis.
+        optimizers: a mapping from names to methods. A method is a text with the name of an optax optimizer and its
+            numbers (`"adam:learning_rate=0.01,b1=0.8"`), a ready optimizer (`optax.sgd(0.05)`), or a method object
+            (`fc.Descent(...)`, `fc.ModifiedFlow(0.05)`; as a text `"modified-flow:learning_rate=0.05"`). A list of
+            texts also works; the texts are then the names.
+        ts: the times at which all methods are saved, or roughly how many times to save up to the latest plateau time of
+            the starts (or the flow's `t1`). Given a count, the times are those of steps of the descent with the fewest
+            steps, unless its step size is an axis.
         eps, seeds: norms and seeds of the random starts, as for `fc.sweep`; default 16 seeds.
-        metrics: names of the metrics. Default: all that there are.
-        flow: what the others are compared with, a flow or its text.
-        num_steps: how many steps the optimizers may take. Default: what they need to reach the last time.
+        metrics: names of the metrics. Default: all metrics.
+        flow: the reference that the others are compared with, as a flow or its text.
+        num_steps: the most steps that the optimizers may take. Default: as many as they need to reach the last time.
         keep_final: keep `H`, `W` and `b` at the last time.
-        devices: how many, or which; default all local ones, every CPU core, as in `fc.sweep`.
-        width: lanes that run in lockstep; default by the platform and the size of the state.
-        progress: show a bar on standard error.
+        devices: the number of devices, or a list of them; default all local devices, with every CPU core as a device,
+            as in `fc.sweep`.
+        width: lanes that run in lockstep; the default depends on the platform and the size of the state.
+        progress: show a progress bar on standard error.
         **axes: further axes: `learning_rate=[...]`, or any other number that optimizers given as texts leave open, and
-            `weight_decay` of the model. All values are one compiled batch.
+            the model's `weight_decay`. All values run as one compiled batch.
 
     Returns:
         A Dataset with the dimensions `method` (the flow first; choose with `.sel({"method": "adam"})`), the axes, `eps`
-        and `seed` (`lane` for several states, none for one), and `time`:
+        and `seed` (`lane` for several given states, neither for a single state), and `time`:
 
-        - the metrics; `balancedness` is the drift of `W^T W - H H^T`, which descent has and the flow has not;
+        - the metrics; `balancedness` is the drift of `W^T W - H H^T`, which descent changes and the flow conserves;
         - `t`: the time of each save; a descent is saved at its step nearest to `time`;
-        - `distance_to_flow`: `||z_k - z(t_k)||_E / ||z(t_k)||_E` with the flow at exactly the descent's time, and
-          `max_distance_to_flow`, the largest over time;
-        - `verdict`, `t_end`, `steps`, `steps_rejected`; a lane that diverges is `non_finite` and harms no other.
+        - `distance_to_flow`: `||z_k - z(t_k)||_E / ||z(t_k)||_E`, with the flow at exactly the descent's time, and
+          `max_distance_to_flow`, its largest value over time;
+        - `verdict`, `t_end`, `steps`, `steps_rejected`; a diverging lane is `non_finite` and does not affect others.
 
     Raises:
-        UsageError: for optimizers, numbers or axes that are unknown or cannot be, starts that do not fit the model, or
-            a number of steps that is too small.
-        DevicesWarning: as a warning, if cores stay idle because JAX was in use before.
+        UsageError: for unknown or invalid optimizers, numbers or axes, starts that do not fit the model, or too few
+            steps.
+        DevicesWarning: as a warning, if cores stay idle because JAX was used before.
 
-    Source: the time of a step is the distance that the optimizer goes under a unit force, see `fc.Descent`. In this
-    time the distance of descent to the gradient flow is O(step size), and to `fc.ModifiedFlow` O(its square).
+    Source: the time of a step is the distance that the optimizer moves under a unit force, see `fc.Descent`. In this
+    time, descent is O(step size) away from the gradient flow and O(step size squared) away from `fc.ModifiedFlow`.
 
     Example:
         >>> import flowcollapse as fc
@@ -165,7 +166,10 @@ def compare(
 
 
 def _grid(model, start, eps, seeds, candidates: list[Candidate], axes) -> tuple[Grid, State | None]:
-    """The lanes: the axes of numbers, then those of the random starts or the one of the given ones; and the latter."""
+    """The grid of lanes, and the given starts if there are any.
+
+    The axes are the numbers, then `eps` and `seed` for random starts, or `lane` for given ones.
+    """
     allowed = [name for name in dict.fromkeys((*axes, *model.numbers)) if name not in SHAPE_AXES]
     random = Start("sphere")
     if isinstance(start, str | Start):
@@ -187,7 +191,7 @@ def _grid(model, start, eps, seeds, candidates: list[Candidate], axes) -> tuple[
 
 
 def _in_lanes(starts: State) -> State:
-    """The starts with one leading axis on every array, also on those of the columns."""
+    """The starts with one leading axis on every array, including the arrays of the columns."""
     if starts.W.ndim == 2:
         return jax.tree.map(lambda x: x[None], starts)
     if starts.W.ndim > 3:
@@ -215,7 +219,7 @@ def _latest(grid: Grid, start: Start | None, starts: State | None, dtype, device
 
 
 def _lane_width(model: UFM, methods: Sequence[Method], saves: int, devices: Sequence[Device], lanes: int) -> int:
-    """How many lanes run in lockstep: as in a sweep, but no more than have room for their states at all times."""
+    """How many lanes run in lockstep: as in a sweep, but few enough that their states at all times fit into memory."""
     whole = any(method.coordinates == "sample" for method in methods)
     size = model.num_features * model.num_samples if whole else state_size(model)
     bytes_a_lane = 8 * size * saves * 2 * len(methods)
@@ -226,9 +230,9 @@ def _lane_width(model: UFM, methods: Sequence[Method], saves: int, devices: Sequ
 def _outcome(
     lane: ComparedLane, shared: Shared, grid: Grid, width: int, devices, progress: bool
 ) -> dict[str, np.ndarray]:
-    """The variables of all lanes, lanes in front in the grid's order."""
+    """The variables of all lanes; the lanes are the leading axis, in the order of the grid."""
     lanes = _all_lanes(grid)
-    # Lanes of like cost run side by side: descents of equal step sizes take equally many steps.
+    # Lanes of similar cost run together: descents with equal step sizes take equally many steps.
     order = expected_cost({"eps": np.zeros(grid.num_lanes), "seed": np.arange(grid.num_lanes)} | lanes)
     capacity = min(grid.num_lanes, max(LANES_A_TASK, width * len(devices)))
     engine = Engine(lane, width=width, devices=devices, shared=shared)
@@ -252,6 +256,6 @@ def _dataset(outcome: Mapping[str, np.ndarray], grid: Grid, names: Sequence[str]
         about = attributes(name) | ({"long_name": LONG_NAMES[name]} if name in LONG_NAMES else {})
         data[name] = (("method", *grid.axes, *tail), values, about)
     coords = axis_coordinates(grid.axes)
-    coords["method"] = ("method", list(names), {"long_name": "the flow and what is compared with it"})
+    coords["method"] = ("method", list(names), {"long_name": "the flow and the methods compared with it"})
     coords["time"] = ("time", times, {"long_name": "time", "units": "1"})
     return xr.Dataset(data, coords)

@@ -22,7 +22,7 @@ from ..sweeps.grid import of_lane
 
 
 class Shared(NamedTuple):
-    """What all lanes have in common: the numbers of the model and the methods, the starts if given, and the times."""
+    """The data all lanes share: the numbers of the model and the methods, the starts if given, and the times."""
 
     numbers: list[Array]
     starts: State | None
@@ -31,11 +31,11 @@ class Shared(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """From the numbers of a lane to its model, its methods and its start.
+    """Maps the numbers of a lane to its model, its methods and its start.
 
-    `structure` is that of the model, the random starts and the methods, whose numbers are shared. There are no random
-    starts where the starts are given, and a lane then has the number of its start. `open` names the numbers of each
-    method that the lane has.
+    `structure` is the tree structure of the model, the kind of start and the methods, whose numbers are shared. `open`
+    names the numbers of each method that the lane sets. If the starts are given, there is no kind of start, and the
+    lane holds the index of its start.
     """
 
     structure: Any
@@ -70,7 +70,7 @@ class Plateau:
 
 @dataclasses.dataclass(frozen=True)
 class ComparedLane:
-    """What is kept of a lane: variables by name, methods in front, the flow first."""
+    """The results of a lane: variables by name, whose leading axis is the methods, with the flow first."""
 
     setting: Inputs
     metrics: tuple[str, ...]
@@ -79,7 +79,7 @@ class ComparedLane:
     def __call__(self, shared: Shared, lane: Mapping[str, Any]) -> dict[str, Array]:
         model, (flow, *others), start = self.setting(shared, lane)
         paths = [simulate(model, start, method, shared.ts, save_states=True, metrics=self.metrics) for method in others]
-        # The flow passes every time at which one of them was saved.
+        # The flow is saved at every time at which any method was saved.
         times = jnp.stack([shared.ts, *(path.ts for path in paths)])
         order = jnp.argsort(times.ravel())
         along = simulate(model, start, flow, times.ravel()[order], save_states=True, metrics=())
@@ -108,9 +108,10 @@ class ComparedLane:
 
 
 def relative_distance(path: Trajectory, flow: Trajectory, there: Array) -> Float[Array, " time"]:
-    """`||z - z_flow||_E / ||z_flow||_E` at the saves of a path, which are those at `there` of the flow.
+    """`||z - z_flow||_E / ||z_flow||_E` at the saves of a path.
 
-    Where both ran in the same coordinates, it is measured in those, which are isometric; else sample by sample.
+    `there` holds the index of the flow's save at each of these times. If both ran in the same coordinates, the distance
+    is measured in them, because they are isometric; otherwise it is measured sample by sample.
     """
     assert path.points is not None
     here, reference = path.points, jax.tree.map(lambda x: x[there], flow.points)

@@ -1,4 +1,4 @@
-"""A comparison as a short table for people."""
+"""A comparison as a short table."""
 
 from typing import TYPE_CHECKING
 
@@ -14,14 +14,14 @@ SHOWN = ("snc1", "snc2", "snc3", "relative_distance", "balancedness", "risk")
 MOST_ROWS = 60
 
 OVER = ("seed", "lane")
-"""The axes whose medians are shown."""
+"""The axes over which medians are taken."""
 
 
 def table(dataset: "xr.Dataset") -> str:
-    """The end of each method for each combination of the axes: medians over the starts.
+    """Where each method ended, for each combination of the axes, as medians over the starts.
 
     Args:
-        dataset: what `fc.compare` returns.
+        dataset: the Dataset that `fc.compare` returns.
 
     Example:
         >>> import xarray
@@ -35,7 +35,7 @@ def table(dataset: "xr.Dataset") -> str:
     """
     axes = [str(axis) for axis in dataset["verdict"].dims if axis not in OVER]
     starts = [axis for axis in dataset["verdict"].dims if axis in OVER]
-    axes = [*axes[1:], axes[0]]  # the methods side by side
+    axes = [*axes[1:], axes[0]]  # puts the methods of one setting in neighbouring rows
     names = [name for name in SHOWN if name in dataset]
     names = names or [str(n) for n in dataset if "time" in dataset[n].dims and n not in ("t", "distance_to_flow")][:4]
     ends = (

@@ -20,7 +20,7 @@ from .candidates import Axes, Candidate
 MOST_STEPS = 10_000_000
 
 SOME_STEPS = 50
-"""Of a descent whose number of steps is open, this many show whether its time goes forward."""
+"""If the number of steps of a descent is open, this many steps are used to check that its time increases."""
 
 
 def stepped(one: Candidate) -> SteppedMethod:
@@ -30,10 +30,10 @@ def stepped(one: Candidate) -> SteppedMethod:
 
 
 def steps_needed(one: Candidate, axes: Axes, end: float) -> int:
-    """The steps that a descent needs to reach the end for all values of the axes.
+    """The steps that a descent needs to reach the end, for all values of the axes.
 
     Raises:
-        UsageError: if it is to take fewer, or needs too many.
+        UsageError: if the user allowed fewer, or if it needs too many.
     """
     _check_clock(one, axes)
     needed = int(_all_steps(one, axes, end).max())
@@ -46,14 +46,14 @@ def steps_needed(one: Candidate, axes: Axes, end: float) -> int:
     if needed >= MOST_STEPS:
         raise UsageError(
             f"optimizer {one.name!r} takes {counted} steps to reach time {end:.6g}: raise its step size, which must be "
-            "positive, or end ts earlier. Its time is the distance that it goes under a unit force, unless clock= of "
+            "positive, or end ts earlier. Its time is the distance that it moves under a unit force, unless clock= of "
             "fc.Descent says otherwise."
         )
     return needed
 
 
 def _check_clock(one: Candidate, axes: Axes) -> None:
-    """Make sure that the time of a descent goes forward, as far as its first steps tell.
+    """Make sure that the time of a descent increases, as far as its first steps show.
 
     Raises:
         UsageError: otherwise.
@@ -66,10 +66,10 @@ def _check_clock(one: Candidate, axes: Axes) -> None:
 
 
 def ending_at(one: Candidate, axes: Axes, end: float) -> Method:
-    """The method up to a time: a descent has the steps that it takes, a flow ends with the last of the saves.
+    """The method, set to end at a time: a descent takes the steps it needs, a flow ends at the last save.
 
     Raises:
-        UsageError: as `steps_needed`.
+        UsageError: for the reasons `steps_needed` has, and for a flow with `until`.
     """
     if one.method.stepped is None:
         if (until := getattr(one.method, "until", None)) is not None:
@@ -84,7 +84,7 @@ def ending_at(one: Candidate, axes: Axes, end: float) -> Method:
 
 
 def _all_steps(one: Candidate, axes: Axes, end: float) -> Int[np.ndarray, " values"]:
-    """How many steps a descent needs to reach the end, but for rounding, for each combination of its open numbers."""
+    """The steps a descent needs to reach the end, up to rounding, for each combination of its open numbers."""
     places = np.meshgrid(*(np.asarray(axes[name], float) for name in one.open), indexing="ij") if one.open else []
     numbers = {name: jnp.asarray(place.ravel()) for name, place in zip(one.open, places, strict=True)}
     dtype = jnp.result_type(float)
@@ -101,13 +101,13 @@ def _steps_until(method: Any, numbers: dict[str, Array], end: Float[Array, ""]) 
 def save_times(
     count: int, candidates: Sequence[Candidate], axes: Axes, escape: float, end: float
 ) -> Float[np.ndarray, " time"]:
-    """About `count` times up to the end: those of steps of the descent that takes the fewest.
+    """About `count` times up to the end, taken from the steps of the descent with the fewest steps.
 
-    They are equally far apart up to the escape, and logarithmic after it. Where steps differ from lane to lane, or
-    there is no descent, they need not be times of steps.
+    They are equally spaced up to the escape and logarithmically spaced after it. If steps differ between lanes, or if
+    there is no descent, the times need not coincide with steps.
 
     Raises:
-        UsageError: as `steps_needed`.
+        UsageError: for the reasons `steps_needed` has.
     """
     descents = [one for one in candidates if one.method.stepped is not None]
     if not descents or any(one.open for one in descents):
@@ -130,9 +130,9 @@ def given_times(ts: Any) -> Float[np.ndarray, " time"]:
     """The times that the user chose.
 
     Raises:
-        UsageError: unless they increase, from 0 on, and go beyond it.
+        UsageError: unless they are at least 0, increase, and end after 0.
     """
     times = np.asarray(checked_times(ts, Flow(), np.float64))
     if times[-1] == 0:
-        raise UsageError("ts holds 0 alone, where all methods are at the start: add later times.")
+        raise UsageError("ts holds only 0, where all methods are at the start: add later times.")
     return times

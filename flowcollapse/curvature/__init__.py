@@ -1,4 +1,4 @@
-"""The Hessian of the risk: its products, the sharpness, the spectrum, each without ever making the matrix."""
+"""The Hessian of the risk: its products, its sharpness and its spectrum, without forming the full matrix."""
 
 from .hessian import (
     hessian_trace as hessian_trace,

@@ -1,4 +1,4 @@
-"""The Hessian of the risk: its products with vectors, its trace and its largest eigenvalue, the sharpness."""
+"""The Hessian of the risk: its products with vectors, its trace, and its largest eigenvalue (the sharpness)."""
 
 from collections.abc import Callable
 
@@ -20,11 +20,11 @@ from ..model.ufm import UFM
 from ..programs import Program
 
 ITERATIONS = 32
-"""Steps of the Lanczos method, unless told otherwise."""
+"""The default number of Lanczos steps."""
 
 
 def hessian_vector_product(model: UFM, state: State, direction: State) -> State:
-    """The Hessian of the risk times a direction, by one derivative of the flow's field: no matrix is made.
+    """The Hessian of the risk times a direction, by one derivative of the flow's field and without forming a matrix.
 
     Args:
         model: the model.
@@ -73,12 +73,13 @@ def sharpness(model: UFM, state: State, *, iterations: int = ITERATIONS) -> Floa
     Args:
         model: the model.
         state: a state of it, with any leading axes (time, lanes).
-        iterations: steps of the Lanczos method, one product with the Hessian each.
+        iterations: steps of the Lanczos method; each takes one product with the Hessian.
 
     Returns:
-        The sharpness, one number for each leading axis. It is never too large; more iterations bring it closer. Its
-        derivative is that of the quotient of its vector (Hellmann and Feynman), so no iteration is differentiated;
-        where the eigenvalue is not simple, that is one of several one-sided derivatives.
+        The sharpness, one number for each leading index. It is a lower bound that improves with more iterations. Its
+        derivative is the derivative of the Rayleigh quotient at a fixed vector (Hellmann and Feynman), so the
+        iterations are not differentiated. If the eigenvalue is not simple, this is one of several one-sided
+        derivatives.
 
     Raises:
         UsageError: if the state does not fit the model, or iterations is not a positive integer.
@@ -111,7 +112,7 @@ def _sharpness(model: UFM, state: State, iterations: int) -> Float[Array, "*batc
 
 
 def largest_eigenvalue(problem: Problem, point: Point, iterations: int = ITERATIONS) -> Float[Array, ""]:
-    """The largest eigenvalue of the Hessian in the problem's own coordinates, which is that in all; see `sharpness`."""
+    """The largest eigenvalue of the Hessian in the problem's coordinates; all coordinates share it, see `sharpness`."""
     return _quotient(problem, point, _top_vector(*jax.lax.stop_gradient((problem, point)), iterations))
 
 
@@ -119,7 +120,7 @@ def hessian_trace(model: UFM, state: State) -> Float[Array, "*batch"]:
     """The trace of the Hessian, the sum of all its eigenvalues, in closed form.
 
     `C ||H||^2 + n_tot ||W||^2 + C n_tot` (the last with a bias) `+ lam_W C p + lam_H p n_tot + lam_b C`: the residual
-    enters the Hessian off the diagonal alone (derived here).
+    enters the Hessian only off the diagonal (derived here).
 
     Args:
         model: the model.
@@ -144,10 +145,13 @@ def hessian_trace(model: UFM, state: State) -> Float[Array, "*batch"]:
 
 
 def operator(problem: Problem, point: Point) -> tuple[Apply, Callable[[Float[Array, " size"]], Point], int]:
-    """The Hessian as a map of flat vectors, what point such a vector is, and its size. A missing bias has no part."""
+    """The Hessian as a function of flat vectors, the map from such a vector to a point, and the size of the vectors.
+
+    Without a bias, the vectors have no part for b.
+    """
     moving = 3 if problem.model.use_bias else 2
     flat, unravel = ravel_pytree(tuple(point)[:moving])
-    # Linearised once: what depends on the point alone is not computed again for every vector.
+    # Linearised once, so that terms depending only on the point are not recomputed for every vector.
     _, push = jax.linearize(problem.field, point)
 
     def as_point(vector: Float[Array, " size"]) -> Point:
@@ -170,13 +174,13 @@ def _times(problem: Problem, point: Point, direction: Point) -> Point:
 
 
 def _quotient(problem: Problem, point: Point, direction: Point) -> Float[Array, ""]:
-    """The Hessian's quadratic form over the direction's squared norm."""
+    """The Rayleigh quotient of the Hessian for a direction."""
     flat, image = (ravel_pytree(tuple(of))[0] for of in (direction, _times(problem, point, direction)))
     return jnp.vdot(flat, image) / jnp.vdot(flat, flat)
 
 
 def _top_vector(problem: Problem, point: Point, iterations: int) -> Point:
-    """The vector of the largest eigenvalue, from a start that is fixed, and as good as any."""
+    """The eigenvector of the largest eigenvalue, from a fixed random start."""
     apply, as_point, size = operator(problem, point)
     start = jax.random.normal(jax.random.key(0), (size, 1), point.X.dtype)
     Q, T = krylov(apply, start, min(iterations, size))

@@ -1,15 +1,15 @@
-"""The spectrum of the Hessian: all of it, its ends, or its density, without a matrix of the size of the samples.
+"""The spectrum of the Hessian: all of it, its ends, or its density, without a matrix as large as the samples.
 
-In the coordinates of `coordinates.enter` a state is q rows by n columns, whatever p and the number of samples are.
-The directions that those hide are eigenvectors of the Hessian (derived here). With the residual `G`:
+In the coordinates of `coordinates.enter` a state has q rows and n columns, whatever p and the number of samples are.
+The directions that these coordinates hide are eigenvectors of the Hessian (derived here). With the residual `G`:
 
-- columns orthogonal to those of X and to u: `dX = x k^T` moves the logits by `(W x) k^T` alone, so the eigenvalues are
-  those of `W^T W + lam_H`, each `n_tot - n` times;
-- rows orthogonal to those of W^T and X: `dW = w k^T` and `dX = k g^T` leave the logits as they are and meet in
-  `dW dX = w g^T` alone, so the eigenvalues are those of `[[lam_W, G], [G^T, lam_H]]`, each `p - q` times.
+- For columns orthogonal to those of X and to u, `dX = x k^T` moves the logits only by `(W x) k^T`, so the eigenvalues
+  are those of `W^T W + lam_H`, each `n_tot - n` times.
+- For rows orthogonal to those of W^T and X, `dW = w k^T` and `dX = k g^T` leave the logits unchanged and interact only
+  through `dW dX = w g^T`, so the eigenvalues are those of `[[lam_W, G], [G^T, lam_H]]`, each `p - q` times.
 
-None of them exceeds the largest of the others: with a visible unit vector in place of k the quadratic form is at least
-as large.
+No hidden eigenvalue exceeds the largest visible one: replacing k by a visible unit vector makes the quadratic form at
+least as large.
 """
 
 from typing import NamedTuple
@@ -33,16 +33,16 @@ from ..model.ufm import UFM
 from .hessian import ITERATIONS, operator
 
 MAX_DENSE = 2**13
-"""Up to this many visible directions the matrix is made: half a gigabyte in float64."""
+"""The most visible directions for which the matrix is formed: half a gigabyte in float64."""
 
 
 class Spectrum(eqx.Module):
     """Eigenvalues with multiplicities.
 
-    - `values`: in no particular order; a value may stand there more than once.
-    - `multiplicities`: how many eigenvalues each of them is.
-    - `total`: how many eigenvalues there are, which is the number of parameters if the spectrum is whole.
-    - `eigenvalues`: each as often as it occurs, in ascending order, shape (total,).
+    - `values`: in no particular order; a value may occur more than once.
+    - `multiplicities`: the multiplicity of each value.
+    - `total`: the number of eigenvalues, which is the number of parameters if the spectrum is complete.
+    - `eigenvalues`: every eigenvalue, repeated by its multiplicity, in ascending order, shape (total,).
     """
 
     values: Float[Array, "*batch values"]
@@ -50,7 +50,7 @@ class Spectrum(eqx.Module):
 
     @classmethod
     def of(cls, *parts: tuple[Float[Array, " _"], int]) -> "Spectrum":
-        """From arrays of eigenvalues, each with the multiplicity of all its entries; what has none is left out."""
+        """From arrays of eigenvalues, each with the multiplicity of its entries; multiplicity 0 is left out."""
         parts = tuple((values, times) for values, times in parts if times > 0)
         multiplicities = (times for values, times in parts for _ in range(values.size))
         return cls(jnp.concatenate([values for values, _ in parts]), tuple(multiplicities))
@@ -85,24 +85,24 @@ def hessian_spectrum(
 ) -> Spectrum:
     """The eigenvalues of the Hessian of the risk: all of them, or the largest or smallest few.
 
-    No matrix of the size of the samples is made: the directions that the exact coordinates hide have eigenvalues in
-    closed form, with multiplicities (see the module). All others come from the matrix in these coordinates, or, if only
-    some are asked for, from the block Lanczos method, with as many vectors in a block as there are eigenvalues, so that
-    multiple eigenvalues come out as often as they occur.
+    No matrix as large as the samples is formed. The directions that the exact coordinates hide have eigenvalues in
+    closed form, with multiplicities (see the module). The other eigenvalues come from the matrix in these coordinates,
+    or, if only some are requested, from the block Lanczos method. A block then has as many vectors as there are
+    requested eigenvalues, so that multiple eigenvalues are found with their multiplicity.
 
     Args:
         model: the model.
         state: a state of it, with any leading axes.
         num: how many eigenvalues; default all.
-        which: `"largest"` or `"smallest"` (the most negative) ones, if there is a `num`.
-        iterations: steps of the block Lanczos method. Eigenvalues at the edge of a dense crowd need many.
+        which: `"largest"` or `"smallest"` (the most negative), if `num` is given.
+        iterations: steps of the block Lanczos method. Eigenvalues at the edge of a dense cluster need many steps.
 
     Returns:
         The `Spectrum`.
 
     Raises:
-        UsageError: if the state does not fit the model, for a `num` that is not positive or more than there are, an
-            unknown `which`, or more than 2^13 visible directions without a `num`.
+        UsageError: if the state does not fit the model, for a `num` that is not positive or exceeds the number of
+            eigenvalues, an unknown `which`, or more than 2^13 visible directions without a `num`.
 
     Source: Lanczos 1950 and, for blocks, Golub and Underwood 1977; the hidden eigenvalues are derived here.
 
@@ -146,14 +146,14 @@ def _hessian_spectrum(model: UFM, state: State, num: int | None, which: str, ite
 def spectral_density(
     model: UFM, state: State, *, key: PRNGKeyArray, probes: int = 8, iterations: int = ITERATIONS
 ) -> SpectralDensity:
-    """The density of the Hessian's eigenvalues, for problems too large to have them all, by random probes.
+    """The density of the Hessian's eigenvalues by random probes, for problems too large to compute all eigenvalues.
 
     Args:
         model: the model.
         state: one state of it (use `jax.vmap` for more).
         key: `jax.random.key(seed)`, for the probes.
-        probes: how many random vectors to average over; the weights' relative error falls as one over the root.
-        iterations: steps of the Lanczos method, the number of nodes a probe gives.
+        probes: how many random vectors to average over; the relative error of the weights is of order `1/sqrt(probes)`.
+        iterations: steps of the Lanczos method, which is also the number of nodes per probe.
 
     Returns:
         The `SpectralDensity`. Its weights add up to the number of parameters; hidden directions are counted exactly.
@@ -199,7 +199,7 @@ def _spectral_density(model: UFM, state: State, key: PRNGKeyArray, probes: int, 
 
 
 def num_parameters(model: UFM) -> int:
-    """How many eigenvalues the Hessian has: the entries of H, W and, unless the model has none, b."""
+    """The number of eigenvalues of the Hessian: the entries of H, W and, if the model has a bias, b."""
     C, p = model.num_classes, model.num_features
     return p * (C + model.num_samples) + (C if model.use_bias else 0)
 
@@ -225,7 +225,7 @@ def _visible_eigenvalues(problem: Problem, point: Point, iterations: int) -> Flo
     if size > MAX_DENSE:
         raise UsageError(
             f"the Hessian has {size} eigenvalues that need a matrix of that size, more than {MAX_DENSE}: ask for num "
-            f"of them, at most {size // iterations}, or for spectral_density."
+            f"of them, at most {size // iterations}, or use spectral_density."
         )
     return eigvalsh(jax.vmap(apply)(jnp.eye(size, dtype=point.X.dtype)))
 

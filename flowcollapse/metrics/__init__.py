@@ -1,10 +1,10 @@
 """Collapse metrics of a state: strong collapse, neural collapse, the distance to S, risk and conserved quantities.
 
 Every metric is one function of `W`, `b` and the split of the features into class means `B = Hbar diag(sqrt n)` and a
-part within the classes `L`, so it is the same in every kind of columns. `M = [mu_c - mu_G]` holds the class means
-less their unweighted mean; `s = sqrt N`; `P = I - 1 1^T / C` (the identity without a bias).
+within-class part `L`, so it is the same in every kind of columns. `M = [mu_c - mu_G]` holds the class means minus
+their unweighted mean; `s = sqrt N`; `P = I - 1 1^T / C` (the identity without a bias).
 
-| name | what it is | source |
+| name | definition | source |
 |---|---|---|
 | `snc1` | `||W W^T - s P||_F` | the paper, as its figures plot it |
 | `snc2` | `||H - (W (x) 1_N)^T / s||_F / ||H||_F` | the paper |
@@ -20,9 +20,9 @@ less their unweighted mean; `s = sqrt N`; `P = I - 1 1^T / C` (the identity with
 | `cdnv` | `(s_i^2 + s_j^2) / (2 ||mu_i - mu_j||^2)` over pairs | Galanti, Gyorgy and Hutter 2021 |
 | `risk`, `grad_norm` | the risk and the norm of its gradient | the paper |
 | `balancedness` | `||W^T W - H H^T - (the same at the start)||_F / ||H at the start||_F^2` | conserved by the flow |
-| `sharpness` | the largest eigenvalue of the risk's Hessian; costly, computed only if asked for | Lanczos 1950 |
+| `sharpness` | the largest eigenvalue of the risk's Hessian; costly, computed only on request | Lanczos 1950 |
 
-Ratios whose denominator vanishes (near H = 0) are NaN."""
+A ratio whose denominator vanishes (near H = 0) is NaN."""
 
 from .evaluation import evaluate as evaluate, observe as observe, observe_many as observe_many, snc as snc
 from .features import from_features as from_features

@@ -1,4 +1,4 @@
-"""How far a point is from balance: the drift of `W^T W - H H^T`, which the flow conserves without decay."""
+"""The drift of `W^T W - H H^T`, which the flow without decay conserves."""
 
 import itertools
 from typing import NamedTuple
@@ -11,14 +11,14 @@ from .._linalg.algebra import square_norm, triangle
 from ..model.problem import Point
 
 STRIPS, STRIPS_FROM = 4, 256
-"""From this many features on, a symmetric matrix is computed in this many strips, each up to the diagonal."""
+"""With `STRIPS_FROM` features or more, a symmetric matrix is computed in `STRIPS` strips, each up to the diagonal."""
 
 THIN_FROM = 4
-"""From this many features for each column of `[W^T, X]` on, no p x p matrix is made."""
+"""With at least this many features per column of `[W^T, X]`, no p x p matrix is formed."""
 
 
 class Reference(NamedTuple):
-    """The point that a drift is measured from, `||H||^2` there, and its imbalance in strips."""
+    """The reference point of a drift, its `||H||^2`, and its imbalance `W^T W - X X^T` in strips."""
 
     start: Point
     X_square: Float[Array, ""]
@@ -26,11 +26,11 @@ class Reference(NamedTuple):
 
     @classmethod
     def of(cls, start: Point) -> "Reference":
-        """All that depends on the start alone."""
+        """Everything that depends only on the start."""
         return cls(start, square_norm(start.X), () if _is_thin(start) else _strips(start))
 
     def drift(self, point: Point) -> Float[Array, ""]:
-        """`||W^T W - X X^T - (the same at the start)||_F`, from the differences themselves, which keeps the digits."""
+        """`||W^T W - X X^T - (the same at the start)||_F`, from the differences themselves, to keep all digits."""
         if _is_thin(point):
             C, n = len(point.W), point.X.shape[1]
             signs = jnp.where(jnp.arange(C + n) < C, 1.0, -1.0).astype(point.X.dtype)
@@ -38,7 +38,7 @@ class Reference(NamedTuple):
         squares = jnp.zeros((), point.X.dtype)
         for strip, before in zip(_strips(point), self.strips, strict=True):
             change = (strip - before) ** 2
-            below = change[:, : strip.shape[1] - strip.shape[0]]  # of the diagonal block, and mirrored above it
+            below = change[:, : strip.shape[1] - strip.shape[0]]  # below the diagonal block; its mirror image is above
             squares += jnp.sum(change) + (jnp.sum(below) if below.size else 0)
         return jnp.sqrt(squares)
 
@@ -65,8 +65,8 @@ def _factor(point: Point) -> Float[Array, "p columns"]:
 def _thin_drift(Y, Y0, signs):
     """`||Y J Y^T - Y0 J Y0^T||_F` with `J = diag(signs)`: `[Y, Y0] = Q R` leaves `||R diag(J, -J) R^T||_F`.
 
-    Traces of products of Gram matrices would lose half of the digits. The derivative takes products alone, so that it
-    is finite where columns depend on each other (derived here).
+    Traces of products of Gram matrices would lose half of the digits. The derivative uses only products, so it is
+    finite even if the columns are linearly dependent (derived here).
     """
     R = triangle(jnp.concatenate([Y, Y0], axis=1))
     return jnp.sqrt(jnp.sum(((R * jnp.concatenate([signs, -signs])) @ R.T) ** 2))

@@ -1,4 +1,4 @@
-"""Labels of classes in any form that users have them in, as numbers of classes: integers, text, pandas, tensors."""
+"""Converts class labels in any form (integers, text, pandas, tensors) into class numbers."""
 
 import re
 from collections.abc import Iterable
@@ -11,14 +11,14 @@ from .._checks import as_numpy
 from .._errors import UsageError
 
 IGNORED_BY_CONVENTION = (-1, -100)
-"""Labels that frameworks give to samples that do not count."""
+"""Labels that frameworks use for ignored samples."""
 
 MISSING_AS_TEXT = frozenset({"", "nan", "none", "null", "na", "n/a", "<na>", "nat"})
-"""The forms that a missing label takes as a text."""
+"""The forms of a missing label as text."""
 
 
 class Labels(NamedTuple):
-    """The rows that count, the class of each of them, and the label values of the classes."""
+    """The rows that are kept, the class of each such row, and the label values of the classes."""
 
     rows: Int[np.ndarray, " kept"]
     codes: Int[np.ndarray, " kept"]
@@ -29,15 +29,15 @@ def read_labels(labels: Any, num_samples: int, classes: Any, ignore_label: Any, 
     """The class of each sample.
 
     Args:
-        labels: one label a sample: integers (as floats or booleans too) or text.
-        num_samples: how many there should be.
-        classes: the label values in the order of the classes; None for the sorted ones that occur, or the categories
-            of pandas.
-        ignore_label: labels of samples that do not count: a value or several; NaN stands for all that are missing.
+        labels: one label per sample: integers (also as floats or booleans) or text.
+        num_samples: the expected number of labels.
+        classes: the label values in the order of the classes; None means the sorted values that occur, or the
+            categories of pandas.
+        ignore_label: the label or labels of samples to ignore; NaN means all missing labels.
         ordered: whether the order of the classes matters.
 
     Raises:
-        UsageError: for labels that are missing, of several kinds, not among `classes`, or whose order is not clear.
+        UsageError: for labels that are missing, of mixed kinds, not among `classes`, or without a clear order.
     """
     values, missing = _values("labels", labels, num_samples)
     if classes is None:
@@ -76,10 +76,10 @@ def read_labels(labels: Any, num_samples: int, classes: Any, ignore_label: Any, 
 
 
 def _values(name: str, labels: Any, num_samples: int) -> tuple[np.ndarray, Bool[np.ndarray, " samples"]]:
-    """The labels as integers or text, and where they are missing (the value there means nothing)."""
+    """The labels as integers or text, and a mask of the missing ones (whose values are arbitrary)."""
     array = as_numpy(name, labels)
     if array.dtype.kind in "US" and isinstance(labels, list | tuple):
-        array = np.array(labels, dtype=object)  # else a NaN among texts would become a text
+        array = np.array(labels, dtype=object)  # otherwise a NaN among texts would become the text "nan"
     if array.shape != (num_samples,):
         raise UsageError(
             f"{name} has shape {array.shape} but features has {num_samples} rows: one label a row{_cure(array)}."
@@ -108,7 +108,7 @@ def _cure(array: np.ndarray) -> str:
 
 
 def _is_missing(value: Any) -> bool:
-    """Whether it is None, NaN or pandas' NA or NaT."""
+    """Whether a value is None, NaN, or NA or NaT of pandas."""
     return value is None or type(value).__name__ in ("NAType", "NaTType") or _is_nan(value)
 
 
@@ -117,7 +117,7 @@ def _is_nan(value: Any) -> bool:
 
 
 def _of_one_kind(name: str, array: np.ndarray, missing: np.ndarray) -> np.ndarray:
-    """Objects as numbers or as text, whichever all that are there are."""
+    """Objects as numbers or as text; all that are not missing must be of the same kind."""
     there = [value.decode() if isinstance(value, bytes) else value for value in array[~missing]]
     text = [isinstance(value, str) for value in there]
     number = [isinstance(value, int | float | np.number | np.bool_) for value in there]
@@ -132,7 +132,7 @@ def _of_one_kind(name: str, array: np.ndarray, missing: np.ndarray) -> np.ndarra
 
 
 def _ignored(ignore_label: Any) -> tuple[set[int | str], bool]:
-    """The labels that do not count, and whether missing ones are among them."""
+    """The ignored labels, and whether missing labels are ignored too."""
     if ignore_label is None:
         return set(), False
     several = isinstance(ignore_label, Iterable) and not isinstance(ignore_label, str | bytes)
@@ -172,7 +172,7 @@ def _looks_ignored(value: int | str) -> bool:
 
 
 def _check_order(named: list[int | str]) -> None:
-    """Raise `UsageError` where the order of the texts and that of the numbers in them differ."""
+    """Raise `UsageError` if sorting the texts and sorting the numbers in them give different orders."""
     if named and isinstance(named[0], str) and sorted(named, key=_natural) != named:
         raise UsageError(
             f"labels are text whose order, {_listed(named)}, is not that of the numbers in it: pass classes=, the "

@@ -1,4 +1,4 @@
-"""Metrics of a run's dynamics: the risk, its gradient, what the flow conserves, the sharpness."""
+"""Metrics of a run's dynamics: the risk, its gradient, the conserved imbalance, the sharpness."""
 
 import jax.numpy as jnp
 
@@ -21,7 +21,7 @@ def _balancedness(view: View):
 
 
 def _sharpness(view: View):
-    """In whatever coordinates: those directions that they hide are never curved more than the rest."""
+    """The same in all coordinates: hidden directions are never more curved than the visible ones."""
     return largest_eigenvalue(view.problem, view.point)
 
 

@@ -19,13 +19,15 @@ from .view import View
 
 
 def reference(start: Point | None, names: Sequence[str]) -> Reference | None:
-    """The start as the named metrics need it, which is the same for all points of a run."""
+    """The data of the start that the named metrics need; they are the same for all points of a run."""
     return None if start is None or "balancedness" not in names else Reference.of(start)
 
 
 def prepared(problem: Problem, names: Sequence[str], point: Point, start: Point | None) -> tuple[Problem, Any]:
-    """What the named metrics need and is made once for all points of a run: of single samples, in the problem, and of
-    the start. `point` is any of them."""
+    """Compute once what the named metrics need at all points of a run: single samples in the problem, and the start.
+
+    `point` is any point of the run.
+    """
     if any(METRICS[name].samples for name in names):
         problem = Problem(problem.model, problem.columns.ready(point.X))
     return problem, reference(start, names)
@@ -43,14 +45,14 @@ def observe(
 def observe_many(
     problem: Problem, points: Point, names: Sequence[str], start: Point | None
 ) -> dict[str, Float[Array, " time"]]:
-    """The named metrics of points with one leading axis, in blocks that take a bounded amount of memory."""
+    """The named metrics of points with one leading axis, computed in blocks to bound the memory."""
     first = jax.tree.map(lambda x: x[0], points)
     problem, origin = prepared(problem, names, first, start)
     return in_blocks(lambda point: observe(problem, point, names, origin), points, observed_size(first))
 
 
 def observed_size(point: Point) -> int:
-    """How many numbers an intermediate array of the metrics of a point may take: Gram matrices, logits, imbalances."""
+    """The size of the largest intermediate array in the metrics of a point: Gram matrices, logits, imbalances."""
     (C, p), n = point.W.shape, point.X.shape[1]
     return max(C, p) * max(C, p, n)
 
@@ -63,9 +65,9 @@ def evaluate(
     Args:
         model: the model.
         state: a state of it, with any leading axes.
-        names: which metrics, as a text with commas or any iterable of texts; default all that the model and the state
-            have but `sharpness`.
-        start: what `balancedness` is measured against, in the same columns; default the state itself, so 0.
+        names: the metrics, as a text with commas or any iterable of texts. Default: all metrics of the model and the
+            state, except `sharpness`.
+        start: the reference state of `balancedness`, in the same columns. Default: the state itself, which gives 0.
 
     Raises:
         UsageError: for unknown or unavailable metrics and states that do not fit the model.

@@ -1,4 +1,4 @@
-"""Metrics of measured features: the penultimate layer of any network, read a block of samples at a time."""
+"""Metrics of measured features (the penultimate layer of any network), read one block of samples at a time."""
 
 import functools
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from .registry import METRICS
 from .view import Measured
 
 BLOCK = 2**21
-"""The most numbers in a block of samples and in what is computed from it: 16 MiB."""
+"""The most numbers in a block of samples and in the arrays computed from it: 16 MiB."""
 
 OF_FEATURES = ("nc1", "nc1_trace", "nc2_norm_h", "nc2_angle_h", "nc2_etf_h", "cdnv")
 OF_CLASSIFIER = ("nc2_norm_w", "nc2_angle_w", "nc2_etf_w", "nc3", "nc4")
@@ -27,31 +27,32 @@ def from_features(
 ) -> dict[str, float]:
     """Collapse metrics of measured features, from any framework.
 
-    Arrays of NumPy, JAX, torch, TensorFlow and pandas, and lists, are taken as they are: tensors are detached and
-    copied to the CPU. Samples are read in blocks, so little memory is needed beyond the arrays that are given.
+    Arrays of NumPy, JAX, torch, TensorFlow and pandas, and lists, need no conversion: tensors are detached and copied
+    to the CPU. Samples are read in blocks, so little memory is needed beyond the given arrays.
 
     Args:
-        features: real numbers of shape (samples, p), one row a sample.
+        features: real numbers of shape (samples, p), one row per sample.
         labels: integers or text of shape (samples,); classes may differ in size.
         W: classifier, shape (C, p), or None.
         b: bias, shape (C,), or None for zeros.
-        classes: the label values in the order of the rows of `W`. Default: the categories of pandas' categorical
-            labels, else the sorted values that occur. Not all need to occur; see below.
-        ignore_label: a label, or several, whose samples are left out; NaN stands for missing labels.
+        classes: the label values in the order of the rows of `W`. Default: the categories of categorical pandas labels,
+            otherwise the sorted values that occur. Not all classes need to occur; see below.
+        ignore_label: the label or labels of samples to leave out; NaN means missing labels.
 
     Returns:
         `nc1`, `nc1_trace`, `nc2_*_h` and `cdnv`; with `W` also `nc2_*_w`, `nc3` and `nc4`. Class means exist for the
-        classes that occur, at least two: `nc1`, `nc1_trace`, `nc2_*_h` and `cdnv` are taken over these, `nc3` compares
-        them with their rows of `W`, and `nc4` compares the class that all rows of `W` choose with the nearest of them;
-        `nc2_*_w` are taken over all rows. Sums over samples are computed in float64, the rest too if JAX allows it.
+        classes that occur, of which there must be at least two. `nc1`, `nc1_trace`, `nc2_*_h` and `cdnv` use these
+        means, `nc3` compares them with their rows of `W`, and `nc4` compares the class chosen among all rows of `W`
+        with the nearest mean. `nc2_*_w` uses all rows of `W`. Sums over samples are computed in float64; everything
+        else is computed in float64 too if it is enabled in JAX.
 
     Raises:
         UsageError: for shapes that do not match, fewer than two classes, values that are not finite real numbers,
-            missing labels, -1 or -100 among the labels (by convention they mark samples that do not count) unless
-            `classes` or `ignore_label` names them, and, with `W`, text labels that sort otherwise than the numbers in
+            missing labels, -1 or -100 among the labels (by convention they mark ignored samples) unless `classes` or
+            `ignore_label` names them, and, with `W`, text labels whose sorted order differs from that of the numbers in
             them.
 
-    Source: as in the table of `fc.metrics`; classes that do not occur are left out as derived here.
+    Source: see the table of `fc.metrics`. How classes that do not occur are left out is derived here.
 
     Example:
         >>> import flowcollapse as fc
@@ -66,7 +67,7 @@ def from_features(
         raise UsageError(f"features must have the shape (samples, p), one row a sample, got {matrix.shape}{cure}.")
     given = [name for name, value in (("W", W), ("b", b)) if value is not None]
     if given == ["b"]:
-        raise UsageError("b is given without W, and says nothing alone: pass W too, or leave b out.")
+        raise UsageError("b is given without W, and has no use alone: pass W too, or leave b out.")
     read = read_labels(labels, len(matrix), classes, ignore_label, ordered=bool(given))
     occurring = len(np.unique(read.codes))
     if occurring < 2:
@@ -92,7 +93,7 @@ def _checked(name: str, value: Any, shape: tuple[int, ...]) -> Float[np.ndarray,
 
 
 class Features(Measured):
-    """Features of samples with labels, and a classifier whose rows follow the classes."""
+    """Features of labelled samples, and a classifier whose rows are in the order of the classes."""
 
     def __init__(
         self,
@@ -112,7 +113,7 @@ class Features(Measured):
         self.centre = self.means.mean(axis=0)
 
     def _blocks(self) -> Iterator[tuple[Float[np.ndarray, "block p"], Int[np.ndarray, " block"]]]:
-        """Samples, sorted by class, and their classes."""
+        """Blocks of samples, sorted by class, with their classes."""
         height = max(1, BLOCK // max(self.features.shape[1], len(self.weights)))
         for start in range(0, len(self.rows), height):
             rows = self.rows[start : start + height]

@@ -1,4 +1,4 @@
-"""The measures of neural collapse NC1 to NC4 and CDNV, of a point of the model or of a network's features."""
+"""The neural collapse metrics NC1 to NC4 and CDNV, for a point of the model or for the features of a network."""
 
 import jax
 import jax.numpy as jnp
@@ -9,10 +9,11 @@ from .view import Measured, Metric, _or_nan, _square
 
 
 def _nc1(view: Measured):
-    """`||M^+ L||_F^2 / n_tot` from the centred means themselves: never a product of covariances, so that values down
-    to the sixth power of eps keep their digits, and features that are dead count for nothing (derived here).
+    """`||M^+ L||_F^2 / n_tot`, computed from the centred means (derived here).
 
-    M has C columns that add up to zero; the reflection of (1, ..., 1) onto the first axis leaves C - 1 of them.
+    Products of covariances are avoided, so that values down to the sixth power of eps keep their digits and dead
+    features contribute nothing. M has C columns that sum to zero; the reflection of (1, ..., 1) onto the first axis
+    leaves C - 1 columns.
     """
     M = view.M
     reflected = M[:, 1:] - M[:, :1] / (1 + M.shape[1] ** 0.5)
@@ -33,7 +34,7 @@ def _nc4(view: Measured):
 
 
 COMPARED_AT_ONCE = 2**14
-"""Up to this many differences, those of all pairs of class means and all features are taken at once."""
+"""The most differences of class means, over all pairs and all features, that are computed at once."""
 
 
 def _cdnv(view: Measured):
@@ -45,10 +46,10 @@ def _cdnv(view: Measured):
 
 
 def square_distances(M: Float[Array, "p C"]) -> Float[Array, "C C"]:
-    """`||m_i - m_j||^2` of all pairs of columns.
+    """`||m_i - m_j||^2` for all pairs of columns.
 
-    From the differences themselves: a Gram matrix would lose the digits of means that are close to each other. Many
-    features are added up one at a time, because jax 0.10.1 would store all p C^2 differences.
+    It is computed from the differences, because a Gram matrix would lose the digits of nearly equal means. If there are
+    many features, they are added one at a time, because jax 0.10.1 would store all p C^2 differences.
     """
 
     def square(row):

@@ -1,4 +1,4 @@
-"""The metrics by name, and which of them a model and a state can have."""
+"""The metrics by name, and which of them exist for a model and a state."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -17,11 +17,11 @@ METRICS: Registry[Metric] = Registry(
 """The metrics by name. A metric of your own joins them by `METRICS["name"] = Metric(function, "long name")`."""
 
 SAMPLES_UP_TO = 2**20
-"""Up to this many entries of H, the metrics that need single samples are saved by default."""
+"""The most entries of H for which metrics that need single samples are saved by default."""
 
 
 def available(model: UFM, columns: Columns = SAMPLES) -> tuple[str, ...]:
-    """The metrics that exist for a model in given columns, by default samples."""
+    """The metrics that exist for a model in the given columns, by default samples."""
     return tuple(
         name
         for name, metric in METRICS.items()
@@ -32,17 +32,18 @@ def available(model: UFM, columns: Columns = SAMPLES) -> tuple[str, ...]:
 
 
 def checked_names(model: UFM, columns: Columns, names: Any) -> tuple[str, ...]:
-    """The metrics asked for, or the default ones of a run: all that are available and neither costly nor, for many
-    entries of H, in need of single samples.
+    """The requested metrics, or the default ones of a run.
+
+    The default is every available metric that is not costly and, if H has many entries, needs no single samples.
 
     Raises:
-        UsageError: for a metric that is unknown, or that the model or the state cannot have.
+        UsageError: for an unknown metric, or one that does not exist for the model or the state.
     """
     if names is None:
         known = available(model, columns)
         large = model.num_features * model.num_samples > SAMPLES_UP_TO
         return tuple(name for name in _not_costly(known) if not (large and METRICS[name].samples))
-    asked = asked_names(names)  # registers those of other modules
+    asked = asked_names(names)  # first, because it registers metrics of other modules
     known = available(model, columns)
     for name in asked:
         if METRICS[name].squared_error and not model.loss.squared_error:
@@ -61,9 +62,9 @@ def checked_names(model: UFM, columns: Columns, names: Any) -> tuple[str, ...]:
 
 
 def asked_names(names: Any) -> tuple[str, ...]:
-    """Names of metrics in lower case, each once, from one text ("snc1" or "snc1,snc2") or anything that yields texts.
+    """Names of metrics in lower case, each once, from one text ("snc1" or "snc1,snc2") or any iterable of texts.
 
-    What is given is read once, so that a generator will do; a set is put in the order of `METRICS`.
+    The iterable is read once, so it may be a generator. A set is sorted into the order of `METRICS`.
 
     Raises:
         UsageError: for anything else.
@@ -71,7 +72,7 @@ def asked_names(names: Any) -> tuple[str, ...]:
     wrong = "metrics must be names, such as 'snc1,nc1' or ['snc1', 'nc1'], got "
     try:
         texts = [names] if isinstance(names, str | bytes) else list(names)
-    except TypeError:  # what has no parts
+    except TypeError:  # not iterable
         raise UsageError(f"{wrong}{shown(names)}.") from None
     found: dict[str, None] = {}
     for text in texts:

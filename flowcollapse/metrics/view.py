@@ -1,4 +1,4 @@
-"""The data that metrics read: a point of the model, or the features of a network, and the products they share."""
+"""The data that metrics read (a point of the model, or the features of a network) and the products they share."""
 
 import abc
 import dataclasses
@@ -17,7 +17,7 @@ from .balance import Reference
 
 
 class Products(NamedTuple):
-    """The products of some vectors with each other, their squares, and the sum of these."""
+    """The inner products of vectors with each other, their squared norms, and the sum of the squared norms."""
 
     gram: Float[Array, "C C"]
     squares: Float[Array, " C"]
@@ -46,7 +46,7 @@ class Defects(NamedTuple):
         inverse = 1 / _or_nan(lengths)
         angles = jnp.sum(jnp.abs(gram * inverse[:, None] * inverse + 1 / (C - 1)) * (1 - same)) / (C * (C - 1))
         frame = (same - 1 / C) / (C - 1) ** 0.5
-        # Over the trace first: the square of a small Gram matrix would be less than the smallest number.
+        # Divide by the trace first: the square of a small Gram matrix would underflow.
         scaled = gram / _or_nan(total)
         etf = jnp.sqrt(jnp.sum((scaled / jnp.sqrt(jnp.sum(scaled**2)) - frame) ** 2))
         return cls(spread, angles, etf)
@@ -55,18 +55,18 @@ class Defects(NamedTuple):
 class Measured(abc.ABC):
     """The data that collapse metrics read: class means, the scatter within the classes, and a classifier.
 
-    Whatever several metrics need is computed once.
+    Quantities that several metrics need are computed once.
     """
 
     @property
     @abc.abstractmethod
     def num_samples(self) -> int:
-        """How many samples there are."""
+        """The number of samples."""
 
     @functools.cached_property
     @abc.abstractmethod
     def M(self) -> Float[Array, "p C"]:
-        """The class means less their unweighted mean."""
+        """The class means minus their unweighted mean."""
 
     @property
     @abc.abstractmethod
@@ -90,7 +90,7 @@ class Measured(abc.ABC):
 
     @functools.cached_property
     def M_square(self) -> Float[Array, ""]:
-        """`||M||^2`, or NaN where the class means say nothing."""
+        """`||M||^2`, or NaN if the class means are too small to be meaningful."""
         return _or_nan(self.class_means.total)
 
     @property
@@ -100,12 +100,12 @@ class Measured(abc.ABC):
 
     @functools.cached_property
     def defects(self) -> tuple[Defects, Defects]:
-        """Those of the class means and of the classifier."""
+        """The defects of the class means and of the classifier."""
         return Defects.of(self.class_means), Defects.of(self.classifier)
 
     @abc.abstractmethod
     def within_square(self, A: Float[Array, "m p"] | None = None) -> Float[Array, ""]:
-        """`||A (h - mu_c)||^2` summed over all samples; without A the identity."""
+        """`||A (h - mu_c)||^2`, summed over all samples; A is the identity by default."""
 
     @abc.abstractmethod
     def variances(self) -> Float[Array, " C"]:
@@ -113,7 +113,7 @@ class Measured(abc.ABC):
 
     @abc.abstractmethod
     def disagreement(self) -> Float[Array, ""]:
-        """The share of samples that the classifier and the nearest class mean put into different classes."""
+        """The share of samples that the classifier and the nearest class mean assign to different classes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,7 +148,7 @@ class View(Measured):
 
     @functools.cached_property
     def defects(self) -> tuple[Defects, Defects]:
-        """Both at once, which is half of the program."""
+        """The defects of both, computed by one `vmap` to halve the program."""
         both = jax.tree.map(lambda h, w: jnp.stack([h, w]), self.class_means, self.classifier)
         found = jax.vmap(Defects.of)(both)
         return Defects(*(x[0] for x in found)), Defects(*(x[1] for x in found))
@@ -172,8 +172,11 @@ class View(Measured):
 
     @functools.cached_property
     def distance(self) -> Float[Array, ""]:
-        """In S, `W = B^T`, the rows of `W + B^T` add up to zero, `L` vanishes and b is constant: the root of the sum
-        of the squares of what is none of this, no difference of large numbers (derived here)."""
+        """The distance to S, without differences of large numbers (derived here).
+
+        In S, `W = B^T`, the rows of `W + B^T` sum to zero, `L` vanishes and b is constant. The distance is the root of
+        the sum of the squares of the deviations from these four conditions.
+        """
         W, _, b = self.point
         squares = self.L_square + 0.5 * self.unduality_square + jnp.sum((b - jnp.sum(b) / len(b)) ** 2)
         if self.problem.model.use_bias:
@@ -191,11 +194,11 @@ class View(Measured):
     def disagreement(self) -> Float[Array, ""]:
         W, X, b = self.point
         centre, columns, C = self.centre_of_means, self.problem.columns, len(W)
-        # For a feature h less the centre: the logits, and what is largest for the nearest class mean.
+        # For a feature h minus the centre: the logits, and scores that are largest for the nearest class mean.
         scores = jnp.concatenate([W, 2 * self.M.T])
         at_centre = jnp.concatenate([W @ centre + b, -self.class_means.squares])
         X = X - centre[:, None] * columns.ones(X.shape[1], X.dtype)
-        few = len(X) >= 2 * C  # scores, which are then all that is made for each sample
+        few = len(X) >= 2 * C  # fewer scores than features: then only the scores are computed for each sample
 
         def differs(h):
             one = (h if few else scores @ h) + at_centre
@@ -215,10 +218,10 @@ class View(Measured):
 
 
 class Metric(NamedTuple):
-    """A metric and what it needs: equal counts, the squared error, single samples, much more time than the rest.
+    """A metric and its needs: equal counts, the squared error, single samples, much more time than all others together.
 
-    What is costly is computed only where it is asked for by name. `long_name` goes into Datasets, with `symbol`, the
-    formula in TeX; pictures call the metric by its `label`, or by its long name.
+    A costly metric is computed only if it is requested by name. `long_name` and `symbol`, the formula in TeX, go into
+    Datasets. Pictures use `label`, or the long name if there is no label.
     """
 
     function: Callable[[Any], Float[Array, ""]]
@@ -232,14 +235,14 @@ class Metric(NamedTuple):
 
 
 def _or_nan(denominator):
-    """The denominator, or NaN where it is so small that a ratio by it says nothing."""
+    """The denominator, or NaN if it is so small that dividing by it is meaningless."""
     return jax.lax.select(
         denominator > jnp.finfo(denominator.dtype).tiny, denominator, jnp.full_like(denominator, jnp.nan)
     )
 
 
 SUMMED_AT_ONCE = 2**12
-"""Up to this many squares are added up in one loop; more would wait for each addition."""
+"""The most squares that are summed in one loop; in a longer loop, each addition would wait for the one before."""
 
 
 def _square(A: Float[Array, "m n"]) -> Float[Array, ""]:

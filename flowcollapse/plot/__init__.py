@@ -1,4 +1,4 @@
-"""Figures from Datasets: every function draws on the axes it is given, or on new ones, and returns them."""
+"""Figures from Datasets. Every function draws on given axes or on new ones, and returns the axes."""
 
 from ._style import save as save
 from .comparison import (

@@ -1,4 +1,4 @@
-"""What a picture is drawn from: a Dataset, a `Trajectory`, or the file or store that holds one."""
+"""Reads the source of a picture: a Dataset, a `Trajectory`, or the file or store that holds one."""
 
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -17,14 +17,14 @@ KINDS = {
     "comparison": "a comparison: draw it with fc.plot.comparison",
     "figures": "the runs of the paper's figures: draw them with fc.plot.figure1 or fc.plot.figure2",
 }
-"""The Datasets that this package writes, and what draws them."""
+"""The kinds of Datasets that this package writes, and the functions that draw them."""
 
 
 def read_many(source: Any) -> xr.Dataset:
     """The Dataset of a source that holds several runs.
 
     Raises:
-        UsageError: as `read` does, and for one run.
+        UsageError: for the reasons `read` has, and for a single run.
     """
     dataset = read(source)
     if kind_of(dataset) == "run":
@@ -33,7 +33,7 @@ def read_many(source: Any) -> xr.Dataset:
 
 
 def read(source: Any) -> xr.Dataset:
-    """The Dataset of a source: itself, that of a `Trajectory`, or that of a file or store on this machine.
+    """The Dataset of a source: the source itself, or the Dataset of a `Trajectory` or of a local file or store.
 
     Raises:
         UsageError: for anything else, and for files that cannot be read.
@@ -79,7 +79,7 @@ def _open_folder(place: Path) -> xr.Dataset:
     except UsageError as refusal:
         if not any((place / name).exists() for name in (".zgroup", ".zmetadata", "zarr.json")):
             raise
-        try:  # another Dataset that was written as zarr, such as --out run.zarr
+        try:  # any other Dataset written as zarr, for example by --out run.zarr
             found = xr.open_zarr(place, chunks=None)
         except (OSError, ValueError, KeyError):
             raise refusal from None
@@ -87,25 +87,25 @@ def _open_folder(place: Path) -> xr.Dataset:
 
 
 def kind_of(dataset: xr.Dataset) -> str:
-    """Which of `KINDS` a Dataset is, or `""`."""
+    """The kind of a Dataset, a key of `KINDS`, or `""`."""
     if "method" in dataset.dims:
         return "comparison" if "distance_to_flow" in dataset else "figures"
-    if {"seed", "eps"} & {*dataset.dims, *dataset.coords}:  # one run that was selected is drawn as a sweep, too
+    if {"seed", "eps"} & {*dataset.dims, *dataset.coords}:  # one run selected from a sweep is drawn as a sweep
         return "sweep"
     return "run" if any(values.dims == ("time",) for values in dataset.data_vars.values()) else ""
 
 
 def another_picture(dataset: xr.Dataset, *kinds: str) -> str:
-    """The end of an error for a Dataset that another function draws: `; it is one run: draw it with fc.plot.path`."""
+    """The ending of an error about a Dataset for another function: `; it is one run: draw it with fc.plot.path`."""
     kind = kind_of(dataset)
     return f"; it is {KINDS[kind]}" if kind and kind not in kinds else ""
 
 
 def known_name(name: Any, known: list[str], argument: str = "metric") -> str:
-    """One of the known names, whatever its case.
+    """The known name that equals `name`, ignoring case.
 
     Raises:
-        UsageError: for another.
+        UsageError: if there is none.
     """
     if isinstance(name, str):
         for one in (name, name.lower()):

@@ -1,4 +1,4 @@
-"""What a picture takes from the Dataset of a sweep: some axes, one value of the others, and their names."""
+"""Selects from the Dataset of a sweep what a picture shows: some axes, one value of each other axis, and labels."""
 
 import contextlib
 import json
@@ -30,20 +30,20 @@ PAPER = {"num_classes": 3, "samples_per_class": 3, "num_features": 15, "weight_d
 
 
 def attribute(dataset: xr.Dataset, name: str) -> dict[str, Any]:
-    """An attribute of a sweep that holds options as text; none where it is of another origin."""
+    """An attribute of a sweep that holds options as text; empty if the attribute has another origin."""
     with contextlib.suppress(ValueError):
         return dict(json.loads(dataset.attrs.get(name, "{}")))
     return {}
 
 
 def model_options(dataset: xr.Dataset) -> dict[str, Any]:
-    """The model that all runs of a sweep share; what the Dataset does not tell is as in the paper."""
+    """The model that all runs of a sweep share; the paper's values replace any that the Dataset lacks."""
     told = attribute(dataset, "model") | single_values(dataset)
     return PAPER | {name: tuple(value) if isinstance(value, list) else value for name, value in told.items()}
 
 
 def single_values(dataset: xr.Dataset) -> dict[str, Any]:
-    """The value of every axis that has one only; values of several parts stand in rows, filled up with NaN."""
+    """The value of every axis with a single value; values of several parts are stored as rows padded with NaN."""
     found: dict[str, Any] = {str(axis): value.item() for axis, value in dataset.coords.items() if value.size == 1}
     for name, value in dataset.coords.items():
         axis, _, kind = str(name).rpartition("_")
@@ -54,12 +54,12 @@ def single_values(dataset: xr.Dataset) -> dict[str, Any]:
 
 
 def metrics_of(dataset: xr.Dataset) -> list[str]:
-    """The metrics of a sweep: what it holds over time."""
+    """The metrics of a sweep: its variables over time."""
     return [str(name) for name, values in dataset.data_vars.items() if "time" in values.dims and name != "t"]
 
 
 def metric_of(dataset: xr.Dataset, name: Any, *, ends_too: bool = False) -> str:
-    """The name of a metric over time, whatever its case; or, as `ends` has them too, of one number a run.
+    """The name of a metric over time, ignoring case; with `ends_too`, also of a variable with one number per run.
 
     Raises:
         UsageError: if the sweep has no such metric.
@@ -79,9 +79,9 @@ def curves(dataset: xr.Dataset, name: str) -> xr.DataArray:
 
 
 def ends(dataset: xr.Dataset, name: str) -> xr.DataArray:
-    """A metric at the last time, or one number a run such as the steps it took; NaN where there is none yet.
+    """A metric at the last time, or a variable with one number per run, such as its steps; NaN for unfinished runs.
 
-    Only the last times are read from a Dataset that is on disk.
+    From a Dataset on disk, only the last times are read.
 
     Raises:
         UsageError: if the sweep has no such metric or number.
@@ -99,7 +99,7 @@ def several(values: xr.DataArray) -> list[str]:
 
 
 def having(values: xr.DataArray, *axes: str) -> xr.DataArray:
-    """The values over these axes too, of which one may have become a mere coordinate by selecting.
+    """The values with these axes as dimensions, even if selecting has turned one of them into a scalar coordinate.
 
     Raises:
         UsageError: if one of the axes does not exist.
@@ -114,24 +114,27 @@ def having(values: xr.DataArray, *axes: str) -> xr.DataArray:
 
 
 def only(values: xr.DataArray, *axes: str) -> xr.DataArray:
-    """The values over these axes, in this order; the others have one value each, which is kept as a coordinate.
+    """The values over these axes, in this order. Each other axis has one value, which stays as a coordinate.
 
     Raises:
-        UsageError: if one of the axes does not exist, or another one has more than one value.
+        UsageError: if one of the axes does not exist, or another axis has more than one value.
     """
     values = having(values, *axes)
     for axis in several(values):
         if axis not in axes:
             value = values[axis].values[0]
             raise UsageError(
-                f"dataset has {values.sizes[axis]} values of {axis!r}, of which a picture shows one: select it, as in "
+                f"dataset has {values.sizes[axis]} values of {axis!r}, but a picture shows one: select it, as in "
                 f"dataset.sel({axis}={plain(value)!r})."
             )
     return values.squeeze([axis for axis in values.dims if axis not in axes]).transpose(*axes)
 
 
 def drawable(axis: Any) -> None:
-    """Raise `UsageError` unless `axis` is None, or a name, and that of no axis which each curve, point or cell has."""
+    """Raise `UsageError` unless `axis` is None or the name of an axis other than `seed` and `time`.
+
+    Every curve, point and cell already covers those two.
+    """
     if axis is not None and not isinstance(axis, str):
         raise UsageError(f"axis must be a name, such as 'eps', got {shown(axis)}.")
     if axis in ("seed", "time"):
@@ -139,17 +142,17 @@ def drawable(axis: Any) -> None:
 
 
 def finite_medians(values: xr.DataArray) -> xr.DataArray:
-    """The median over the seeds that have a value; NaN where none has."""
+    """The median over the seeds with a finite value; NaN if there are none."""
     return values.where(np.isfinite(values)).median("seed")
 
 
 def plain(value: Any) -> Any:
-    """A coordinate's value as Python's own."""
+    """A coordinate's value as a Python value."""
     return value.item() if isinstance(value, np.generic) else value
 
 
 def value_text(value: Any) -> str:
-    """A coordinate's value as text: numbers as formulas, of four digits unless they count, lists and words as is."""
+    """A coordinate's value as text: integers and floats (four digits) as formulas, lists and words unchanged."""
     value = plain(value)
     if not isinstance(value, int | float):
         return str(value).strip("()[]")
@@ -178,12 +181,12 @@ def metric_label(dataset: xr.Dataset, name: str) -> str:
 
 
 def end_label(dataset: xr.Dataset, name: str) -> str:
-    """A metric at the last time, or one number a run, in words."""
+    """A metric at the last time, or a variable with one number per run, in words."""
     return f"{metric_label(dataset, name)} at the end" if "time" in dataset[name].dims else metric_label(dataset, name)
 
 
 def header(values: xr.DataArray, *, missing: int = 0, more: Sequence[str] = ()) -> str:
-    """What a picture says above itself: the axes that are held fixed, and how many runs have no value, if any."""
+    """The text above a picture: the fixed axes, and the number of runs without a value, if any."""
     fixed = [
         equals(str(axis), value.item())
         for axis, value in values.coords.items()
@@ -199,7 +202,7 @@ def numbers(values: xr.DataArray, axis: str) -> np.ndarray:
     """The values of an axis, as numbers.
 
     Raises:
-        UsageError: if it has none, or they are not numbers.
+        UsageError: if the axis has no values, or its values are not numbers.
     """
     found = values[axis].values
     if axis not in values.coords or found.dtype.kind not in "iuf":

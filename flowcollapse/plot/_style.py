@@ -1,4 +1,4 @@
-"""What all figures share: their style and colours, names and numbers as text, logarithmic axes, and files."""
+"""Code that all figures share: style and colours, names and numbers as text, logarithmic axes, and files."""
 
 import contextlib
 import math
@@ -19,10 +19,10 @@ from .._files import check_picture, local_path, replacing
 from ..metrics.registry import METRICS
 
 LABELS = {name: (metric.label, metric.symbol) for name, metric in METRICS.items() if metric.symbol}
-"""What the figures call the curves, and their formulas."""
+"""The names and formulas of the curves in the figures."""
 
 OKABE_ITO = ("#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#0072B2", "#D55E00")
-"""Colours that all common kinds of colour vision tell apart (Okabe and Ito 2008)."""
+"""Colours that people with any common kind of colour vision can tell apart (Okabe and Ito 2008)."""
 
 DOTTED, DASHED, GREY = (0, (1, 2)), (0, (5, 2)), "0.35"
 
@@ -42,14 +42,14 @@ STYLE: dict[Any, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
 }
-"""How new figures look; axes that are given keep their own looks."""
+"""The style of new figures; given axes keep their own style."""
 
 LEGEND: dict[str, Any] = {"frameon": False, "handlelength": 1.8, "labelspacing": 0.3, "columnspacing": 1.5}
 
 
 @contextlib.contextmanager
 def panels(ax: Any, count: int, size: tuple[float, float], rows: int = 1) -> Iterator[np.ndarray]:
-    """The axes given, or new ones in the style of this package, row by row."""
+    """The given axes, or new ones in the style of this package, row by row."""
     if ax is not None:
         given = _each(ax)
         if len(given) != count or not all(isinstance(one, Axes) for one in given):
@@ -59,25 +59,25 @@ def panels(ax: Any, count: int, size: tuple[float, float], rows: int = 1) -> Ite
     with mpl.rc_context(STYLE):
         figure, new = plt.subplots(rows, count // rows, figsize=size, layout="constrained", squeeze=False)
         yield new.ravel()
-        figure.draw_without_rendering()  # ticks are made, and take their looks, when they are first drawn
+        figure.draw_without_rendering()  # ticks take their style when they are first drawn
 
 
 def _each(axes: Any) -> list[Any]:
-    """The axes that an array or a list holds, or the one object."""
+    """The axes in an array or list, or a list of the single object."""
     if isinstance(axes, np.ndarray):
         return list(axes.ravel())
     return list(axes) if isinstance(axes, list | tuple) else [axes]
 
 
 def save(axes: Any, file: str | Path) -> None:
-    """The figure that the axes are part of as PNG, PDF or SVG, by the file's suffix; written whole or not at all.
+    """Save the figure of the axes as PNG, PDF or SVG, chosen by the file's suffix, completely or not at all.
 
     Args:
-        axes: the axes that a picture of this package returns, one or an array of them, or their figure.
+        axes: the axes that a plot function of this package returns (one or an array of them), or their figure.
         file: the file.
 
     Raises:
-        UsageError: for anything else, another suffix, or if the file cannot be written.
+        UsageError: for anything else, another suffix, or a file that cannot be written.
 
     Example:
         >>> import pathlib, tempfile, xarray, flowcollapse as fc
@@ -98,17 +98,17 @@ def save(axes: Any, file: str | Path) -> None:
 
 
 def palette(count: int) -> Sequence[Any]:
-    """One colour for each value of an axis, none so dark that dots drawn over it are lost."""
+    """One colour for each value of an axis, light enough that black dots drawn over it are visible."""
     return OKABE_ITO[:count] if count <= 6 else list(mpl.colormaps["viridis"](np.linspace(0.25, 0.9, count)))
 
 
 def spread(count: int, most: int) -> np.ndarray:
-    """At most so many of `count` positions, evenly from the first to the last: those that get a label."""
+    """At most `most` of `count` positions, evenly spaced from the first to the last, for labels."""
     return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int))
 
 
 def tex(number: int | float) -> str:
-    """A number as it stands inside a formula: powers of ten beyond the thousands, as `10^k` or `a x 10^k`."""
+    """A number as it appears inside a formula: `10^k` for powers of ten beyond the thousands, or `a x 10^k`."""
     if not math.isfinite(number) or number == 0:
         return f"{number:g}"
     exponent = round(math.log10(abs(number)))
@@ -119,7 +119,7 @@ def tex(number: int | float) -> str:
 
 
 def log_against_time(ax: Axes, end: float) -> None:
-    """Logarithmic values over times from 0 to the end."""
+    """Set up axes with logarithmic values over times from 0 to the end."""
     if end > 0:
         ax.set_xlim(0, end)
     ax.set_xlabel("time $t$")
@@ -127,7 +127,7 @@ def log_against_time(ax: Axes, end: float) -> None:
 
 
 def log_scale(ax: Axes, which: str) -> None:
-    """A logarithmic x or y axis with few ticks, all of them labelled. To be called when all is drawn."""
+    """Make the x or y axis logarithmic, with few ticks, all labelled. Call this after drawing everything."""
     axis = ax.xaxis if which == "x" else ax.yaxis
     (ax.set_xscale if which == "x" else ax.set_yscale)("log")
     locator, formatter = log_ticks(*(ax.get_xlim() if which == "x" else ax.get_ylim()))
@@ -137,7 +137,7 @@ def log_scale(ax: Axes, which: str) -> None:
 
 
 def log_ticks(low: float, high: float) -> tuple[Locator, Formatter]:
-    """Powers of ten, and less round numbers where the range holds too few of them."""
+    """Ticks at powers of ten, and at other round numbers if the range holds too few of them."""
     decades = abs(math.log10(high / low))
     if decades >= 2:
         return LogLocator(numticks=9), LogFormatterSciNotation()

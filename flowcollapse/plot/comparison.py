@@ -17,7 +17,7 @@ from ._style import OKABE_ITO, log_against_time, panels
 from .paper import IN_A_PATH
 
 OVER = ("seed", "lane")
-"""The axes that become a median and a band."""
+"""The axes that are summarised as a median and a band."""
 
 DASHES = ("-", "--", "-", "-.", ":")
 
@@ -29,18 +29,18 @@ LABELS = {
 
 
 def comparison_paths(dataset: Source, name: str = "snc1", ax: Axes | None = None) -> Axes:
-    """A metric of every method against time.
+    """Plot a metric of every method against time.
 
     Args:
-        dataset: what `fc.compare` returns, or its file, at one value of every axis but the starts.
+        dataset: the Dataset of `fc.compare`, or its file, with one value of every axis except the starts.
         name: the metric.
         ax: axes to draw on. Default: a new figure.
 
     Returns:
-        The axes: for each method the median over the starts and their 5-95 % band, the flow in black.
+        The axes, with the median over the starts and their 5-95 % band for each method, and the flow in black.
 
     Raises:
-        UsageError: for a metric that the Dataset has not, or axes with several values.
+        UsageError: for a metric that is not in the Dataset, or axes with several values.
 
     Example:
         >>> import xarray
@@ -61,17 +61,17 @@ def comparison_paths(dataset: Source, name: str = "snc1", ax: Axes | None = None
 
 
 def comparison_distance(dataset: Source, ax: Axes | None = None) -> Axes:
-    """The distance of every method to the flow, over the norm of the flow, against time.
+    """Plot the distance of every method to the flow, divided by the norm of the flow, against time.
 
     Args:
-        dataset: what `fc.compare` returns, or its file, at one value of every axis but the starts.
+        dataset: the Dataset of `fc.compare`, or its file, with one value of every axis except the starts.
         ax: axes to draw on. Default: a new figure.
 
     Returns:
         The axes, with lines and bands as in `comparison_paths`.
 
     Raises:
-        UsageError: if the Dataset is not that of a comparison, or has axes with several values.
+        UsageError: if the Dataset is not a comparison, or has axes with several values.
 
     Example:
         >>> import xarray
@@ -84,7 +84,7 @@ def comparison_distance(dataset: Source, ax: Axes | None = None) -> Axes:
     dataset = read(dataset)
     values = _starts_last(dataset, "distance_to_flow", "time")
     with panels(ax, 1, (5.2, 3.3)) as (one,):
-        _draw(one, dataset, values.where(dataset["time"] > 0)[1:], _times(dataset))  # at first it is zero
+        _draw(one, dataset, values.where(dataset["time"] > 0)[1:], _times(dataset))  # the distance is 0 at time 0
         log_against_time(one, float(dataset["time"][-1]))
         one.set_ylabel(_label("distance_to_flow"))
     return one
@@ -93,20 +93,20 @@ def comparison_distance(dataset: Source, ax: Axes | None = None) -> Axes:
 def comparison_ends(
     dataset: Source, name: str = "max_distance_to_flow", ax: Axes | None = None, *, along: str | None = None
 ) -> Axes:
-    """Where every method ends, along an axis such as the learning rate.
+    """Plot where every method ends, along an axis such as the learning rate.
 
     Args:
-        dataset: what `fc.compare` returns, or its file, at one value of every axis but the starts and the one that is
-            drawn.
+        dataset: the Dataset of `fc.compare`, or its file, with one value of every axis except the starts and the drawn
+            axis.
         name: a metric, at the last time, or `max_distance_to_flow`.
         ax: axes to draw on. Default: a new figure.
-        along: the axis. Default: the first with several values.
+        along: the axis. Default: the first axis with several values.
 
     Returns:
-        The axes: for each method the median over the starts and their 5-95 % band. Lanes that diverged leave a gap.
+        The axes, with the median over the starts and their 5-95 % band for each method. Diverged lanes leave a gap.
 
     Raises:
-        UsageError: for a variable or an axis that the Dataset has not, or further axes with several values.
+        UsageError: for a variable or an axis that is not in the Dataset, or further axes with several values.
 
     Example:
         >>> import xarray
@@ -144,18 +144,18 @@ def comparison_ends(
 
 
 def comparison(dataset: Source, name: str | None = None) -> np.ndarray:
-    """A comparison in one figure: paths, distances to the flow, and ends if an axis has several values.
+    """Plot a comparison in one figure: paths, distances to the flow, and ends if an axis has several values.
 
     Args:
-        dataset: what `fc.compare` returns, or its file. Of axes with several values, paths and distances show the
-            first.
-        name: the metric of the paths. Default: `snc1`, or the first that there is.
+        dataset: the Dataset of `fc.compare`, or its file. If an axis has several values, paths and distances show the
+            first one.
+        name: the metric of the paths. Default: `snc1`, or the first metric in the Dataset.
 
     Returns:
         An array of the axes.
 
     Raises:
-        UsageError: for a metric that the Dataset has not.
+        UsageError: for a metric that is not in the Dataset.
     """
     dataset = read(dataset)
     if "verdict" not in dataset or "method" not in dataset["verdict"].dims:
@@ -187,7 +187,7 @@ def comparison(dataset: Source, name: str | None = None) -> np.ndarray:
 
 
 def _checked(dataset: xr.Dataset, name: Any) -> str:
-    """The name of a variable that each method has, whatever its case."""
+    """The name of a variable that each method has, ignoring case."""
     known = [str(key) for key, values in dataset.data_vars.items() if "method" in values.dims]
     if not known:
         raise UsageError(
@@ -198,7 +198,7 @@ def _checked(dataset: xr.Dataset, name: Any) -> str:
 
 
 def _starts_last(dataset: xr.Dataset, name: str, along: str) -> xr.DataArray:
-    """The variable with the dimensions (method, along, starts), all other axes at their only value."""
+    """The variable with the dimensions (method, along, starts); every other axis must have one value."""
     values = dataset[_checked(dataset, name)]
     if along not in values.dims:
         raise UsageError(f"{name!r} has no axis {along!r}: it has {', '.join(map(str, values.dims))}.")
@@ -213,7 +213,7 @@ def _starts_last(dataset: xr.Dataset, name: str, along: str) -> xr.DataArray:
 
 
 def _draw(ax: Axes, dataset: xr.Dataset, values: xr.DataArray, x: np.ndarray, **style: Any) -> None:
-    """The median of each method, at its own row of x, and the band of its starts where they are finite.
+    """Draw the median of each method, at its row of x, and the band of its finite starts.
 
     The flow is black and drawn first.
     """
@@ -224,7 +224,7 @@ def _draw(ax: Axes, dataset: xr.Dataset, values: xr.DataArray, x: np.ndarray, **
     for name, one in zip(np.atleast_1d(values["method"].values).astype(str), values.values, strict=True):
         place = np.broadcast_to(x, (len(names), one.shape[0]))[names.index(name)]
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "All-NaN", category=RuntimeWarning)  # a gap is what it should be
+            warnings.filterwarnings("ignore", "All-NaN", category=RuntimeWarning)  # all-NaN points become a gap
             low, median, high = np.nanquantile(np.where(np.isfinite(one), one, np.nan), (0.05, 0.5, 0.95), axis=1)
         color, dashes = looks[name]
         if one.shape[1] > 1:
@@ -234,7 +234,7 @@ def _draw(ax: Axes, dataset: xr.Dataset, values: xr.DataArray, x: np.ndarray, **
 
 
 def _times(dataset: xr.Dataset) -> np.ndarray:
-    """The times of the saves of each method; of a descent those of its steps, which all starts share."""
+    """The save times of each method; for a descent, the times of its steps, which all starts share."""
     return _starts_last(dataset, "t", "time").values[..., 0] if "t" in dataset else dataset["time"].values
 
 

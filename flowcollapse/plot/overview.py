@@ -14,17 +14,17 @@ from .sweeps import bands, codes_of, draw_verdicts, heatmap, limit
 
 
 def sweep(dataset: Source, name: str | None = None) -> np.ndarray:
-    """An overview of a sweep in one figure: `bands`, `limit`, `heatmap` and `verdicts`, as far as its axes go.
+    """Plot a sweep in one figure: `bands`, `limit`, `heatmap` and `verdicts`, as far as its axes allow.
 
     Args:
         dataset: a sweep, see `fc.sweep`, or its file or store.
-        name: the metric. Default: `snc1`, or the first that there is.
+        name: the metric. Default: `snc1`, or the first metric in the Dataset.
 
     Returns:
         An array of the axes: curves along eps (or along the first axis, if there is one eps), the limit against eps if
-        there are several, a heat map over the first two axes with several values, and verdicts along the axis of the
-        curves. Of an axis that a panel cannot show, it shows the last of the values for which most runs are done, and
-        says which; verdicts count all runs.
+        there are several eps, a heat map over the first two axes with several values, and verdicts along the axis of
+        the curves. If a panel cannot show an axis, it shows the last value with the most finished runs, and names it.
+        The verdicts count all runs.
 
     Raises:
         UsageError: for an unknown metric, or a Dataset without eps, seeds or times.
@@ -62,7 +62,7 @@ def sweep(dataset: Source, name: str | None = None) -> np.ndarray:
 
 
 def _fullest(dataset: xr.Dataset, final: xr.DataArray, *drawn: str) -> xr.Dataset:
-    """The Dataset at one value of each axis that is not drawn: the last of those for which most runs are done."""
+    """The Dataset at one value of each axis that is not drawn: the last value with the most finished runs."""
     hidden = [axis for axis in several(final) if axis not in drawn]
     if not hidden:
         return dataset

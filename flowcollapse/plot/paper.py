@@ -37,7 +37,7 @@ IN_A_PATH = {
 
 
 def figure1(dataset: Source, ax: Sequence[Axes] | np.ndarray | None = None, *, seed: int | None = None):
-    """The errors of strong neural collapse, SNC1, SNC2 and SNC3, against time: the paper's Figure 1.
+    """Plot the errors of strong neural collapse, SNC1, SNC2 and SNC3, against time: the paper's Figure 1.
 
     Args:
         dataset: curves `snc1`, `snc2`, `snc3` over `time` and any of the dimensions `method`, `eps`, `seed`; as a
@@ -46,8 +46,8 @@ def figure1(dataset: Source, ax: Sequence[Axes] | np.ndarray | None = None, *, s
         seed: the seed whose curves are drawn. Default: the Dataset's attribute `seed_shown`, or its first seed.
 
     Returns:
-        An array of the three axes. In each, for every eps: the flow of the shown seed as a line, the descent dotted
-        over it, and the median (dashed) and 5-95 % band of the flow over all seeds if there are several.
+        An array of the three axes. Each shows, for every eps, the flow of the shown seed as a line, the descent as dots
+        over it, and, if there are several seeds, the median (dashed) and 5-95 % band of the flow over all seeds.
 
     Raises:
         UsageError: if the Dataset lacks a curve, the times or the seed, or if `ax` is not three axes.
@@ -70,7 +70,7 @@ def figure1(dataset: Source, ax: Sequence[Axes] | np.ndarray | None = None, *, s
 
 
 def figure2(dataset: Source, ax: Axes | None = None, *, seed: int | None = None) -> Axes:
-    """The distance to the invariant subspace S over the norm of the state, against time: the paper's Figure 2.
+    """Plot the distance to the invariant subspace S over the norm of the state, against time: the paper's Figure 2.
 
     Args:
         dataset: the curve `relative_distance` over `time` and any of the dimensions `method`, `eps`, `seed`, as in
@@ -102,15 +102,15 @@ def figure2(dataset: Source, ax: Axes | None = None, *, seed: int | None = None)
 
 
 def path(dataset: Source, ax: Axes | None = None, *, name: str | None = None) -> Axes:
-    """The metrics of one run against time: strong collapse, distance to S and risk, or whatever metrics there are.
+    """Plot the metrics of one run against time: strong collapse, distance to S and risk, or else every metric saved.
 
     Args:
         dataset: one run: a `Trajectory`, its `to_xarray()`, or the file that holds it.
         ax: axes to draw on. Default: a new figure.
-        name: the one metric to draw. Default: several.
+        name: the only metric to draw. Default: several.
 
     Raises:
-        UsageError: if the Dataset holds no curve over `time` alone, or not the metric.
+        UsageError: if the Dataset has no curve with `time` as its only dimension, or lacks the metric.
 
     Example:
         >>> import xarray, flowcollapse as fc
@@ -123,7 +123,7 @@ def path(dataset: Source, ax: Axes | None = None, *, name: str | None = None) ->
     names = [one for one in IN_A_PATH if one in curves] or curves
     if not names or "time" not in dataset.coords:
         raise UsageError(
-            "dataset holds no metric over time alone: pass one run, as fc.simulate gives it"
+            "dataset holds no metric over time alone: pass one run, as fc.simulate returns it"
             f"{another_picture(dataset, 'run') or '.'}"
         )
     if name is not None:
@@ -141,7 +141,7 @@ def path(dataset: Source, ax: Axes | None = None, *, name: str | None = None) ->
 
 
 def _curves(dataset: xr.Dataset, name: str, ax: Axes, seed: int | None) -> None:
-    """One quantity against time: for every eps the shown seed's flow, its descent, and the median and band."""
+    """Draw one quantity against time: for every eps, the shown seed's flow and descent, and the median and band."""
     values = _full(dataset, name)
     shown = _shown(dataset, values, seed)
     times = dataset["time"].values
@@ -160,7 +160,7 @@ def _curves(dataset: xr.Dataset, name: str, ax: Axes, seed: int | None) -> None:
 
 
 def _full(dataset: xr.Dataset, name: str) -> xr.DataArray:
-    """The quantity with the dimensions (method, eps, seed, time), whichever of them the Dataset has."""
+    """The quantity with the dimensions (method, eps, seed, time), even if the Dataset lacks some of them."""
     if name not in dataset or "time" not in dataset.coords:
         raise UsageError(
             f"dataset needs {name!r} over the coordinate 'time': choose it among the metrics to save"
@@ -188,7 +188,7 @@ def _shown(dataset: xr.Dataset, values: xr.DataArray, seed: int | None) -> int:
 
 
 def _legend(dataset: xr.Dataset, ax: Axes, *, outside: bool) -> None:
-    """The colours in a first row, the kinds of lines in a second: above the whole figure, or inside the axes."""
+    """Draw the legend, with colours in the first row and kinds of lines in the second, above the figure or inside."""
     values = _full(dataset, next(name for name in LABELS if name in dataset))
     colors: list[Any] = []
     if "eps" in dataset.dims:

@@ -1,4 +1,4 @@
-"""Where gradient descent comes to rest, against its step size: in collapse, off it, or nowhere."""
+"""Where gradient descent comes to rest, against its step size: in collapse, away from it, or nowhere."""
 
 from typing import Any
 
@@ -20,35 +20,35 @@ REGIMES = {
     "rest off collapse": "#E69F00",
     "no rest": "#D55E00",
 }
-"""What step sizes allow, from short ones to long ones."""
+"""The possible behaviours, from small step sizes to large ones, and their colours."""
 
 
 def stability(dataset: Source, ax: Axes | None = None, *, name: str = "snc1") -> Axes:
-    """A metric where gradient descent ends, against the step size over that from which on collapse is unstable.
+    """Plot a metric at the end of gradient descent against the step size, divided by collapse's stability threshold.
 
-    Up to the ratio 1, which is `eta (C N + sqrt N)/2`, strong collapse is stable, and descent ends in it as the flow
-    does. From there on to `1 + 1/(C sqrt N)` it may come to rest at points of like risk that are less curved, which
-    have `SNC1 >= sqrt(C - 1) (sqrt N - mu)` with `mu = 2/eta - C N`. Beyond, it rests nowhere.
+    Up to the ratio 1 (the ratio is `eta (C N + sqrt N)/2`), strong collapse is stable, and descent ends in it as the
+    flow does. From 1 to `1 + 1/(C sqrt N)`, descent may come to rest at points of similar risk that are less curved;
+    these have `SNC1 >= sqrt(C - 1) (sqrt N - mu)` with `mu = 2/eta - C N`. Above that, it rests nowhere.
 
     Args:
         dataset: a sweep over `learning_rate` of descent by plain `"sgd"`, see `fc.sweep`, with one value of every axis
-            but `learning_rate`, `seed` and `time`. The last of its times is the end.
+            except `learning_rate`, `seed` and `time`. Its last time is the end.
         name: the metric.
         ax: axes to draw on. Default: a new figure.
 
     Returns:
-        The axes: every run as a point, those that have not come to rest as crosses, those that have blown up as
-        triangles at the upper edge, and the medians over the seeds. For SNC1, without decay, also the least that it can
-        be at rest, and twice that, which it is to first order just above the ratio 1.
+        The axes, with every run as a point, runs that have not come to rest as crosses, runs that have blown up as
+        triangles at the upper edge, and the medians over the seeds. For SNC1 without decay, two lines are added: the
+        smallest value possible at rest, and twice that value, which is the value to first order just above the ratio 1.
 
     Raises:
         UsageError: for an unknown metric, no learning rates, seeds or verdicts, another axis with more than one value,
             another optimizer, or a model whose stability threshold is not known (see
             `theory.landscape.stability_threshold`).
 
-    Source: derived here; twice the bound is what self-stabilization (Damian, Nichani and Lee 2023) comes to here, in
-    every direction. With `D = W W^T - mu P` and the mean residual e, two steps average to `e' = eta D e` and
-    `D' = -k e e^T`, so `D' - eta D^2` is conserved: D ends as that root of its own square which is negative.
+    Source: derived here. Self-stabilization (Damian, Nichani and Lee 2023) predicts twice the bound, in every
+    direction: with `D = W W^T - mu P` and the mean residual e, two steps average to `e' = eta D e` and
+    `D' = -k e e^T`, so `D' - eta D^2` is conserved, and D ends as the negative root of its own square.
 
     Example:
         >>> import numpy, xarray, flowcollapse as fc
@@ -62,7 +62,7 @@ def stability(dataset: Source, ax: Axes | None = None, *, name: str = "snc1") ->
         [0.98, 1.02]
     """
     dataset = read_many(dataset)
-    from ..theory import landscape  # which needs JAX, as the other pictures do not
+    from ..theory import landscape  # imported here because it needs JAX, unlike the other pictures
 
     name = metric_of(dataset, name, ends_too=True)
     _check_plain_descent(dataset)
@@ -86,7 +86,7 @@ def stability(dataset: Source, ax: Axes | None = None, *, name: str = "snc1") ->
                 Line2D(between, 2 * bound, ls=DOTTED, label="to first order", **looks),
             ]
             for guide in guides:
-                one.add_artist(guide)  # which does not widen the axes
+                one.add_artist(guide)  # unlike `plot`, this does not widen the axes
             lines += guides
         one.set_xlabel(r"$\eta\,(C N + \sqrt{N})\,/\,2$" if plain else r"$\eta\,/\,\eta_{\mathrm{stable}}$")
         one.set_ylabel(end_label(dataset, name))
@@ -108,7 +108,7 @@ def _model(dataset: xr.Dataset) -> Any:
 
 
 def _check_plain_descent(dataset: xr.Dataset) -> None:
-    """Raise `UsageError` for momentum and the like, which have other thresholds."""
+    """Raise `UsageError` for anything but plain gradient descent: momentum, for example, has other thresholds."""
     method, single = attribute(dataset, "method"), single_values(dataset)
     numbers = dict(method.get("options", [])) | method.get("hyperparameters", {})
     more = {name: single.get(name, value) for name, value in numbers.items() if name != "learning_rate"}
@@ -116,13 +116,13 @@ def _check_plain_descent(dataset: xr.Dataset) -> None:
     if optimizer != "sgd" or any(more.values()):
         words = "".join(f", {name}={value}" for name, value in more.items())
         raise UsageError(
-            f"dataset is of descent by {optimizer!r}{words}, and the thresholds are those of plain gradient descent: "
-            'pass a sweep of fc.Descent("sgd", ...) over learning_rate alone.'
+            f"dataset is of descent by {optimizer!r}{words}, but the thresholds hold for plain gradient descent: "
+            'pass a sweep of fc.Descent("sgd", ...) over learning_rate only.'
         )
 
 
 def _runs(values: xr.DataArray, ratios: np.ndarray, verdicts: np.ndarray, ax: Axes) -> list[Line2D]:
-    """Every run, and the medians, for which what has blown up counts as infinite."""
+    """Draw every run, and the medians, in which runs that have blown up count as infinite."""
     blown_up, resting = verdicts == "non_finite", verdicts == "plateau"
     color, edge = VERDICT_COLORS["non_finite"], ax.get_xaxis_transform()
     kinds: list[tuple[Any, str, dict[str, Any]]] = [
@@ -135,17 +135,17 @@ def _runs(values: xr.DataArray, ratios: np.ndarray, verdicts: np.ndarray, ax: Ax
     for which, label, looks in kinds:
         which = which & np.isfinite(y)
         if which.any():
-            # Thousands of points make slow vector files: these alone are stored as pixels.
+            # Thousands of points make slow vector files, so the points (and nothing else) are stored as pixels.
             lines += ax.plot(x[which], y[which], ls="", alpha=0.4, rasterized=True, label=label, **looks)
     medians = values.where(~blown_up, np.inf).median("seed")
     label = f"median of {values.sizes['seed']} seeds"
     lines += ax.plot(ratios, medians.where(np.isfinite(medians)), "_", color=OKABE_ITO[4], ms=8, mew=2, label=label)
-    ax.margins(y=0.1)  # room for the upper edge
+    ax.margins(y=0.1)  # leaves room for the triangles at the upper edge
     return lines
 
 
 def _regimes(ratios: np.ndarray, thresholds: list[float], ax: Axes) -> list[Any]:
-    """What step sizes allow, as bands between the thresholds, which are lines."""
+    """Draw the thresholds as lines, and the behaviours between them as bands."""
     low, high = min(*ratios, *thresholds), max(*ratios, *thresholds)
     margin = 0.05 * (high - low) or 0.05
     edges = [low - margin, *thresholds, high + margin]

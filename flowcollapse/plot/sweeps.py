@@ -1,7 +1,7 @@
 """Pictures of sweeps: bands over time, limits and their powers of eps, heat maps, verdicts.
 
-A sweep is a Dataset with the axes of its grid as dimensions, then `eps`, `seed` and `time`. Where a run is not done yet
-its metrics are NaN and its verdict is -1. Datasets on disk are read as far as a picture needs them.
+A sweep is a Dataset with the axes of its grid as dimensions, then `eps`, `seed` and `time`. An unfinished run has the
+verdict -1 and NaN metrics. From a Dataset on disk, only the data that a picture needs are read.
 """
 
 from typing import Any
@@ -53,7 +53,7 @@ from ._style import (
 )
 
 MISSING, UNDONE = "missing", "0.88"
-"""What runs that are not done are called, and their colour."""
+"""The label and the colour of unfinished runs."""
 
 VERDICT_COLORS = {
     "plateau": "#009E73",
@@ -66,18 +66,18 @@ VERDICT_COLORS = {
 
 
 def bands(dataset: Source, name: str = "snc1", ax: Axes | None = None, *, along: str = "eps") -> Axes:
-    """A metric against time: for each value of one axis the median over the seeds and the band from 5 to 95 %.
+    """Plot a metric against time: for each value of one axis, the median over the seeds and the 5-95 % band.
 
     Args:
-        dataset: a sweep, see `fc.sweep`, or its file or store, with one value of every axis but
+        dataset: a sweep, see `fc.sweep`, or its file or store, with one value of every axis except
             `along`, `seed` and `time`.
         name: the metric.
         ax: axes to draw on. Default: a new figure.
-        along: the axis whose values get a curve each.
+        along: the axis; each of its values gets a curve.
 
     Returns:
-        The axes. Runs whose last value is missing or not finite are left out, and counted above the picture. Where runs
-        have times of their own, in the variable `t`, the curves stand over the median of these times.
+        The axes. Runs whose last value is missing or not finite are left out; the title counts them. If each run has
+        its own times, in the variable `t`, the curves are drawn over the median of these times.
 
     Raises:
         UsageError: for an unknown metric or axis, no seeds or times, or another axis with more than one value.
@@ -97,7 +97,7 @@ def bands(dataset: Source, name: str = "snc1", ax: Axes | None = None, *, along:
     shades, end, left_out = palette(values.sizes[along]), 0.0, 0
     with panels(ax, 1, (5.2, 3.7)) as (one,):
         for i, color in enumerate(shades):
-            lanes = values[i].values  # one at a time, so that lazy data never lie in memory all at once
+            lanes = values[i].values  # one value at a time, so that lazy data are never all in memory
             done = np.isfinite(lanes[:, -1])
             left_out += int(np.sum(~done))
             if not done.any():
@@ -133,17 +133,17 @@ def _own_times(dataset: xr.Dataset, along: str) -> xr.DataArray:
 
 
 def limit(dataset: Source, name: str = "snc1", ax: Axes | None = None, *, against: str = "eps") -> Axes:
-    """A metric at the last time against an axis: every run as a point, and the medians over the seeds.
+    """Plot a metric at the last time against an axis: every run as a point, and the medians over the seeds.
 
-    Against eps also the power of eps: fitted to the medians by least squares in logarithms, where eps is small, and as
-    predicted for the plateau where that is known.
+    Against eps, the power of eps is drawn too: the power fitted to the medians at small eps, by least squares of the
+    logarithms, and the power predicted for the plateau, if it is known.
 
     Args:
-        dataset: a sweep, see `fc.sweep`, or its file or store, with one value of every axis but
+        dataset: a sweep, see `fc.sweep`, or its file or store, with one value of every axis except
             `against`, `seed` and `time`.
-        name: the metric, or a variable with one number a run, such as `steps_accepted`.
+        name: the metric, or a variable with one number per run, such as `steps_accepted`.
         ax: axes to draw on. Default: a new figure.
-        against: the axis, whose values are numbers.
+        against: the axis; its values must be numbers.
 
     Returns:
         The axes.
@@ -171,7 +171,7 @@ def limit(dataset: Source, name: str = "snc1", ax: Axes | None = None, *, agains
     finite = np.isfinite(values.values)
     with panels(ax, 1, (4.6, 3.7)) as (one,):
         seeds = np.broadcast_to(x[:, None], values.shape)[finite]
-        # Thousands of points make slow vector files: these alone are stored as pixels.
+        # Thousands of points make slow vector files, so the points (and nothing else) are stored as pixels.
         one.plot(seeds, values.values[finite], ".", color=OKABE_ITO[0], ms=5, alpha=0.4, mew=0, rasterized=True)
         lines: list[Any] = [Line2D([], [], color=OKABE_ITO[0], ls="", marker=".", label="one run")]
         lines += one.plot(
@@ -190,7 +190,7 @@ def limit(dataset: Source, name: str = "snc1", ax: Axes | None = None, *, agains
 
 
 def _powers(dataset: xr.Dataset, name: str, medians: xr.DataArray, ax: Axes) -> list[Line2D]:
-    """The fitted power of eps along the medians it was fitted to, and the predicted one through their middle."""
+    """Draw the fitted power of eps over the medians used in the fit, and the predicted power through their middle."""
     positive = medians[medians.values > 0]
     used = fitted_eps(positive["eps"].values)
     if len(used) < 2:
@@ -206,35 +206,35 @@ def _powers(dataset: xr.Dataset, name: str, medians: xr.DataArray, ax: Axes) -> 
         label = rf"predicted $\varepsilon^{{{predicted}}}$"
         lines.append(line(np.sort(medians["eps"].values), predicted, color="black", lw=1, ls=DASHED, label=label))
     for one in lines:
-        ax.add_artist(one)  # as guides, which do not widen the axes
+        ax.add_artist(one)  # unlike `plot`, this does not widen the axes
     return lines
 
 
 def _predicted(dataset: xr.Dataset, name: str) -> int | None:
-    """The predicted power, where it is known."""
+    """The predicted power, or None if the theory does not cover the model."""
     try:
         return powers(UFM(**model_options(dataset))).get(name) or None
-    except UsageError:  # the theory says nothing of this model
+    except UsageError:
         return None
 
 
 def heatmap(
     dataset: Source, name: str = "snc1", ax: Axes | None = None, *, x: str | None = None, y: str | None = None
 ) -> Axes:
-    """The median over the seeds of a metric at the last time, over two axes.
+    """Plot the median over the seeds of a metric at the last time, over two axes.
 
     Args:
-        dataset: a sweep, see `fc.sweep`, or its file or store, with one value of every axis but
-            the two, `seed` and `time`.
-        name: the metric, or a variable with one number a run, such as `steps_accepted`.
+        dataset: a sweep, see `fc.sweep`, or its file or store, with one value of every axis except
+            the two drawn ones, `seed` and `time`.
+        name: the metric, or a variable with one number per run, such as `steps_accepted`.
         ax: axes to draw on. Default: a new figure.
-        x, y: the two axes. Default: those with more than one value; `x` is the inner one of the Dataset.
+        x, y: the two axes. Default: the axes with more than one value; `x` is the inner axis of the Dataset.
 
     Returns:
         The axes, with logarithmic colours if all medians are positive. Cells without a finite run are hatched.
 
     Raises:
-        UsageError: for an unknown metric or axis, no seeds, or if not exactly two axes are left to draw.
+        UsageError: for an unknown metric or axis, no seeds, or if the axes to draw are not exactly two.
 
     Example:
         >>> import numpy, xarray, flowcollapse as fc
@@ -270,7 +270,7 @@ def heatmap(
 
 
 def _two_axes(values: xr.DataArray, x: str | None, y: str | None) -> tuple[str, str]:
-    """The axes that are named, completed by the only ones left with more than one value."""
+    """The named axes; an axis that is not named is the only other axis with more than one value."""
     for axis in (x, y):
         drawable(axis)
     left = [axis for axis in several(values) if axis not in (x, y)]
@@ -281,26 +281,26 @@ def _two_axes(values: xr.DataArray, x: str | None, y: str | None) -> tuple[str, 
         there = ", ".join(f"{axis} ({values.sizes[axis]})" for axis in several(values)) or "none"
         raise UsageError(
             f"heatmap needs two axes with several values, and the dataset has these: {there}; name x and y, and select "
-            "one value of each of the others with dataset.sel."
+            "one value of each other axis with dataset.sel."
         )
     return left[-1] if x is None else x, left[0] if y is None else y
 
 
 def verdicts(dataset: Source, ax: Axes | None = None, *, along: str = "eps") -> Axes:
-    """How the runs ended: the share of each verdict, for each value of one axis.
+    """Plot how the runs ended: the share of each verdict, for each value of one axis.
 
     Args:
-        dataset: a sweep, see `fc.sweep`, or its file or store, with one value of every axis but
+        dataset: a sweep, see `fc.sweep`, or its file or store, with one value of every axis except
             `along`, `seed` and `time`.
         ax: axes to draw on. Default: a new figure.
-        along: the axis whose values get a bar each.
+        along: the axis; each of its values gets a bar.
 
     Returns:
-        The axes. Runs that are not done are a share of their own, "missing".
+        The axes. Unfinished runs are shown as a separate share, "missing".
 
     Raises:
-        UsageError: if the Dataset has no verdicts or they are not explained by the attributes `flag_values` and
-            `flag_meanings`, for an unknown axis or no seeds, or another axis with more than one value.
+        UsageError: if the Dataset has no verdicts, if the attributes `flag_values` and `flag_meanings` do not explain
+            them, for an unknown axis or no seeds, or for another axis with more than one value.
 
     Example:
         >>> import xarray, flowcollapse as fc
@@ -316,7 +316,7 @@ def verdicts(dataset: Source, ax: Axes | None = None, *, along: str = "eps") -> 
 
 
 def codes_of(dataset: xr.Dataset) -> tuple[xr.DataArray, dict[int, str]]:
-    """The verdicts, -1 where there is none yet, and what the codes mean."""
+    """The verdicts, -1 for unfinished runs, and the meaning of each code."""
     if "verdict" not in dataset:
         raise UsageError("dataset has no variable 'verdict': pass the dataset of a sweep.")
     attributes, codes = dataset["verdict"].attrs, dataset["verdict"].compute().fillna(-1)  # files may have NaN there
@@ -332,10 +332,10 @@ def codes_of(dataset: xr.Dataset) -> tuple[xr.DataArray, dict[int, str]]:
 
 
 def draw_verdicts(codes: xr.DataArray, names: dict[int, str], along: str, ax: Axes | None) -> Axes:
-    """Shares over all axes but one, one above the other; a verdict that nobody got is left out."""
+    """Draw the shares of the verdicts over all axes but one as stacked bars, leaving out verdicts that do not occur."""
     with panels(ax, 1, (4.6, 3.7)) as (one,):
         bottom, places, lines = np.zeros(codes.sizes[along]), np.arange(codes.sizes[along]) + 0.5, []
-        for code in [*(code for code in names if code != -1), -1]:  # what is missing stands on top
+        for code in [*(code for code in names if code != -1), -1]:  # unfinished runs on top
             share = (codes == code).mean([axis for axis in codes.dims if axis != along]).values
             if share.any():
                 color = VERDICT_COLORS.get(names[code], OKABE_ITO[len(lines) % 6])
@@ -350,7 +350,7 @@ def draw_verdicts(codes: xr.DataArray, names: dict[int, str], along: str, ax: Ax
 
 
 def _categories(axis: Axis, name: str, values: xr.DataArray) -> None:
-    """Ticks at the middles of cells, labelled by the axis' values."""
+    """Put ticks at the middles of the cells, labelled with the values of the axis."""
     picked = spread(values.sizes[name], 9)
     labels = [value_text(values[name].values[i]) for i in picked]
     long = isinstance(axis, XAxis) and len("".join(labels).replace("$", "")) > 40
@@ -361,7 +361,7 @@ def _categories(axis: Axis, name: str, values: xr.DataArray) -> None:
 
 
 def _positive(ax: Axes) -> bool:
-    """Whether something positive is drawn, as logarithmic axes need; with a remark if nothing at all is."""
+    """Whether a positive value is drawn, as logarithmic axes need. Writes a note if nothing at all is drawn."""
     drawn = np.concatenate([np.zeros(0), *(np.asarray(line.get_ydata(), float) for line in ax.lines)])
     if not np.any(np.isfinite(drawn)):
         _nothing(ax)
@@ -374,7 +374,7 @@ def _nothing(ax: Axes) -> None:
 
 
 def legend(ax: Axes, handles: list[Any], title: str) -> None:
-    """Above the axes, where the figure makes room for it; inside elsewhere."""
+    """Draw the legend above the axes if the figure's layout makes room for it, otherwise inside the axes."""
     figure = ax.get_figure(root=True)
     above = figure is not None and figure.get_layout_engine() is not None
     columns = 2 if len(handles) == 4 else 3

@@ -1,1 +1,1 @@
-"""What runs leave behind: trajectories, their labels, tables and provenance."""
+"""The results of runs: trajectories, their labels, tables and provenance."""

@@ -1,9 +1,8 @@
-"""Models and methods as plain values, to the last number, so that two of them are equal only where their results are.
+"""Models and methods as plain values, complete enough that equal descriptions mean equal results.
 
-A class or function counts as known by its qualified name if that name leads back to it in an importable module. What
-has no such name (a lambda, a closure, anything that a program or notebook defines in itself) may be another thing the
-next time, and so may an object whose state is hidden from Python. Such values are refused where a store depends on
-them, and called undescribed where they are only reported.
+A class or function is described by its qualified name if importing that name gives the same object. Anything without
+such a name (a lambda, a closure, a definition in a script or notebook) may be something else in the next run, and so
+may an object whose state is hidden from Python. A store refuses such values; a report calls them undescribed.
 """
 
 import dataclasses
@@ -31,7 +30,7 @@ TRACED = "known only when the compiled program runs"
 NAMELESS = "write it as a function or class of a module that can be imported, or leave out store="
 
 Unknown = Callable[[str, str, str], Any]
-"""From a place such as `method.solver.root_finder`, the reason and the cure, to the description; or it raises."""
+"""Maps a place such as `method.solver.root_finder`, a reason and a cure to a description, or raises."""
 
 
 def _undescribed(place: str, fault: str, cure: str) -> str:
@@ -47,12 +46,12 @@ def options(module: eqx.Module, place: str = "", unknown: Unknown = _undescribed
     """The fields of a model or method as plain values that JSON can hold.
 
     Args:
-        module: the model or method. Its numbers are described by value alone: a run casts them all to one precision.
-        place: what errors call it; its fields go by their own names without one.
-        unknown: what to do about a value that cannot be described; by default it is reported as undescribed.
+        module: the model or method. Its numbers are described by value only, because a run casts them to one precision.
+        place: its name in error messages. Without one, the messages use the names of its fields.
+        unknown: called for a value that cannot be described; by default the value is reported as undescribed.
 
     Raises:
-        UsageError: as `unknown` does.
+        UsageError: if `unknown` raises it.
     """
     static = {field.name for field in dataclasses.fields(module) if field.metadata.get("static", False)}
     return {
@@ -62,7 +61,7 @@ def options(module: eqx.Module, place: str = "", unknown: Unknown = _undescribed
 
 
 def described(value: Any, place: str, unknown: Unknown = _undescribed) -> Any:
-    """A value as plain ones: numbers exactly, arrays with their precision, objects with their class and all fields."""
+    """A value in plain terms: numbers exactly, arrays with their precision, objects with their class and all fields."""
     if isinstance(value, enum.Enum):
         return {"class": qualified(type(value)), "name": value.name}
     if value is None or isinstance(value, bool | int | str):
@@ -85,7 +84,7 @@ def described(value: Any, place: str, unknown: Unknown = _undescribed) -> Any:
     if isinstance(value, set | frozenset):
         return sorted((described(item, place, unknown) for item in value), key=repr)
     if isinstance(value, tuple | list) and type(value) in (tuple, list):
-        named = len(value) == 2 and isinstance(value[0], str)  # a pair, whose value goes by its name
+        named = len(value) == 2 and isinstance(value[0], str)  # a pair of a name and a value
         places = [place, _join(place, value[0])] if named else [f"{place}[{i}]" for i in range(len(value))]
         return [described(item, at, unknown) for item, at in zip(value, places, strict=True)]
     if isinstance(value, Mesh):
@@ -96,7 +95,7 @@ def described(value: Any, place: str, unknown: Unknown = _undescribed) -> Any:
 
 
 def qualified(thing: Any) -> str | None:
-    """The name under which a class or function can be imported, the shortest there is; None if there is none."""
+    """The shortest name under which a class or function can be imported, or None."""
     module, name = getattr(thing, "__module__", None), getattr(thing, "__qualname__", None)
     if module is None or name is None or module == "__main__" or "<" in name:
         return None
@@ -117,7 +116,7 @@ def _join(place: str, name: str) -> str:
 
 
 def _values(numbers: Any) -> Any:
-    """Numbers, whatever arrays they are in, as Python's own."""
+    """Numbers, in any kind of array, as Python numbers."""
     return jax.tree.map(lambda x: np.asarray(x).tolist() if hasattr(x, "dtype") else x, numbers)
 
 
@@ -148,7 +147,7 @@ def _function(value: Any, place: str, unknown: Unknown) -> Any:
 
 
 def _object(value: Any, place: str, unknown: Unknown) -> Any:
-    """An object by its class and everything that it holds."""
+    """An object, described by its class and everything it holds."""
     kind = type(value)
     if isinstance(value, functools.partial):
         parts = {"func": value.func, "args": value.args, "keywords": value.keywords}

@@ -6,11 +6,11 @@ import numpy as np
 import xarray as xr
 
 FIT_UP_TO = 1e-2
-"""The powers are fitted from this eps down: above it, the next orders of eps still bend the errors."""
+"""The largest eps in the fits: above it, higher orders of eps still bend the curves."""
 
 
 def fitted_eps(eps: np.ndarray) -> np.ndarray:
-    """The eps that enter the fit: those up to `FIT_UP_TO`, or the two smallest if these are fewer than two."""
+    """The eps used in the fit: all up to `FIT_UP_TO`, or the two smallest if fewer than two are that small."""
     ordered = np.sort(eps)
     small = ordered[ordered <= FIT_UP_TO * (1 + 1e-9)]
     return (small if len(small) >= 2 else ordered[:2])[::-1]

@@ -9,7 +9,7 @@ from ..endings.verdict import Verdict
 from ..metrics.registry import METRICS
 
 STATS = ("taken", "accepted", "rejected", "evaluations")
-"""What `stats` may hold, in the order of tables."""
+"""The possible keys of `stats`, in the order that tables show them."""
 
 STATE_VARIABLES = (
     ("H", ("feature", "sample"), "features"),
@@ -36,7 +36,7 @@ def metric_attributes(name: str) -> dict[str, Any]:
 
 
 MISSING = -1
-"""What integers hold where a lane has not run yet; floats hold NaN."""
+"""The value of an integer variable for a lane that has not run; floats are NaN."""
 
 AXES = {
     "num_classes": "number of classes C",
@@ -51,7 +51,7 @@ AXES = {
     "learning_rate": "learning rate",
     "lane": "number of the start",
 }
-"""Long names of the axes; others are numbers of the method and go by their own name."""
+"""Long names of the axes. Any other axis is a number of the method and keeps its name."""
 
 
 def axis_coordinates(axes: Mapping[str, tuple[Any, ...]]) -> dict[str, Any]:
@@ -62,7 +62,7 @@ def axis_coordinates(axes: Mapping[str, tuple[Any, ...]]) -> dict[str, Any]:
         parts = [value if isinstance(value, tuple) else (value,) for value in values]
         if all(len(part) == 1 for part in parts):
             coords[name] = (name, np.asarray([part[0] for part in parts]), about)
-        else:  # three decays, or counts that differ between the classes: rows of a table, filled up with NaN
+        else:  # three decays, or counts that differ between classes: the rows of a table, padded with NaN
             table = np.full((len(parts), max(map(len, parts))), np.nan)
             for row, part in zip(table, parts, strict=True):
                 row[: len(part)] = part
@@ -71,7 +71,7 @@ def axis_coordinates(axes: Mapping[str, tuple[Any, ...]]) -> dict[str, Any]:
 
 
 def dimensions(name: str) -> tuple[str, ...]:
-    """The dimensions that a variable has beyond the axes of the grid."""
+    """The dimensions of a variable beyond the axes of the grid."""
     states = {state: over for state, over, _ in STATE_VARIABLES}
     return states.get(name, ("time",) if name in METRICS or name == "t" else ())
 

@@ -25,10 +25,10 @@ def versions() -> dict[str, str]:
 
 
 def _version(package: str) -> str:
-    """The version of a package that is installed, or else of the module that is imported."""
+    """The version of an installed package, or of the imported module if the package is not installed."""
     try:
         return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:  # a clone that is only on the path
+    except importlib.metadata.PackageNotFoundError:  # a source tree on the path, not installed
         return str(getattr(importlib.import_module(package), "__version__", "unknown"))
 
 
@@ -48,22 +48,22 @@ def git_revision() -> str:
 
 
 def precision() -> str:
-    """`"float64"` if JAX has been allowed it, else `"float32"`."""
+    """`"float64"` if it is enabled in JAX, else `"float32"`."""
     return jnp.result_type(float).name
 
 
 SETTINGS = ("jax_enable_x64", "jax_default_prng_impl", "jax_threefry_partitionable", "jax_default_matmul_precision")
-"""The settings of JAX that numbers depend on by more than rounding: the precision, and how keys become starts."""
+"""The JAX settings that change results by more than rounding: the precision, and how random keys become starts."""
 
 
 def settings() -> dict[str, Any]:
-    """The settings of JAX that numbers depend on."""
+    """The current values of the JAX settings that results depend on."""
     return {name: getattr(jax.config, name) for name in SETTINGS}
 
 
 def provenance(model: Any, method: Any, **more: Any) -> dict[str, str]:
-    """Attributes for a file: what ran, with which versions, on which device, at which precision, when."""
-    from .description import options  # with equinox and optax, which the versions can do without
+    """Attributes for a file: the model, method, versions, device, precision and time of a run."""
+    from .description import options  # imported here because it loads equinox and optax, which `versions` does not need
 
     device = jax.devices()[0]
     return {

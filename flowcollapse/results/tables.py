@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
 
 def aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
-    """The rows as lines, their columns as wide as the widest cell."""
+    """The rows as lines of text, with each column as wide as its widest cell."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def label(one: "xr.Dataset", axis: str) -> str:
-    """The one value that a Dataset has of an axis: a word, a number, or several numbers with colons."""
+    """The single value of an axis in a Dataset: a word, a number, or several numbers joined by colons."""
     if axis in one.coords:
         value = one[axis].item()
         return value if isinstance(value, str) else f"{value:g}"
@@ -29,6 +29,6 @@ def label(one: "xr.Dataset", axis: str) -> str:
 
 
 def verdicts(codes: np.ndarray) -> str:
-    """How many lanes ended how."""
+    """How many lanes ended with each verdict."""
     counts = sorted(Counter(codes.ravel().tolist()).items())
     return ", ".join(f"{count} {'missing' if code == MISSING else Verdict(code).name}" for code, count in counts)

@@ -1,4 +1,4 @@
-"""What a run gives back: times, metrics, states, verdict; as a table for people and as an xarray Dataset for files."""
+"""The result of a run: times, metrics, states and verdict, printed as a table or exported as an xarray Dataset."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -24,15 +24,15 @@ if TYPE_CHECKING:
 
 
 class Trajectory(eqx.Module):
-    """One run, or a batch of runs under `jax.vmap` (every array then has the lanes in front).
+    """One run, or a batch of runs under `jax.vmap` (every array then has the lanes as leading axes).
 
     - `ts`: times of the saves; for descent, the time of a step is the sum of the step sizes up to it.
-    - `metrics`: name to values at `ts`, see `fc.metrics`.
-    - `final`: the `State` at the end, at time `t_end`; its `H` is made only when asked for.
-    - `states`: the `State` at every time of `ts`, or None unless `save_states=True`.
+    - `metrics`: a mapping from names to values at `ts`, see `fc.metrics`.
+    - `final`: the `State` at the end, at time `t_end`; its `H` is computed only on request.
+    - `states`: the `State` at every time in `ts`, or None unless `save_states=True`.
     - `result`: the `Verdict`, which has a `message`; under jit, vmap or in a batch, the array of codes.
-    - `stats`: steps accepted and rejected, and evaluations of the vector field where the solver tells.
-    - `coordinates`: the columns, and rows, that the run took place in.
+    - `stats`: steps accepted and rejected, and evaluations of the vector field if the solver counts them.
+    - `coordinates`: the coordinates (columns and rows) in which the run was integrated.
     """
 
     ts: Float[Array, "*lanes time"]
@@ -104,7 +104,7 @@ class Trajectory(eqx.Module):
         """The run as an `xarray.Dataset` with dimension `time` (and `lane` for a batch), attributes and provenance.
 
         Raises:
-            UsageError: for more than one axis of lanes, or inside jit.
+            UsageError: for more than one axis of lanes, and inside jit.
         """
         return self.labelled().to_xarray()
 

@@ -1,4 +1,4 @@
-"""How many lanes run at once, and how many make a task."""
+"""How many lanes run at once, and how many lanes a task has."""
 
 from collections.abc import Sequence
 
@@ -13,19 +13,20 @@ CPU_WIDTH = 32
 ACCELERATOR_WIDTH = 4096
 
 BYTES_A_CALL = 2**26
-"""A call has so few blocks that its results on a device fit into this, but at least one."""
+"""Bytes that the results of one call may take on a device. A call always has at least one block."""
 
 CPU_WIDTHS = ((512, CPU_WIDTH), (2**16, 8))
-"""On a CPU, states of up to so many numbers run so many lanes in lockstep, larger ones a lane at a time. Against that,
-blocks take 0.7 of the time for the paper's task, about the same from 400 to 1,500 numbers, 0.5 at 5,000
-(`benchmarks/sweep.py --only width`)."""
+"""`(largest state, lanes per block)` on a CPU; larger states run one lane at a time. Compared with running lanes one by
+one, blocks take 0.7 of the time for the paper's task, about the same time for states of 400 to 1,500 numbers, and half
+the time at 5,000 numbers (`benchmarks/sweep.py --only width`)."""
 
 
 def block_width(model: UFM, devices: Sequence[Device], lanes: int, factorises: bool = False) -> int:
-    """How many of some lanes run in lockstep: a few on a CPU, many on an accelerator.
+    """How many lanes run in lockstep: a few on a CPU, many on an accelerator.
 
-    Small states always fill their block, for one program. Large ones, methods that factorise a matrix for each lane,
-    and accelerators take the power of two that leaves every device a block: there, few lanes are not paid for as many.
+    Small states always use full blocks, so that sweeps of any length share one program. Large states, methods that
+    factorise a matrix for each lane, and accelerators use a power of two small enough that every device gets a block:
+    there, a sweep of few lanes should not pay for a full block.
     """
     widest = ACCELERATOR_WIDTH
     if devices[0].platform == "cpu":
@@ -37,31 +38,34 @@ def block_width(model: UFM, devices: Sequence[Device], lanes: int, factorises: b
 
 
 def blocks_a_call(bytes_a_lane: int, width: int) -> int:
-    """How many blocks a CPU device takes in one call, by what is kept of a lane."""
+    """How many blocks a CPU device takes in one call, given the bytes kept per lane."""
     return max(1, min(CPU_BLOCKS, BYTES_A_CALL // (width * bytes_a_lane)))
 
 
 LANES_A_TASK = 1024
 NUMBERS_A_TASK = 2**18
-"""On each CPU device a task has at most as many lanes, and their states as many numbers: what is lost with one was
-minutes at most, and writing it takes a few hundredths of its time."""
+"""The most lanes a task has on each CPU device, and the most numbers in their states. A lost task costs at most a few
+minutes, and writing a task takes a few percent of its time."""
 
 BYTES_A_TASK = 2**28
-"""What is kept of a task fits into this."""
+"""Bytes that the kept results of a task may take."""
 
 COSTLY = ("steps_taken", "steps_accepted", "steps_rejected")
-"""The variables whose sum is the number of steps that a lane computed."""
+"""The variables that add up to the number of steps a lane computed."""
 
 
 def expected_cost(lanes: dict[str, np.ndarray]) -> np.ndarray:
-    """The order that puts lanes of like cost side by side: by the numbers of model and method, then from the largest
-    eps down (it rests longest at its plateau, where steps are short), then by seed."""
+    """An order that puts lanes of similar cost next to each other.
+
+    Lanes are sorted by the numbers of model and method, then from the largest eps down (the largest eps stays longest
+    at its plateau, where steps are short), then by seed.
+    """
     others = [values for name, values in lanes.items() if name not in ("eps", "seed")]
     return np.lexsort((lanes["seed"], -lanes["eps"], *(v if v.ndim == 1 else v.sum(axis=1) for v in others)))
 
 
 def default_lanes(plan: Plan, devices: Sequence[Device], width: int | None) -> int:
-    """How many lanes a task has: few where states are large, at least a block for every device."""
+    """How many lanes a task has: fewer for large states, but at least a block for every device."""
     largest = max((plan.grid.model.with_numbers(shapes) for shapes in plan.grid.shapes()), key=state_size)
     most = LANES_A_TASK if devices[0].platform == "cpu" else ACCELERATOR_WIDTH
     block = width or block_width(largest, devices, plan.grid.num_lanes, plan.grid.method.factorises)
@@ -70,5 +74,5 @@ def default_lanes(plan: Plan, devices: Sequence[Device], width: int | None) -> i
 
 
 def bytes_kept(plan: Plan) -> int:
-    """The bytes that are kept of a lane, at most."""
+    """The most bytes kept per lane."""
     return max(sum(int(np.prod(x.shape)) * x.dtype.itemsize for x in out.values()) for out in plan.outcomes())

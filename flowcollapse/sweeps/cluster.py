@@ -1,4 +1,4 @@
-"""The tasks of a sweep on a Dask cluster: one worker a device, and what a lost worker had is run by another."""
+"""Runs the tasks of a sweep on a Dask cluster, one worker per device. Another worker reruns the tasks of a lost one."""
 
 import contextlib
 import itertools
@@ -20,25 +20,25 @@ if TYPE_CHECKING:
     import distributed
 
 AHEAD = 2
-"""Batches that each worker is given at once: the next is at hand when one ends, and few are lost with a worker."""
+"""Batches in each worker's queue: the next batch is ready when one ends, and a lost worker loses only two."""
 
 PATIENCE = "20s"
-"""How long a scheduler may take to answer."""
+"""How long to wait for a scheduler to answer."""
 
 
 def connect(
     address: str, *, ca_file: Path | None = None, cert: Path | None = None, key: Path | None = None
 ) -> "distributed.Client":
-    """A client of the Dask scheduler at an address, over TLS if certificates are given.
+    """Connect to the Dask scheduler at an address, over TLS if certificates are given.
 
     Args:
         address: such as `tcp://host:8786` or `tls://host:8786`.
-        ca_file: certificate of the authority that signed the scheduler's, PEM.
-        cert: this client's certificate, PEM.
-        key: its private key, PEM.
+        ca_file: PEM certificate of the authority that signed the scheduler's certificate.
+        cert: PEM certificate of this client.
+        key: PEM private key of this client.
 
     Raises:
-        UsageError: if the extra `cluster` is not installed, a file is missing, or nobody answers.
+        UsageError: if the extra `cluster` is not installed, a file is missing, or no scheduler answers.
     """
     try:
         import dask.config
@@ -57,16 +57,18 @@ def connect(
     try:
         return Client(address, security=security, timeout=PATIENCE)
     except (OSError, ValueError, TypeError) as error:
-        dask.config.set(scheduler=before)  # or Dask would read all files through the client that there is not
+        dask.config.set(scheduler=before)  # otherwise Dask would read every file through the failed client
         raise UsageError(f"scheduler {address} does not answer: {error}.") from None
 
 
 @contextlib.contextmanager
 def connected(scheduler: Any) -> "Iterator[distributed.Client | None]":
-    """The client of a scheduler, from its address or as given; None for None. One made here is closed again.
+    """The client of a scheduler given by its address or as a client; None for None.
+
+    A client made here is closed at the end.
 
     Raises:
-        UsageError: as `connect`, and for anything else.
+        UsageError: for the reasons `connect` has, and if `scheduler` is something else.
     """
     if isinstance(scheduler, str):
         with connect(scheduler) as client:
@@ -80,10 +82,10 @@ def connected(scheduler: Any) -> "Iterator[distributed.Client | None]":
 def on_cluster(
     client: "distributed.Client", plan: Plan, capacity: int, width: int | None, todo: Iterator[Batch]
 ) -> Iterator[Result]:
-    """The results of the batches, as they come from the workers of a cluster.
+    """The results of the batches, in the order in which the workers of a cluster finish them.
 
     Raises:
-        RuntimeError: if a batch fails, or is lost with its worker again and again.
+        RuntimeError: if a batch fails, or if its workers die repeatedly.
     """
     import distributed
 
@@ -110,13 +112,13 @@ def on_cluster(
 _engines: dict[str, Local] = {}
 
 LONGEST_WAIT = 7 * 24 * 3600
-"""Seconds that a process that has done its share waits for the others to do theirs."""
+"""Seconds that a finished process waits for the others."""
 
 
 def run_on_worker(
     name: str, plan: Plan, capacity: int, width: int | None, of_jax: dict[str, Any], batch: Batch
 ) -> Result:
-    """One batch on all devices of this worker, whose programs are kept for the next one of the same sweep."""
+    """Run one batch on all devices of this worker. The next batch of the same sweep reuses the compiled programs."""
     if name not in _engines:
         _engines.clear()
         for setting, value in of_jax.items():
@@ -126,7 +128,7 @@ def run_on_worker(
 
 
 def join(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
-    """Make this process one of several of `jax.distributed`; under SLURM and on TPU pods nothing need be given.
+    """Make this process one of several of `jax.distributed`. SLURM and TPU pods need no arguments.
 
     Raises:
         UsageError: if the other processes cannot be found.

@@ -14,11 +14,12 @@ if TYPE_CHECKING:
 
 
 def empty_dataset(plan: Plan, chunks: Sequence[int] | None = None) -> "xr.Dataset":
-    """The dataset of a sweep of which nothing has run: floats NaN, integers and the verdict -1.
+    """The dataset of a sweep before any lane has run: floats are NaN, integers and the verdict are -1.
 
     Args:
         plan: the sweep.
-        chunks: lengths of the chunks along the grid's axes, for arrays that are on disk alone; default in memory.
+        chunks: lengths of the chunks along the grid's axes, for arrays that will only exist on disk; by default the
+            arrays are in memory.
     """
     import xarray as xr
 

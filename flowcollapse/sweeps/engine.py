@@ -1,4 +1,4 @@
-"""How lanes run on devices: blocks of lanes in lockstep, one block after the other, on every device at once."""
+"""How lanes run on devices: each device runs blocks of lanes in lockstep, one block after another."""
 
 import functools
 from collections.abc import Callable, Iterable, Sequence
@@ -14,22 +14,23 @@ from .._checks import check_integer, shown
 from .._errors import UsageError
 
 CPU_BLOCKS = 8
-"""Blocks that a CPU device takes in one call: a fixed number, so that all sweeps of some shapes share a program."""
+"""Blocks that a CPU device takes in one call. The number is fixed so that sweeps of equal shapes share a program."""
 
 Device = Any
-"""A `jax.Device`, which type checkers take for a variable."""
+"""A `jax.Device`; type checkers do not accept that name as a type."""
 
 
 class Engine:
-    """A function of one lane over many lanes, on some devices.
+    """Applies a function of one lane to many lanes, on one or more devices.
 
     Args:
-        function: from `shared` and a pytree of one lane's numbers to a pytree of arrays. One compilation serves all
-            engines whose functions are equal, whatever the number of lanes.
-        width: lanes of a block. They run in lockstep, so lanes of like cost should follow each other.
-        devices: where to run; default all local devices. Each takes every so-many-th block and stops by itself.
+        function: maps `shared` and a pytree of one lane's numbers to a pytree of arrays. Engines with equal functions
+            share one compilation, whatever the number of lanes.
+        width: lanes in a block. They run in lockstep, so neighbouring lanes should have similar cost.
+        devices: where to run; default all local devices. Blocks are dealt to the devices in turn, and each device stops
+            independently of the others.
         shared: a pytree of arrays that all lanes have in common.
-        blocks: how many blocks a device takes in one call of the program, which skips those that are not filled.
+        blocks: how many blocks a device takes in one call of the program. The program skips empty blocks.
 
     Example:
         >>> import numpy as np
@@ -53,16 +54,16 @@ class Engine:
         self.blocks = blocks or CPU_BLOCKS if self.devices[0].platform == "cpu" else 1
 
     def submit(self, lanes: PyTree) -> "Submitted":
-        """Start the computation of lanes, given as arrays with the lanes in front, and return at once."""
+        """Start computing lanes and return immediately; the lanes are the leading axis of each array."""
         count, at_once = len(jax.tree.leaves(lanes)[0]), len(self.devices) * self.blocks * self.width
         parts = (jax.tree.map(lambda x, i=i: x[i : i + at_once], lanes) for i in range(0, count, at_once))
         return Submitted([self._call(part) for part in parts], self.width)
 
     def _call(self, lanes: PyTree) -> tuple[PyTree, Int[np.ndarray, " lanes"]]:
-        """The flat outcome of one call of the program, and where the lanes stand in it."""
+        """The flat outcome of one call of the program, and the position of each lane in it."""
         count, devices = len(jax.tree.leaves(lanes)[0]), len(self.devices)
         used, blocks = -(-count // self.width), devices * self.blocks
-        # Block j goes to device j mod devices. The last one is filled up with copies of the last lane.
+        # Block j goes to device j mod devices. Copies of the last lane fill the last block.
         members = np.minimum(np.arange(blocks * self.width), count - 1).reshape(-1, self.width)
         dealt = np.arange(blocks).reshape(self.blocks, devices).T.ravel()
         index = members[dealt]
@@ -73,13 +74,13 @@ class Engine:
 
 
 class Submitted(NamedTuple):
-    """Lanes under way: the calls that compute them, and how many run in lockstep."""
+    """Lanes being computed: the calls that compute them, and how many run in lockstep."""
 
     calls: list[tuple[PyTree, Int[np.ndarray, " lanes"]]]
     width: int
 
     def result(self) -> PyTree:
-        """The results as NumPy arrays, in the order of the lanes; waits for them."""
+        """Wait for the results and return them as NumPy arrays, in the order of the lanes."""
         parts = [
             jax.tree.map(lambda x, place=place: x.reshape(-1, *x.shape[2:])[place], jax.device_get(outcome))
             for outcome, place in self.calls
@@ -87,7 +88,7 @@ class Submitted(NamedTuple):
         return jax.tree.map(lambda *several: np.concatenate(several), *parts)
 
     def lockstep(self, steps: Int[np.ndarray, " lanes"]) -> tuple[int, int]:
-        """The steps that the lanes took, and those that were paid for because lanes of a block wait for the last."""
+        """The steps the lanes took, and the steps computed, because every lane of a block waits for the slowest."""
         width = self.width
         paid = sum(width * int(steps[i : i + width].max()) for i in range(0, len(steps), width))
         return int(steps.sum()), paid
@@ -95,9 +96,9 @@ class Submitted(NamedTuple):
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _run(function, mesh: Mesh, shared: PyTree, used: Bool[Array, " blocks"], blocks: PyTree) -> PyTree:
-    """The function of every lane of every used block; all devices at once, none waits for another."""
+    """Apply the function to every lane of every used block, on all devices at once; no device waits for another."""
 
-    one_block = jax.jit(jax.vmap(function, (None, 0)))  # as a program, so that its shapes and its use are traced once
+    one_block = jax.jit(jax.vmap(function, (None, 0)))  # jitted so that `eval_shape` and `map` share one trace
 
     def on_one_device(shared, used, blocks):
         shapes = jax.eval_shape(one_block, shared, jax.tree.map(lambda x: x[0], blocks))
@@ -114,10 +115,10 @@ def _run(function, mesh: Mesh, shared: PyTree, used: Bool[Array, " blocks"], blo
 
 
 def chosen_devices(devices: Any) -> list[Device]:
-    """The devices asked for: all local ones, the first few, or a list.
+    """The requested devices: all local ones, the first few, or a list.
 
     Raises:
-        UsageError: for none, more than there are, or what is neither a number nor devices.
+        UsageError: for no device, for more devices than there are, and for anything else than a number or devices.
     """
     chosen = jax.local_devices()
     if isinstance(devices, jax.Device):

@@ -1,4 +1,4 @@
-"""How the results of a sweep are kept as they come: progress, a count of verdicts, and an orderly end after Ctrl-C."""
+"""Stores the results of a sweep as they arrive: a progress bar, a count of verdicts, and a clean stop on Ctrl-C."""
 
 import contextlib
 import dataclasses
@@ -23,7 +23,7 @@ from .store import MARK
 
 @dataclasses.dataclass
 class Report:
-    """How a sweep went: lanes finished before and now, steps taken and paid for, seconds."""
+    """How a sweep went: lanes finished earlier and now, steps taken and steps computed, seconds."""
 
     lanes_before: int
     lanes: int = 0
@@ -50,7 +50,7 @@ def fill(
     keep: Callable[[Task, dict[str, np.ndarray]], None],
     progress: bool,
 ) -> Report:
-    """Keep each result as it comes. After Ctrl-C no batch is begun, and those under way are finished and kept."""
+    """Store each result as it arrives. After Ctrl-C no new batch starts; running batches finish and are stored."""
     report = Report(lanes_before=lanes - sum(task.num_lanes for batch in todo for task in batch))
     begin = time.perf_counter()
     bar = tqdm(
@@ -79,7 +79,7 @@ def fill(
 
 @contextlib.contextmanager
 def _interruptible() -> Iterator[threading.Event]:
-    """An event that the first Ctrl-C sets; the second one interrupts at once. Signals reach the main thread only."""
+    """An event that the first Ctrl-C sets; the second interrupts at once. Only the main thread receives signals."""
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield asked
@@ -87,7 +87,7 @@ def _interruptible() -> Iterator[threading.Event]:
 
     def ask(number, frame):
         signal.signal(signal.SIGINT, before)
-        tqdm.write("Ending after what is under way; Ctrl-C again ends at once.", file=sys.stderr)
+        tqdm.write("Stopping once the running lanes finish; press Ctrl-C again to stop now.", file=sys.stderr)
         asked.set()
 
     before = signal.signal(signal.SIGINT, ask)

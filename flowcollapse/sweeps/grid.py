@@ -1,4 +1,4 @@
-"""What a sweep runs: named axes, the lanes they span, and the tasks that lanes are computed and stored in."""
+"""The grid of a sweep: its named axes, the lanes they span, and the tasks in which lanes are computed and stored."""
 
 import contextlib
 import itertools
@@ -16,23 +16,23 @@ from ..methods.base import Method, check_method
 from ..model.ufm import UFM
 
 SHAPE_AXES = ("num_classes", "samples_per_class", "num_features")
-"""Axes that change the shapes of the arrays: each combination of their values is a program of its own."""
+"""Axes that change the shapes of the arrays: each combination of their values compiles a separate program."""
 
 LISTS = {"samples_per_class": "one count for each class", "weight_decay": "one number each for W, H and b"}
-"""Axes whose values may be lists of numbers, and what such a list holds."""
+"""Axes whose values may be lists of numbers, with the meaning of such a list."""
 
 LARGEST_SEED = 2**63 - 1
 
 MOST_SEEDS = 2**31
 
 SMALLEST_CHUNK = 64
-"""Chunks have room for at least this many lanes if a task may have them: a small sweep that grows has fewer files."""
+"""Chunks have room for at least this many lanes if a task may hold them, so that a growing sweep makes fewer files."""
 
 
 class Grid(NamedTuple):
-    """A model, a method and a kind of start, and the axes along which their numbers vary.
+    """A model, a method and a kind of start, with the axes along which their numbers vary.
 
-    `axes` maps a name to its values, outermost first: shapes, then numbers, then `eps` and `seed`.
+    `axes` maps each name to its values, outermost axis first: shapes, then numbers, then `eps` and `seed`.
     """
 
     model: UFM
@@ -49,16 +49,16 @@ class Grid(NamedTuple):
         return int(np.prod(self.shape))
 
     def shapes(self) -> Iterator[dict[str, Any]]:
-        """Each combination of the values of the axes that change shapes."""
+        """Each combination of values of the axes that change shapes."""
         names = [name for name in self.axes if name in SHAPE_AXES]
         for values in itertools.product(*(self.axes[name] for name in names)):
             yield dict(zip(names, values, strict=True))
 
 
 class Task(NamedTuple):
-    """A box of the grid whose lanes share their shapes: a slice of each axis, and the number of the box.
+    """A box of the grid whose lanes share their shapes: the number of the box, and a slice of each axis.
 
-    `lanes` holds the places in the box, row by row, of the lanes that are to run; None stands for all of them.
+    `lanes` holds the row-major positions in the box of the lanes to run; None means all of them.
     """
 
     index: int
@@ -82,7 +82,7 @@ def make_grid(model: UFM, method: Method, eps: Any, seeds: Any, axes: Mapping[st
     """The grid of a sweep.
 
     Raises:
-        UsageError: for an axis that is empty, holds a value twice, does not exist, or holds values that cannot be.
+        UsageError: for an axis that is empty, repeats a value, does not exist, or holds an invalid value.
     """
     if not isinstance(model, UFM):
         raise UsageError(f"model must be an fc.UFM, got {shown(model)}.")
@@ -108,13 +108,13 @@ def checked_axes(allowed: Sequence[str], eps: Any, seeds: Any, axes: Mapping[str
 
     Args:
         allowed: names that `axes` may have.
-        eps: one number, or whatever holds several: a list, a generator, an array of any library.
-        seeds: how many, or which.
+        eps: one number or several, as a list, a generator, or an array of any library.
+        seeds: the number of seeds, or a list of them.
         axes: further axes by name, each like `eps`.
 
     Raises:
-        UsageError: for an axis that is empty, holds a value twice or is not allowed, and for values that are no numbers
-            or cannot be.
+        UsageError: for an axis that is empty, repeats a value or is not allowed, and for values that are not numbers or
+            are out of range.
     """
     for name in axes:
         if name not in allowed:
@@ -127,7 +127,7 @@ def checked_axes(allowed: Sequence[str], eps: Any, seeds: Any, axes: Mapping[str
 
 
 def checked_axis(name: str, values: Any) -> tuple[Any, ...]:
-    """The values of an axis as a tuple of at least one, all different; numbers as floats unless they are sizes."""
+    """The values of an axis as a non-empty tuple without repeats. Numbers become floats unless they are sizes."""
     given = tuple(_number(name, value) for value in _listed(name, values))
     _check_values(name, given)
     sizes = {len(value) if isinstance(value, tuple) else 0 for value in given}
@@ -137,7 +137,7 @@ def checked_axis(name: str, values: Any) -> tuple[Any, ...]:
 
 
 def _checked_seeds(seeds: Any) -> tuple[int, ...]:
-    """The seeds, from a number of them or a list."""
+    """The seeds as a tuple, from their number or a list."""
     if getattr(seeds, "ndim", None) == 0:
         seeds = _plain(seeds)
     if isinstance(seeds, int) and not isinstance(seeds, bool):
@@ -162,26 +162,26 @@ def _check_values(name: str, given: Sequence[Any]) -> None:
 
 
 def _listed(name: str, values: Any) -> list[Any]:
-    """The values of whatever holds several, which is read once; or the one value."""
+    """The values of an iterable, which is read once, or a list of the single value."""
     if callable(values) or isinstance(values, str | bytes | Mapping):
         raise _not_numbers(name, values)
     values = _plain(values)
     try:
         return list(map(_plain, values)) if isinstance(values, Iterable) else [values]
-    except TypeError:  # an array that no library but its own can read
+    except TypeError:  # an array that only its own library can read
         raise _not_numbers(name, values) from None
 
 
 def _plain(value: Any) -> Any:
-    """An array of any library as Python's own numbers; all else as it is."""
+    """An array of any library as Python numbers; any other value unchanged."""
     if hasattr(value, "__array__"):
-        with contextlib.suppress(Exception):  # whatever that library raises where the array cannot be read
+        with contextlib.suppress(Exception):  # each library raises its own error for an unreadable array
             return np.asarray(value).tolist()
     return value
 
 
 def _number(name: str, value: Any) -> Any:
-    """A value of an axis: a number, or a tuple of them where the axis allows it."""
+    """A value of an axis: a number, or a tuple of numbers if the axis allows it."""
     several = isinstance(value, list | tuple | range) and name in LISTS
     parts: tuple[Any, ...] = tuple(map(_plain, value)) if several else (value,)
     if not all(isinstance(x, numbers.Real) and not isinstance(x, bool) for x in parts):
@@ -203,7 +203,7 @@ def _not_numbers(name: str, value: Any) -> UsageError:
 def of_lane(parts: tuple[Any, ...], values: Mapping[str, Any]) -> tuple[Any, ...]:
     """The model, the start and the methods with the numbers of one lane, which may be traced.
 
-    Each number goes to the first part that has it, so `weight_decay` is the model's. Sizes are the model's.
+    A number belongs to the first part that has it, so `weight_decay` is the model's. Sizes belong to the model.
     """
     left, found = dict(values), []
     for part in parts:
@@ -225,23 +225,28 @@ def tasks(grid: Grid, sides: Sequence[int]) -> Iterator[Task]:
 
 
 def task_sides(grid: Grid, lanes: int) -> tuple[int, ...]:
-    """The sides of boxes of at most `lanes` lanes; never across two shapes.
+    """The sides of boxes that hold at most `lanes` lanes and never mix shapes.
 
-    The inner axes are whole as long as they fit; the first that does not is cut, and those outside it have one value a
-    box.
+    The inner axes stay whole as long as they fit. The first axis that does not fit is cut, and the axes outside it have
+    one value per box.
     """
     sides, left = [], max(1, lanes)
     for name, length in reversed(list(zip(grid.axes, grid.shape, strict=True))):
         cuts = -(-length // left)
-        side = 1 if name in SHAPE_AXES else -(-length // cuts)  # cuts of about the same length
+        side = 1 if name in SHAPE_AXES else -(-length // cuts)  # pieces of nearly equal length
         sides.append(side)
         left = left // side if side == length else 1
     return tuple(reversed(sides))
 
 
 def chunk_sides(sides: tuple[int, ...], grid: Grid, lanes: int) -> tuple[int, ...]:
-    """The sides of chunks for boxes of at most `lanes` lanes: those of the boxes, and room for further seeds if the
-    sweep is small and its seeds are not cut."""
+    """The sides of chunks: those of the boxes, plus room for more seeds if the sweep is small and its seeds are uncut.
+
+    Args:
+        sides: the sides of the boxes.
+        grid: the grid.
+        lanes: the most lanes in a box.
+    """
     if sides[-1] < grid.shape[-1]:
         return sides
     others = int(np.prod(sides[:-1]))
@@ -249,7 +254,7 @@ def chunk_sides(sides: tuple[int, ...], grid: Grid, lanes: int) -> tuple[int, ..
 
 
 def batches(grid: Grid, todo: Iterable[Task], capacity: int) -> Iterator[Batch]:
-    """The tasks in order, as many together as share their shapes and have at most `capacity` lanes."""
+    """The tasks in order, grouped so that a batch has one set of shapes and at most `capacity` lanes."""
     for _, alike in itertools.groupby(todo, lambda task: shape_values(grid, task)):
         batch: list[Task] = []
         for task in alike:
@@ -261,7 +266,7 @@ def batches(grid: Grid, todo: Iterable[Task], capacity: int) -> Iterator[Batch]:
 
 
 def lane_values(grid: Grid, task: Task) -> dict[str, np.ndarray]:
-    """The numbers of every lane of a task, in the box's order; without the axes that change shapes."""
+    """The numbers of every lane of a task, in the order of the box, without the axes that change shapes."""
     boxes = dict(zip(grid.axes, task.box, strict=True))
     names = [name for name in grid.axes if name not in SHAPE_AXES]
     places = np.meshgrid(*(np.arange(boxes[name].start, boxes[name].stop) for name in names), indexing="ij")

@@ -1,4 +1,4 @@
-"""Which sweep a store holds: all that decides its numbers, and whether another sweep is the same or adds to it."""
+"""Which sweep a store holds: everything that decides its numbers, and whether another sweep resumes or extends it."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -16,19 +16,19 @@ from .lane import Plan, common_metrics
 PACKAGE = __name__.partition(".")[0]
 
 PACKAGES = (PACKAGE, "diffrax", "equinox", "optax")
-"""The packages whose code is the method. A store keeps to one version of each; those that only round otherwise may
-change."""
+"""The packages whose code defines the method. A store keeps to one version of each; packages that only affect rounding
+may change."""
 
 
 AXIS = "axis"
-"""What stands for a number of the model or the method whose values are on an axis."""
+"""Placeholder for a number of the model or the method whose values are on an axis."""
 
 
 def configuration(plan: Plan) -> dict[str, Any]:
-    """All that decides the numbers of a sweep, as plain values.
+    """Everything that decides the numbers of a sweep, as plain values.
 
     Raises:
-        UsageError: if it holds what cannot be described, so that another run could not know whether it is the same.
+        UsageError: if some part cannot be described, as a later run then could not tell whether it is the same sweep.
     """
     grid = plan.grid
     model = options(grid.model, "model", refused)
@@ -37,7 +37,7 @@ def configuration(plan: Plan) -> dict[str, Any]:
     method |= options(grid.method, "method", refused)
     if isinstance(method.get("solver"), str):
         method["solver"] = SOLVERS.name(method["solver"])
-    for name in grid.axes:  # the axis has the values, whatever model and method were given with
+    for name in grid.axes:  # the axis replaces the value that the model or the method was given
         of_model = name in (*SHAPE_AXES, *grid.model.numbers)
         holders = [model] if of_model else [method, method.get("hyperparameters", {})]
         for holder in holders:
@@ -59,7 +59,7 @@ def configuration(plan: Plan) -> dict[str, Any]:
 
 
 def _registered(plan: Plan) -> dict[str, Any]:
-    """What goes by name but was entered under it by others than this package."""
+    """The entries that the sweep refers to by name and another package defined."""
     entries: dict[str, Any] = {"loss": type(plan.grid.model.loss), "start": plan.grid.start.draw}
     entries |= {f"metrics.{name}": METRICS[name] for name in plan.metrics}
     solver = getattr(plan.grid.method, "solver", None)
@@ -69,14 +69,14 @@ def _registered(plan: Plan) -> dict[str, Any]:
 
 
 def _own(entry: Any) -> bool:
-    """Whether an entry of a registry is this package's, all functions of it."""
+    """Whether all functions of a registry's entry come from this package."""
     if isinstance(entry, tuple):
         return all(map(_own, entry))
     return not callable(entry) or getattr(entry, "__module__", "").partition(".")[0] == PACKAGE
 
 
 def united(path: Path, found: Mapping[str, Any], plan: Plan) -> Plan:
-    """The sweep that a store holds and this one together: the store's values on each axis first, then the new ones.
+    """The union of the sweep in a store and this sweep: on each axis the store's values come first, then the new ones.
 
     Args:
         path: the store, for messages.
@@ -84,7 +84,8 @@ def united(path: Path, found: Mapping[str, Any], plan: Plan) -> Plan:
         plan: this sweep.
 
     Raises:
-        UsageError: if they differ in more than the values of their axes and in which metrics are asked for.
+        UsageError: if they differ in anything except the values of their axes, or if this sweep asks for metrics that
+            the store lacks.
     """
     wanted = json.loads(json.dumps(configuration(plan)))
     apart = ("axes", "metrics")
@@ -112,7 +113,7 @@ def united(path: Path, found: Mapping[str, Any], plan: Plan) -> Plan:
 
 
 def _check_kinds(path: Path, name: str, held: tuple[Any, ...], new: tuple[Any, ...]) -> None:
-    """Raise `UsageError` where lists would join single numbers, whose coordinate is not a table."""
+    """Raise `UsageError` if lists would join single numbers: a coordinate of numbers cannot hold lists."""
     kinds = [{isinstance(value, tuple) for value in values} for values in (held, new)]
     joinable = name in SHAPE_AXES and True in kinds[0]
     if new and kinds[0] != kinds[1] and not joinable:
@@ -127,7 +128,7 @@ def _differences(name: str, found: Any, wanted: Any) -> Iterator[str]:
         for key in sorted(found.keys() | wanted.keys()):
             yield from _differences(f"{name}.{key}".lstrip("."), found.get(key), wanted.get(key))
     elif AXIS in (found, wanted):
-        pass  # told of once, where the axes are compared
+        pass  # reported once, by the comparison of the axes
     elif found != wanted or isinstance(found, bool) != isinstance(wanted, bool):
         yield f"{name} is {_short(found)} there and {_short(wanted)} here"
 

@@ -1,4 +1,4 @@
-"""A lane of a sweep, and the plan that says what each of them computes."""
+"""A lane of a sweep, and the plan that says what each lane computes."""
 
 import dataclasses
 import functools
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Lane:
-    """What becomes of one lane of given shapes: a function that two sweeps share if they differ in numbers alone.
+    """The function that computes one lane of given shapes. Two sweeps that differ only in numbers share it.
 
-    `structure` is that of the model, the start and the method, whose numbers are its leaves. `shapes` holds the values
-    of the axes that change shapes.
+    `structure` is the tree structure of the model, the start and the method, whose numbers are the leaves. `shapes`
+    holds the values of the axes that change shapes.
     """
 
     structure: Any
@@ -33,8 +33,12 @@ class Lane:
     keep_final: bool
 
     def __call__(self, shared: Any, numbers: Mapping[str, Any]) -> dict[str, Any]:
-        """Variables by name. `shared` holds the numbers of model and method and the save times, if all lanes have the
-        same, `numbers` those of the lane's axes."""
+        """The variables of the lane, by name.
+
+        Args:
+            shared: the numbers of the model and the method, and the save times if all lanes have the same ones.
+            numbers: the lane's values on the axes.
+        """
         of_all, ts = shared
         parts = jax.tree.unflatten(self.structure, of_all)
         model, start, method = of_lane(parts, {**dict(self.shapes), **numbers})
@@ -48,9 +52,9 @@ class Lane:
 
 
 class Plan(NamedTuple):
-    """All that decides the numbers of a sweep: the grid, and what is kept of each lane.
+    """Everything that decides the numbers of a sweep: the grid, and the results kept per lane.
 
-    `ts` holds the save times that all lanes share, or how many times each lane has up to its own end.
+    `ts` holds the save times that all lanes share, or the number of times that each lane saves up to its own end.
     """
 
     grid: Grid
@@ -62,7 +66,7 @@ class Plan(NamedTuple):
         """The function of a lane of given shapes, and the numbers that all lanes share."""
         dtype = jnp.result_type(float)
         model, method = self.grid.model, self.grid.method
-        if not {"weight_decay", "t1"} & set(self.grid.axes):  # else the lanes differ in what it depends on
+        if not {"weight_decay", "t1"} & set(self.grid.axes):  # with these axes, `prepared` would differ between lanes
             method = method.prepared(model.with_numbers(shapes), self.ts)
         everything = as_arrays((model, self.grid.start, method), dtype)
         numbers, structure = jax.tree.flatten(everything)
@@ -88,7 +92,7 @@ def _outcome_of(lane: Lane, structure: Any, leaves: tuple[Any, ...]) -> dict[str
 
 
 def common_metrics(grid: Grid, names: Any) -> tuple[str, ...]:
-    """The metrics asked for, checked, or the default ones that every lane has."""
+    """The requested metrics, checked, or the default metrics that every lane has."""
     asked = None if names is None else asked_names(names)
     common: tuple[str, ...] | None = None
     for shapes in grid.shapes():

@@ -1,4 +1,4 @@
-"""The tasks of a sweep on this process's devices, one program for each combination of shapes."""
+"""Runs the tasks of a sweep on this process's devices, with one program for each combination of shapes."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from .lane import Plan
 
 
 class Result(NamedTuple):
-    """A finished batch: its variables, lanes in front, and the steps that were taken and paid for."""
+    """A finished batch: its variables, with the lanes as the leading axis, the steps taken and the steps computed."""
 
     batch: Batch
     variables: dict[str, np.ndarray]
@@ -33,14 +33,14 @@ class Result(NamedTuple):
 
 
 class Local:
-    """Runs batches of tasks on some devices.
+    """Runs batches of tasks on one or more devices.
 
     Args:
         plan: the sweep.
-        capacity: most lanes of a batch.
+        capacity: the most lanes in a batch.
         devices: where to run.
-        width: lanes in lockstep; default by the platform and the size of the state.
-        by_default: whether these are the devices that JAX has, and nobody chose them.
+        width: lanes in lockstep; the default depends on the platform and the size of the state.
+        by_default: whether the devices are simply those JAX has, rather than the caller's choice.
     """
 
     def __init__(
@@ -53,8 +53,8 @@ class Local:
     def results(self, todo: Iterable[Batch]) -> Iterator[Result]:
         """The results of the batches, in order.
 
-        The next batch is under way before this one is waited for: a device that is ready early goes on with it, and
-        while a result is in the caller's hands all of them compute.
+        The next batch starts before this one is awaited. A device that finishes early goes on with the next batch, and
+        all devices compute while the caller handles a result.
         """
         running: Callable[[], Result] | None = None
         for batch in todo:
@@ -66,7 +66,7 @@ class Local:
             yield running()
 
     def submit(self, batch: Batch) -> Callable[[], Result]:
-        """Start a batch; the function that is returned waits for its result."""
+        """Start a batch, and return a function that waits for its result."""
         parts = [lane_values(self.plan.grid, task) for task in batch]
         lanes = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         order = expected_cost(lanes)

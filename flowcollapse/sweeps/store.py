@@ -1,9 +1,8 @@
-"""A sweep on disk: a zarr store that opens anywhere, holds what has run, and is believed only where a mark says so.
+"""A sweep on disk: a zarr store that any zarr reader opens. A lane counts as written only once its verdict exists.
 
-The grid is cut into boxes, and each variable has one chunk a box. Chunks are written whole or not at all, with a
-checksum, the verdict last: a lane counts as written once its verdict is there. A sweep grows by longer arrays, whose
-cut stays the same; the file that says how long they are is replaced after all others, so that a sweep has either grown
-or not. Nothing in a store is ever executed.
+The grid is cut into boxes, and each variable has one chunk per box. Chunks are written whole or not at all, with a
+checksum, and the verdict comes last. A sweep grows by lengthening its arrays; the chunks keep their sides. The file
+with the lengths is replaced last, so that a sweep has either grown or not. Nothing in a store is ever executed.
 """
 
 import contextlib
@@ -35,22 +34,22 @@ GROUP = "zarr.json"
 """The file that says what a store holds, and how long its axes are."""
 
 MARK = "verdict"
-"""The variable whose chunks are written last: a lane is complete where it holds a code."""
+"""The variable whose chunks are written last: a lane is complete once it holds a code here."""
 
 FORMAT = "flowcollapse sweep 2"
 
 FORMATS = ("flowcollapse sweep 1", FORMAT)
-"""What can be read. Only the last is written to."""
+"""Formats that can be read. Only the last one can be written."""
 
 CHECKSUM = 4
 """Bytes that the checksum adds to a chunk."""
 
 
 class Store:
-    """A store opened to be written to.
+    """A store opened for writing.
 
     Args:
-        path: the folder, which `create` has made.
+        path: the folder, made by `create`.
     """
 
     def __init__(self, path: Path):
@@ -93,7 +92,7 @@ class Store:
                     warnings.filterwarnings("ignore", "Consolidated metadata", category=UserWarning)
                     dataset.to_zarr(part, mode="w", compute=False, encoding=encoding, zarr_format=3, consolidated=True)
                 part.chmod(0o777 & ~_umask())
-                if path.is_dir():  # an empty one, which not every system lets another folder replace
+                if path.is_dir():  # an empty folder: some systems refuse to replace it
                     path.rmdir()
                 os.replace(part, path)
             finally:
@@ -101,11 +100,11 @@ class Store:
 
     @staticmethod
     def grow(path: Path, plan: Plan) -> None:
-        """Make room for more values of the axes. Whatever moment it is stopped at, the store has grown or it has not.
+        """Make room for more values of the axes. If interrupted at any moment, the store has either grown or not.
 
         Args:
-            path: the store, of which this process has the lock.
-            plan: the sweep that it is to hold, in which the values that it has come first.
+            path: the store, locked by this process.
+            plan: the sweep that the store will hold; on each axis, the values already in the store come first.
 
         Raises:
             UsageError: if it cannot be written.
@@ -117,7 +116,7 @@ class Store:
         with _told(path):
             for name, values in grown.items():
                 arrays[name]["shape"] = list(values.shape)
-                if name in dataset.coords:  # written beyond the end that it still has for everybody else
+                if name in dataset.coords:  # beyond the old end, which readers still see until the last file changes
                     _array(path, name, arrays[name])[...] = values.values
             for name in grown:
                 _replace(path / str(name) / GROUP, arrays[name])
@@ -125,11 +124,14 @@ class Store:
             _replace(path / GROUP, group)
 
     def write(self, task: Task, variables: Mapping[str, np.ndarray]) -> None:
-        """The variables of a task, lanes in front in the box's order, beside those that its chunks hold already; the
-        mark last.
+        """Write the variables of a task, keep the lanes that its chunks already hold, and write the mark last.
+
+        Args:
+            task: the task.
+            variables: arrays by name, whose leading axis is the lanes in the order of the box.
 
         Raises:
-            UsageError: if they cannot be written; what was there stays.
+            UsageError: if they cannot be written; the previous content stays.
         """
         begun = self._chunks(MARK, task)[0].exists()
         with _told(self.path):
@@ -144,23 +146,23 @@ class Store:
                 array[task.box] = whole
 
     def _held(self, name: str, task: Task) -> np.ndarray:
-        """The values of a box that are on disk, to be kept."""
+        """The values of a box that are already on disk."""
         try:
             return self.arrays[name][task.box]
-        except ValueError as error:  # its checksum does not fit
+        except ValueError as error:  # the checksum does not match
             raise self._damage(self._chunks(name, task)[0], str(error), task) from None
 
     def _damage(self, chunk: Path, fault: str, task: Task) -> UsageError:
         return UsageError(
             f"{chunk} is damaged: {fault.rstrip('.')}. Delete {self._chunks(MARK, task)[0]} and run the same command "
-            "again: it computes this chunk anew, and keeps all others."
+            "again: it recomputes this chunk and keeps all others."
         )
 
     def missing(self, task: Task) -> np.ndarray:
         """Which lanes of a box have not been written, in the shape of the box.
 
         Raises:
-            UsageError: if a chunk of the others is missing or has another length than it was written with.
+            UsageError: if another variable's chunk is missing or does not have the length it was written with.
         """
         mark = self._chunks(MARK, task)[0]
         try:
@@ -172,14 +174,14 @@ class Store:
             chunks = self._chunks(name, task)
             for number, chunk in enumerate(chunks):
                 found = chunk.stat().st_size if chunk.exists() else 0
-                # The first is always there; those after it only if the box was written after states had grown.
+                # The first chunk always exists; the others exist only if the box was written after the states grew.
                 if found != wanted and (found or number == 0):
                     raise self._damage(chunk, f"it has {found} bytes, not {wanted}", task)
         codes = np.frombuffer(content[:-CHECKSUM], self.arrays[MARK].dtype).reshape(self.sides)
         return codes[tuple(map(slice, task.shape))] == MISSING
 
     def _chunks(self, name: str, task: Task) -> list[Path]:
-        """The chunks of a variable that a box is in: several where states have grown."""
+        """The chunks of a variable that cover a box: several if the states have grown."""
         array = self.arrays[name]
         position = [side.start // length for side, length in zip(task.box, self.sides, strict=True)]
         parts = zip(array.shape[len(position) :], array.chunks[len(position) :], strict=True)
@@ -188,7 +190,7 @@ class Store:
 
 
 def put(array: Any, task: Task, values: np.ndarray) -> None:
-    """The values of a task's lanes into their box of an array; what is shorter than the array is filled up."""
+    """Put the values of a task's lanes into their box of an array, padded with NaN to the array's shape."""
     axes = len(task.box)
     missing = [(0, whole - have) for whole, have in zip(array.shape[axes:], values.shape[1:], strict=True)]
     if any(after for _, after in missing):
@@ -217,7 +219,7 @@ def _is_empty(path: Path) -> bool:
 
 
 def attributes(path: Path) -> dict[str, Any]:
-    """The attributes of a store, or of what xarray has made of one.
+    """The attributes of a store, or of a copy that xarray has written.
 
     Raises:
         UsageError: if it is not the store of a sweep.
@@ -239,7 +241,7 @@ def _group(path: Path) -> dict[str, Any]:
 
 
 def _json(file: Path) -> dict[str, Any]:
-    """What a file holds as JSON; nothing if it is not there or holds something else."""
+    """The JSON object in a file; empty if the file is missing or holds anything else."""
     try:
         found = json.loads(file.read_text())
     except (OSError, ValueError):
@@ -255,12 +257,12 @@ def _version(found: Mapping[str, Any]) -> str:
 
 
 def arrays_of(path: Path) -> dict[str, Any]:
-    """The metadata of a store's arrays: those that count, whatever stands in the folders of the arrays."""
+    """The consolidated metadata of a store's arrays; the files in the arrays' own folders do not count."""
     return _group(path).get("consolidated_metadata", {}).get("metadata", {})
 
 
 def check_layout(path: Path) -> None:
-    """Make sure that a store can be added to: that this version made it, and no other program has laid it out anew.
+    """Make sure that a store can be extended: this version can write it, and no other program has re-chunked it.
 
     Raises:
         UsageError: if it cannot.
@@ -268,8 +270,8 @@ def check_layout(path: Path) -> None:
     found = attributes(path)
     if found["format"] != FORMAT:
         raise UsageError(
-            f"{path} was written by {_version(found)}, in a form that fc.open_sweep reads and no sweep adds to: give a "
-            "new store."
+            f"{path} was written by {_version(found)}, in a format that fc.open_sweep can read but no sweep can "
+            "extend: give a new store."
         )
     arrays = arrays_of(path)
     lengths = [len(values) for values in configuration_of(path)["axes"].values()]
@@ -283,7 +285,7 @@ def check_layout(path: Path) -> None:
         )
         if not own or len(sides) > 1:
             raise UsageError(
-                f"{path} is a copy that another program has laid out anew ({name} has other chunks or codecs): "
+                f"{path} is a copy that another program has re-chunked ({name} has other chunks or codecs): "
                 "it can be read but not added to. Resume the original, or copy its folder as it is, as cp -r does."
             )
 
@@ -294,7 +296,7 @@ def configuration_of(path: Path) -> dict[str, Any]:
 
 
 def _array(path: Path, name: Any, metadata: dict[str, Any]) -> Any:
-    """An array of a store as its metadata describe it, whatever stands in its own folder."""
+    """An array of a store, opened with this metadata rather than with the metadata in the array's folder."""
     from zarr import Array
     from zarr.storage import LocalStore, StorePath
 
@@ -317,14 +319,14 @@ def _replace(file: Path, content: Any) -> None:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Keep every other process from writing to a store. The lock ends with the process, however that ends.
+    """Keep every other process from writing to a store. The lock ends with the process, even after a crash.
 
     Raises:
         UsageError: if another process holds it.
     """
     from filelock import FileLock, Timeout
 
-    lock = FileLock(path / MARK / ".lock", timeout=0)  # where nothing that lists the store's variables stumbles over it
+    lock = FileLock(path / MARK / ".lock", timeout=0)  # here, programs that list the store's variables skip it
     with _told(path):
         try:
             lock.acquire()
@@ -339,7 +341,7 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def open_sweep(path: str | os.PathLike[str]) -> "xr.Dataset":
-    """The dataset of a sweep's store, finished or not, read from disk only where it is used.
+    """Open the dataset of a sweep's store, finished or not. Values are read from disk when they are used.
 
     Args:
         path: the folder of the store.
@@ -374,19 +376,19 @@ def open_sweep(path: str | os.PathLike[str]) -> "xr.Dataset":
         name: values if name == MARK else values.where(complete, MISSING if values.dtype.kind == "i" else np.nan)
         for name, values in dataset.data_vars.items()
     }
-    return dataset.assign(believed).drop_encoding()  # so that it can be written again in any form
+    return dataset.assign(believed).drop_encoding()  # so that the dataset can be saved again in any format
 
 
 @contextlib.contextmanager
 def _told(path: Path) -> Iterator[None]:
-    """Failures of the file system as a `UsageError` that says what is kept."""
+    """Turn failures of the file system into a `UsageError` that says which results are safe."""
     try:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
         raise UsageError(
-            f"cannot write {path}: {reason}. Whatever was finished is kept: make room, or give another place, and run "
-            "the same command again."
+            f"cannot write {path}: {reason}. All finished lanes are kept: free some space, or give another place, and "
+            "run the same command again."
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""A sweep as a short table for people."""
+"""A sweep as a short table."""
 
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,7 @@ MOST_ROWS = 24
 
 
 def summary(dataset: "xr.Dataset") -> str:
-    """Sizes, speed, verdicts, and the medians over the seeds at the end for each combination of the other axes."""
+    """Sizes, speed, verdicts, and the medians over seeds at the last time, for each combination of the other axes."""
     axes = [str(axis) for axis in dataset["verdict"].dims]
     over = [axis for axis in axes if axis != "seed"]
     names = [name for name in SHOWN if name in dataset] or [str(n) for n in dataset if "time" in dataset[n].dims][:5]
@@ -24,7 +24,7 @@ def summary(dataset: "xr.Dataset") -> str:
     lines = [f"{dataset['verdict'].size} lanes ({sizes}), {verdicts(dataset['verdict'].values)}"]
     if about.get("lanes_computed"):
         lines.append(
-            f"{about['lanes_computed']} computed now, {about['lanes_per_second']:.4g} a second, "
+            f"{about['lanes_computed']} computed now, {about['lanes_per_second']:.4g} per second, "
             f"lane efficiency {about['lane_efficiency']:.2f}"
         )
     lines += [about["precision_note"]] if "precision_note" in about else []

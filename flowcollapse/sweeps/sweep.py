@@ -39,7 +39,7 @@ NUM_SAVES = 41
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C during a sweep. What was finished by then is in `dataset`; the message says how to go on."""
+    """Ctrl-C during a sweep. `dataset` holds the finished lanes; the message says how to resume."""
 
     def __init__(self, message: str, dataset: "xr.Dataset"):
         super().__init__(message)
@@ -70,42 +70,43 @@ def sweep(
     Args:
         model: the model.
         method: `fc.Flow(...)`, `fc.Descent("sgd", ...)`, `fc.ModifiedFlow(...)` or `fc.HeavyBallFlow(...)`.
-        eps: norms of the starts, in a list, an array of any library, a generator; or a single one.
-        seeds: how many, or which. The start of a lane is `fc.initial.sphere(model, eps, key=jax.random.key(seed))`, so
-            that it depends on its seed and eps alone.
-        ts: save times that all lanes share, or how many equal times each lane has up to its own end; default 41.
-        metrics: names of the metrics to keep; default all that every lane can have but `sharpness`.
-        store: a folder of this machine that the sweep is written to while it runs. The same call resumes it. A call
-            with more seeds, or other values on any axis, adds them and computes the lanes that are new; one with fewer
-            returns those. Both leave what is there as it is.
-        devices: how many, or which; default all local ones. Every CPU core is one, unless JAX was in use before: see
-            `fc.use_cpu_cores`.
-        progress: show a bar on standard error.
-        start: `"sphere"`, `"on-subspace"` or `"balanced"`, the functions of `fc.initial`, or `"module:name"` for one of
-            your own.
+        eps: norms of the starts: a list, an array of any library, a generator, or a single number.
+        seeds: the number of seeds, or a list of them. The start of a lane is
+            `fc.initial.sphere(model, eps, key=jax.random.key(seed))`, so it depends only on its seed and eps.
+        ts: save times that all lanes share, or the number of equally spaced times that each lane saves up to its own
+            end; default 41.
+        metrics: names of the metrics to keep. Default: every metric that all lanes have, except `sharpness`.
+        store: a local folder that the sweep is written to while it runs. The same call resumes it. A call with more
+            seeds, or other values on any axis, adds them and computes only the new lanes; a call with fewer returns
+            just those lanes. Both leave the existing lanes unchanged.
+        devices: the number of devices, or a list of them; default all local devices. Every CPU core is a device, unless
+            the program used JAX before: see `fc.use_cpu_cores`.
+        progress: show a progress bar on standard error.
+        start: `"sphere"`, `"on-subspace"` or `"balanced"`, the functions of `fc.initial`, or `"module:name"` for your
+            own.
         keep_final: keep `H`, `W` and `b` at the end of every lane.
-        width: lanes that run in lockstep; default by the platform and the size of the state.
-        lanes_per_task: most lanes that are computed, held in memory and written at once; default by the size of the
-            state. A store keeps the chunks that it was made with.
+        width: lanes that run in lockstep; the default depends on the platform and the size of the state.
+        lanes_per_task: the most lanes computed, held in memory and written at once; the default depends on the size of
+            the state. A store keeps the chunks it was made with.
         scheduler: address or client of a Dask cluster whose workers run the tasks; needs `flowcollapse[cluster]`.
-        distributed: this is one of several processes of `jax.distributed`, which share the tasks and the store.
-        **axes: further axes by name: `weight_decay`, or a number of the method such as `rtol`, `t1` or
-            `learning_rate`, of the loss or of the start; and `num_classes`, `samples_per_class`, `num_features`, one
-            compilation for each shape.
+        distributed: whether this is one of several processes of `jax.distributed` that share the tasks and the store.
+        **axes: further axes by name: `weight_decay`, or a number of the method (such as `rtol`, `t1` or
+            `learning_rate`), of the loss or of the start; also `num_classes`, `samples_per_class` and `num_features`,
+            which compile once per shape.
 
     Returns:
         A Dataset with a dimension for each axis, then `eps`, `seed` and `time`: the metrics, the `verdict` (int8, with
-        `flag_meanings`; -1 is missing), `t_end`, steps, units, long names, provenance. From a store it is lazy. Its
-        attributes `lanes_computed`, `lanes_per_second` and `lane_efficiency` (steps that lanes took over steps that
-        were paid for because lanes of a block wait for each other) tell how the sweep went.
+        `flag_meanings`; -1 is missing), `t_end`, steps, units, long names, provenance. A dataset from a store is lazy.
+        The attributes `lanes_computed`, `lanes_per_second` and `lane_efficiency` describe the run. Lane efficiency is
+        the number of steps that lanes took, divided by the number computed: lanes of a block wait for the slowest.
 
     Raises:
-        UsageError: for empty or doubled axes, unknown names, times beyond the end, no devices, a store that holds
-            another sweep, is in use or cannot be written to, and, with a store, a method that cannot be described to
-            the last number: a ready optimizer, a schedule or function that no module holds under its name.
+        UsageError: for axes that are empty or repeat a value, unknown names, times beyond the end, no devices, or a
+            store that holds another sweep, is in use or cannot be written. With a store, also for a method that cannot
+            be described exactly: a ready optimizer, or a schedule or function that is not a named object of a module.
         PrecisionWarning: as a warning, for float32.
-        DevicesWarning: as a warning, if cores stay idle because JAX was in use before.
-        Interrupted: after Ctrl-C, once what was under way is finished and written.
+        DevicesWarning: as a warning, if cores stay idle because JAX was used before.
+        Interrupted: after Ctrl-C, once the running batches are finished and written.
 
     Example:
         >>> import flowcollapse as fc
@@ -172,7 +173,7 @@ def _plan(grid: Grid, ts: Any, metrics: Any, keep_final: Any) -> Plan:
 
 
 Compute = Callable[[Plan, Iterator[Batch], int], Iterator[Result]]
-"""From a sweep, the batches of its tasks that are left, and the most lanes that one has, to their results."""
+"""Maps a sweep, its remaining batches and the most lanes in a batch to the results of the batches."""
 
 
 def _into_memory(plan: Plan, capacity: int, compute: Compute, progress: bool, about: dict[str, Any]) -> "xr.Dataset":
@@ -205,7 +206,7 @@ def _into_store(
             found = configuration_of(path)
             if (grown := united(path, found, plan)).grid.shape != tuple(map(len, found["axes"].values())):
                 Store.grow(path, grown)
-        if count > 1:  # the others find the store made; after this the processes wait for each other no more
+        if count > 1:  # the other processes must find the store; they do not wait for each other after this
             from jax.experimental import multihost_utils
 
             multihost_utils.sync_global_devices("the store of the sweep is there")
@@ -219,15 +220,13 @@ def _into_store(
     dataset = _selected(open_sweep(path), plan, asked).assign_attrs(report.attributes)
     if report.interrupted:
         left = lanes - report.lanes_before - report.lanes
-        message = (
-            f"Interrupted: {path} holds all that was finished, {left} lanes are left. Run the same again to resume."
-        )
+        message = f"Interrupted: {path} holds all finished lanes, {left} lanes are left. Run the same again to resume."
         raise Interrupted(message, dataset)
     return dataset
 
 
 def _places(grid: Grid, whole: Grid) -> dict[str, np.ndarray]:
-    """Where the values of a grid's axes stand on those of the whole, which holds them all."""
+    """The positions of a grid's values on the axes of a larger grid that holds them all."""
     found = {}
     for name, values in whole.axes.items():
         place = {value: i for i, value in enumerate(values)}
@@ -236,7 +235,7 @@ def _places(grid: Grid, whole: Grid) -> dict[str, np.ndarray]:
 
 
 def _left(todo: Iterable[Task], store: Store, asked: Mapping[str, np.ndarray]) -> tuple[int, list[Task]]:
-    """How many lanes of the tasks are asked for, and the tasks with those of them that the store has not yet."""
+    """The number of requested lanes among the tasks, and the tasks with requested lanes the store does not hold yet."""
     lanes, left = 0, []
     for task in todo:
         sides = zip(asked.values(), task.box, strict=True)
@@ -252,7 +251,7 @@ def _left(todo: Iterable[Task], store: Store, asked: Mapping[str, np.ndarray]) -
 
 
 def _selected(dataset: "xr.Dataset", plan: Plan, asked: Mapping[str, np.ndarray]) -> "xr.Dataset":
-    """Of a store's dataset, the lanes and metrics that were asked for, in the order that they were asked for in."""
+    """The requested lanes and metrics of a store's dataset, in the requested order."""
     whole = {name: np.array_equal(places, np.arange(dataset.sizes[name])) for name, places in asked.items()}
     dataset = dataset.isel({name: places for name, places in asked.items() if not whole[name]})
     dataset = dataset.drop_vars([name for name in dataset.data_vars if name in METRICS and name not in plan.metrics])
@@ -260,11 +259,11 @@ def _selected(dataset: "xr.Dataset", plan: Plan, asked: Mapping[str, np.ndarray]
 
 
 def _times(ts: Any, grid: Grid) -> tuple[float, ...] | int:
-    """The save times as Python's own numbers, or how many of them."""
+    """The save times as Python numbers, or the number of save times."""
     try:
         ts = np.asarray(list(ts) if isinstance(ts, Iterator) else ts)
         ts = ts if ts.ndim else ts.item()
-    except Exception:  # whatever objects of other libraries raise in their conversions
+    except Exception:  # objects of other libraries raise their own errors when converted
         raise UsageError(f"ts must be a list of increasing times or a number of them, got {shown(ts)}.") from None
     if isinstance(ts, int | np.integer) and not isinstance(ts, bool):
         check_integer("ts", ts)

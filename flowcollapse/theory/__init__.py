@@ -1,5 +1,5 @@
-"""What is known of the model without running it: its invariant subspace, paths in closed form, limits of small starts,
-learning curves and predictions, the landscape, and the certificate that all of it is so."""
+"""Results about the model that need no run: its invariant subspace, paths in closed form, limits of small starts,
+learning curves and predictions, the landscape, and the certificate that measures all these laws."""
 
 from . import (
     certificate as certificate,

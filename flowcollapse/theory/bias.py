@@ -1,4 +1,4 @@
-"""The bias in closed form, and integrals of times that the closed forms share."""
+"""The bias in closed form, and helpers for times and integrals that the closed forms share."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -35,7 +35,7 @@ def bias_rate(model: UFM, dtype) -> Float[Array, ""]:
 
 
 def bias(model: UFM, b: Float[Array, "..."], ts: Float[Array, " time"]) -> Float[Array, "time C"]:
-    """`b' = n - (n_tot + lam_b) b`, without a difference of what is nearly equal at small times."""
+    """The solution of `b' = n - (n_tot + lam_b) b`, without subtracting nearly equal numbers at small times."""
     rate = bias_rate(model, ts.dtype)
     n = jnp.asarray(model.counts, ts.dtype) * model.use_bias
     return b * jnp.exp(-rate * ts)[:, None] - n / rate * jnp.expm1(-rate * ts)[:, None]
@@ -47,7 +47,7 @@ def integral(rate, t):
 
 
 def least(dtype) -> float:
-    """A factor that is as good as zero, and whose square is not."""
+    """A number that is negligible as a factor, but whose square does not underflow."""
     return float(jnp.finfo(dtype).tiny) ** 0.45
 
 

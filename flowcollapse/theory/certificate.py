@@ -1,7 +1,7 @@
-"""The certificate: every law of the model measured on this machine, one row a law.
+"""The certificate: every law of the model measured on this machine, with one row per law.
 
-What is measured comes from runs of `fc.simulate`, from the field and from products with the Hessian, on three systems
-or more a law; what is expected comes from the closed forms of `fc.theory`. The laws are in `laws/`.
+The measured values come from runs of `fc.simulate`, from the field and from products with the Hessian, on at least
+three systems per law. The expected values come from the closed forms of `fc.theory`. The laws are in `laws/`.
 """
 
 import dataclasses
@@ -21,11 +21,11 @@ from .laws.lab import Lab
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A law on trial.
+    """The result for one law.
 
-    - `measured`, `tolerance`: of the comparison that came nearest to failing, or furthest beyond.
-    - `comparisons`: how many there were.
-    - `message`: what went wrong, if the law could not be measured at all.
+    - `measured`, `tolerance`: of the comparison with the largest ratio of the two.
+    - `comparisons`: the number of comparisons.
+    - `message`: the reason why the law could not be measured, if it could not.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Certificate:
-    """The rows, and what they were measured with."""
+    """The rows, with the versions, device and precision they were measured with."""
 
     rows: tuple[Row, ...]
     versions: dict[str, str]
@@ -80,7 +80,7 @@ HEAD = f"{'law':<{WIDTH}}  {'measured':>8}  {'allowed':>8}  verdict  statement (
 
 
 def line(row: Row) -> str:
-    """A row of the table, and under it what went wrong."""
+    """A row of the table, with its message below it."""
     numbers = f"{row.measured:>8.1e}  {row.tolerance:>8.1e}"
     message = f"\n{'':<{WIDTH}}  {row.message}" if row.message else ""
     return f"{row.name:<{WIDTH}}  {numbers}  {row.verdict:<7}  {row.statement} ({row.source}){message}"
@@ -101,16 +101,16 @@ def verify(only: str | Iterable[str] | None = None, *, report: Callable[[Row], N
 
     Args:
         only: names of laws, or one name, see `LAWS`; default all of them.
-        report: called with each row once it is there.
+        report: called with each row as soon as it is measured.
 
     Returns:
         The `Certificate`; its `passed` says whether every law holds. A law that cannot be measured has failed, and its
         row says why.
 
     Raises:
-        UsageError: for an unknown name, or where JAX has not been allowed float64.
+        UsageError: for an unknown name, or if float64 is not enabled in JAX.
 
-    Source: each row names its own.
+    Source: each row names the source of its law.
 
     Example:
         >>> import flowcollapse as fc
@@ -121,7 +121,7 @@ def verify(only: str | Iterable[str] | None = None, *, report: Callable[[Row], N
         raise UsageError(f"report must be a function of a row, got {shown(report)}.")
     try:
         names = list(LAWS) if only is None else [only] if isinstance(only, str) else list(only)
-    except TypeError:  # what has no parts
+    except TypeError:  # not iterable
         raise UsageError(f"only must be a list of names of laws, got {shown(only)}.") from None
     for name in names:
         if not isinstance(name, str) or name not in LAWS:
@@ -139,14 +139,14 @@ def verify(only: str | Iterable[str] | None = None, *, report: Callable[[Row], N
 
 
 def measure(law: Law, lab: Lab) -> Row:
-    """The row of one law. Whatever goes wrong in it is its own failure."""
+    """The row of one law. An exception in the law counts as a failure of that law only."""
     began, message, pairs = time.perf_counter(), "", []
     try:
         pairs = [(float(measured), float(tolerance)) for measured, tolerance in law.compare(lab)]
         message = "" if pairs else "nothing was compared"
     except Exception as error:
         message = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-    # NaN, which is no measure of anything, is worse than any number.
+    # NaN counts as infinite: it must fail, whatever the tolerance.
     pairs = [(math.inf if math.isnan(measured) else measured, tolerance) for measured, tolerance in pairs]
     measured, tolerance = max(pairs, key=lambda pair: pair[0] / pair[1], default=(math.nan, math.nan))
     seconds = time.perf_counter() - began

@@ -1,18 +1,19 @@
-"""Paths of the model in closed form: what flow and descent do, at any time, without an integration.
+"""Paths of the flow and of descent in closed form, at any time, without integration.
 
 | function | holds on | gives |
 |---|---|---|
 | `subspace_flow` | the invariant subspace S, equal decay of W and H, any decay of b | the state |
 | `subspace_descent` | the same, any step size | the state |
-| `balanced_flow` | `W^T W - H H^T = lam I`, no bias or one that stays apart | the state, features rotated |
+| `balanced_flow` | `W^T W - H H^T = lam I`, no bias or one that does not interact | the state, features rotated |
 | `second_phase` | class means fitted, within-class part orthogonal to them | the state, samples rotated |
-| `half_time` | one mode on S | the time at which it is half grown |
+| `half_time` | one mode on S | the time at which the mode is half grown |
 
-Outside of these sets the formulas are wrong by as much as the start is outside, and it is refused where its values are
-known. Every factor that grows is divided out before it is formed, so that any time is as good as any other.
+For a start outside these sets, the error of a formula is of the order of the start's distance from the set; such a
+start is refused if its values are known. Growing factors are divided out before they are formed, so that the formulas
+are accurate at any time.
 
-`s = sqrt N`, `P = I - 1 1^T / C`; times are a list `ts`, and states come back with a leading axis of times. Use
-`jax.vmap` for several starts. All can be differentiated in decays and in times above 0, those on S in the start too.
+`s = sqrt N`, `P = I - 1 1^T / C`. Times are a list `ts`, and states have a leading axis of times. Use `jax.vmap` for
+several starts. All functions can be differentiated in the decays and in times above 0; those on S also in the start.
 """
 
 from collections.abc import Sequence
@@ -40,20 +41,21 @@ def subspace_flow(model: UFM, start: State, ts: Times, *, rtol: Number | None = 
     """The gradient flow on the invariant subspace S.
 
     Args:
-        model: the model, with balanced classes and equal decay of W and H, whether below `sqrt N`, at it or above.
+        model: the model, with balanced classes and equal decay of W and H, which may be below, at or above `sqrt N`.
         start: a state on S, in any columns, without leading axes.
-        ts: times, from 0 on, shape (time,).
+        ts: times of at least 0, shape (time,).
         rtol: how far the start may be off S, see `fc.theory.subspace.contains`.
 
     Returns:
         The states, with a leading axis of times, in the start's columns.
 
     Raises:
-        UsageError: for a start off S, imbalanced classes, unequal decay of W and H, or times that are negative.
+        UsageError: for a start off S, imbalanced classes, unequal decay of W and H, or negative times.
 
     Source: the paper's flow on S, `W' = -(W W^T - r P) W`, `r = s - lam`. It keeps the singular vectors of W, each
     squared singular value follows `mu' = 2 mu (r - mu)`, and the bias relaxes to `N / (C N + lam_b)` at the rate
-    `C N + lam_b`. A mode that W lacks, to rounding, stays away; in a computed run rounding grows it after `t ~ 36/r`.
+    `C N + lam_b`. A mode that W lacks (up to rounding) stays zero here; in a simulated run, rounding grows it by
+    `t ~ 36/r`.
 
     Example:
         >>> import jax, jax.numpy as jnp, flowcollapse as fc
@@ -72,7 +74,7 @@ def subspace_flow(model: UFM, start: State, ts: Times, *, rtol: Number | None = 
 @eqx.filter_jit
 def _subspace_flow(model: UFM, start: State, ts: Float[Array, " time"]) -> State:
     left, sigma, right, r = _subspace_modes(model, start)
-    slow = jnp.where(r < 0, -r, r)  # |r|, but with the derivative of what holds at r = 0
+    slow = jnp.where(r < 0, -r, r)  # |r|, but with the derivative of the branch that is used at r = 0
     decayed = jnp.exp(-slow * ts)[:, None]
     shrink, floor = jnp.where(r < 0, decayed, 1.0), jnp.where(r < 0, 1.0, jnp.maximum(decayed, least(ts.dtype)))
     sigmas = sigma * shrink / jnp.sqrt(floor**2 + 2 * sigma**2 * integral(2 * slow, ts[:, None]))
@@ -87,21 +89,21 @@ def subspace_descent(
     learning_rate: Number,
     rtol: Number | None = None,
 ) -> State:
-    """Gradient descent on the invariant subspace S, by one scalar recursion a mode.
+    """Gradient descent on the invariant subspace S, by one scalar recursion per mode.
 
     Args:
         model: the model, with balanced classes and equal decay of W and H.
         start: a state on S, in any columns, without leading axes.
         steps: the numbers of steps after which states are wanted, 0 or more each.
-        learning_rate: the step size, also one so large that descent does not follow the flow.
+        learning_rate: the step size; it may be so large that descent does not follow the flow.
         rtol: how far the start may be off S, see `fc.theory.subspace.contains`.
 
     Returns:
         The states, with a leading axis of `len(steps)`, in the start's columns.
 
     Raises:
-        UsageError: for a start off S, imbalanced classes, unequal decay of W and H, steps that are not integers from 0
-            on, or a learning rate that is not positive.
+        UsageError: for a start off S, imbalanced classes, unequal decay of W and H, steps that are not integers of at
+            least 0, or a learning rate that is not positive.
 
     Source: S is invariant under descent too, by the paper; on it a singular value of W obeys
     `sigma <- sigma (1 + eta (r - sigma^2))`, `r = s - lam`, and the bias
@@ -142,14 +144,14 @@ def _subspace_descent(model: UFM, start: State, eta, steps: Int[Array, " kept"],
 
 
 def half_time(model: UFM, mu: Float[Array | np.ndarray, "*shape"] | Number) -> Float[Array, "*shape"]:
-    """The time at which a mode on S, an eigenvalue `mu` of `W W^T`, is half of what it grows to.
+    """The time at which a mode on S, an eigenvalue `mu` of `W W^T`, reaches half of its limit.
 
     Args:
         model: the model, with balanced classes and equal decay of W and H.
-        mu: eigenvalues at time 0, between 0 and `r = sqrt N - lam`, which is what they grow to. Any shape.
+        mu: eigenvalues at time 0, between 0 and their limit `r = sqrt N - lam`. Any shape.
 
     Returns:
-        Times; negative where a mode is more than half grown already.
+        Times; negative if a mode is already more than half grown.
 
     Raises:
         UsageError: for a mode outside 0 to r, imbalanced classes or unequal decay of W and H.
@@ -171,20 +173,20 @@ def half_time(model: UFM, mu: Float[Array | np.ndarray, "*shape"] | Number) -> F
     r = _subspace_rate(model, mu.dtype)
     inside = (mu > 0) & (mu < r)
     if not is_traced(inside) and not bool(jnp.all(inside)):
-        raise UsageError(f"mu must lie between 0 and {float(r):g}, where a mode grows to, got {mu}.")
+        raise UsageError(f"mu must lie between 0 and {float(r):g}, the limit of a mode, got {mu}.")
     return jnp.log1p((r - 2 * mu) / mu) / (2 * r)
 
 
 def _subspace_rate(model: UFM, dtype) -> Float[Array, ""]:
-    """`r = s - lam`: what the eigenvalues of `W W^T` grow to on S, and half the rate at which they do."""
+    """`r = s - lam`: the limit of the eigenvalues of `W W^T` on S, and half their initial growth rate."""
     return model.counts[0] ** 0.5 - model.decays[0].astype(dtype)
 
 
 def _subspace_modes(model: UFM, start: State):
     """A start on S as `W = left diag(sigma) right`, and `r`.
 
-    Rounding would grow to full size: `1^T W` is left out by going through the targets' own modes, and a singular value
-    below the rounding of W is zero.
+    Rounding errors would grow to full size. The decomposition therefore uses the modes of the targets, which removes
+    `1^T W`, and sets singular values below the rounding of W to zero.
     """
     problem, point = problem_of(model, start)
     r = _subspace_rate(model, point.W.dtype)
@@ -210,6 +212,6 @@ def _check_decay(model: UFM) -> None:
 
 
 def _check_start(model: UFM, start: State, rtol: Number | None) -> None:
-    """Raise `UsageError` where the paths on S do not hold."""
+    """Raise `UsageError` if the paths on S do not apply."""
     check_on_subspace(model, start, rtol)
     _check_decay(model)

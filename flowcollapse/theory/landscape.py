@@ -1,10 +1,11 @@
-"""The landscape on the invariant subspace S: critical points, their Hessian, and what descent makes of them.
+"""The landscape on the invariant subspace S: critical points, their Hessians, and their stability under descent.
 
 Classes are balanced, `s = sqrt N`, and k is the number of modes of the targets: `C - 1` with a bias, C without. On S,
-`H = (W (x) 1_N)^T / s`, the risk is critical where `W W^T` is `s - lam` times an orthogonal projector of rank r on them
-and `b = 1/C` (zero without a bias); lam is the decay of W and H. Rank `r = k` is strong collapse, `r = 0` the
-origin. All points of a rank have one Hessian up to rotations, whose eigenvectors fall into few families. With the left
-singular vectors U of W, the modes U' that W lacks, its right singular vectors V and what is orthogonal to them, V':
+`H = (W (x) 1_N)^T / s`, a point is critical if `W W^T` is `s - lam` times an orthogonal projector of rank r on these
+modes and `b = 1/C` (zero without a bias); lam is the decay of W and H. Rank `r = k` is strong collapse, and `r = 0` is
+the origin. Up to rotations, all points of a rank have the same Hessian, and its eigenvectors fall into a few families.
+U denotes the left singular vectors of W, U' the modes that W lacks, V the right singular vectors, and V' their
+orthogonal complement:
 
 | directions | eigenvalues | each |
 |---|---|---|
@@ -21,7 +22,7 @@ singular vectors U of W, the modes U' that W lacks, its right singular vectors V
 | with a bias: dH in 1 V^T with db in U | roots of `x^2 - (C N + s) x + C N lam` | r |
 | with a bias: db in U' and 1 | `C N` | k - r + 1 |
 
-(derived here). The steps of gradient descent are stable at a critical point up to two over its largest eigenvalue.
+(derived here). Gradient descent is stable at a critical point for step sizes up to two over its largest eigenvalue.
 """
 
 import jax
@@ -48,14 +49,14 @@ def spectrum(model: UFM, rank: int | None = None) -> Spectrum:
         rank: the rank r of W, from 0 to `min(p, C - 1)` (`min(p, C)` without a bias), which is the default.
 
     Returns:
-        The `Spectrum`, whose multiplicities are exact: whole numbers, found by no tolerance. Where the decay is
-        known, values are distinct and ascend; inside jit, where it is not, equal values may stand apart.
+        The `Spectrum`, whose multiplicities are exact: they are computed without a tolerance. If the decay is known,
+        values are distinct and ascending. If it is traced, inside jit, equal values may be listed separately.
 
     Raises:
         UsageError: for imbalanced classes, a rank out of range, decays that are not `(lam, lam, 0)`, or a decay of
-            sqrt N or more with a rank above 0, for then the origin alone is critical.
+            sqrt N or more with a rank above 0, because then only the origin is critical.
 
-    Source: derived here; the table stands at the head of this module.
+    Source: derived here; see the table at the top of this module.
 
     Example:
         >>> import flowcollapse as fc
@@ -82,7 +83,7 @@ def spectrum(model: UFM, rank: int | None = None) -> Spectrum:
         (lam, dead * within),
     ]
     if model.use_bias:
-        # The smaller root from the larger, which loses no digits.
+        # The smaller root is computed from the larger one, which avoids cancellation.
         larger = (n_tot + s + ((n_tot + s) ** 2 - 4 * n_tot * lam) ** 0.5) / 2
         rows += [(s, r), (lam, 2 * dead), (larger, r), (n_tot * lam / larger, r), (float(n_tot), lacking + 1)]
     values, multiplicities = zip(*((value, times) for value, times in rows if times > 0), strict=True)
@@ -94,19 +95,20 @@ def spectrum(model: UFM, rank: int | None = None) -> Spectrum:
 
 
 def critical_point(model: UFM, rank: int | None = None, *, key: PRNGKeyArray, dtype=None) -> State:
-    """A random critical point of a rank on S: `W W^T = (s - lam)` times a random projector on modes of the targets.
+    """A random critical point of a given rank on S: `W W^T` is `s - lam` times a random projector on target modes.
 
     Args:
         model: the model, with balanced classes, equal decays of W and H and none of b.
         rank: the rank r of W, from 0 to `min(p, C - 1)` (`min(p, C)` without a bias), which is the default.
         key: `jax.random.key(seed)`.
-        dtype: default the widest float that JAX has been allowed.
+        dtype: default the widest float that is enabled in JAX.
 
     Returns:
-        The state. Rank C - 1 is strong collapse; without decay the risk is `N (C - 1 - r) / 2`, N for C without a bias.
+        The state. Rank C - 1 is strong collapse. Without decay the risk is `N (C - 1 - r) / 2`, and `N (C - r) / 2`
+        without a bias.
 
     Raises:
-        UsageError: as `spectrum`.
+        UsageError: for the reasons `spectrum` has.
 
     Source: derived here from the paper's flow on S, `W' = -(W W^T - s P) W`.
 
@@ -133,13 +135,13 @@ def critical_point(model: UFM, rank: int | None = None, *, key: PRNGKeyArray, dt
 
 
 def stability_threshold(model: UFM) -> Float[Array, ""]:
-    """The step size from which on gradient descent is unstable where the flow goes from a generic start on S.
+    """The step size above which gradient descent is unstable at the limit of the flow from a generic start on S.
 
-    Two over the largest eigenvalue at the critical points of the highest rank: `2 / (C N + sqrt N)` without decay,
-    and `1 / sqrt N` without a bias. Below it descent is linearly stable there.
+    It is two over the largest eigenvalue at the critical points of the highest rank: `2 / (C N + sqrt N)` without
+    decay, and `1 / sqrt N` without a bias. Below it, descent is linearly stable there.
 
     Raises:
-        UsageError: as `spectrum`.
+        UsageError: for the reasons `spectrum` has.
 
     Source: derived here.
 
@@ -153,15 +155,15 @@ def stability_threshold(model: UFM) -> Float[Array, ""]:
 
 
 def divergence_threshold(model: UFM) -> Float[Array, ""]:
-    """The step size from which on gradient descent is stable at no critical point at all: `2 / (n_tot + lam_b)`.
+    """The step size above which gradient descent is stable at no critical point: `2 / (n_tot + lam_b)`.
 
-    Along b the Hessian's quadratic form is `n_tot + lam_b` wherever the state is, so its largest eigenvalue is never
-    less; on S the mean of b obeys `beta <- beta - eta (n_tot + lam_b) (beta - beta_inf)` and diverges. Descent that
-    starts off S may diverge from a smaller step on. For balanced classes without decay this is `1 + 1/(C sqrt N)`
+    Along b the Hessian's quadratic form is `n_tot + lam_b` at every state, so its largest eigenvalue is at least that.
+    On S the mean of b obeys `beta <- beta - eta (n_tot + lam_b) (beta - beta_inf)` and diverges. Descent that
+    starts off S may diverge at smaller step sizes. For balanced classes without decay this is `1 + 1/(C sqrt N)`
     times the stability threshold. Any counts and decays are allowed.
 
     Raises:
-        UsageError: for a model without a bias, in which nothing bounds the curvature from below.
+        UsageError: for a model without a bias, whose curvature has no lower bound.
 
     Source: derived here.
 
@@ -176,11 +178,11 @@ def divergence_threshold(model: UFM) -> Float[Array, ""]:
 
 
 def settled_eigenvalue(model: UFM, learning_rate: Number) -> Float[Array, "*batch"]:
-    """The largest that eigenvalues of `W W^T` can be where descent with this step size comes to rest at risk 0.
+    """The largest possible eigenvalue of `W W^T` at a point of risk 0 where descent with this step size is at rest.
 
-    On the points `W W^T = mu P`, `W H = s P (x) 1^T / s`, `b = 1/C`, which all have risk 0, the Hessian has the
-    eigenvalue `C N + mu`, so descent can rest only where `mu <= 2/eta - C N`. Below the stability threshold strong
-    collapse, `mu = s`, is among them; above it `SNC1 >= sqrt(C - 1) (s - mu)` stays for ever.
+    The points `W W^T = mu P`, `W H = s P (x) 1^T / s`, `b = 1/C` all have risk 0, and their Hessian has the
+    eigenvalue `C N + mu`, so descent can rest only where `mu <= 2/eta - C N`. Below the stability threshold, strong
+    collapse (`mu = s`) is one of these points. Above it, `SNC1 >= sqrt(C - 1) (s - mu)` at every such point.
 
     Args:
         model: the model, with balanced classes and a bias, without decay.
@@ -191,7 +193,7 @@ def settled_eigenvalue(model: UFM, learning_rate: Number) -> Float[Array, "*batc
 
     Raises:
         UsageError: for imbalanced classes, decay, a model without a bias, fewer than C - 1 features, or a step size
-            that is not positive or at which descent diverges.
+            that is not positive or makes descent diverge.
 
     Source: derived here.
 
@@ -210,19 +212,19 @@ def settled_eigenvalue(model: UFM, learning_rate: Number) -> Float[Array, "*batc
     )
     if model.num_features < model.num_classes - 1:
         raise UsageError(
-            f"num_features is {model.num_features} but risk 0 needs {model.num_classes - 1} at least: raise it."
+            f"num_features is {model.num_features} but risk 0 needs at least {model.num_classes - 1}: raise it."
         )
     check_positive("learning_rate", learning_rate, optional=False)
     bound = 2 / jnp.asarray(learning_rate) - model.num_samples
     if not is_traced(bound) and not jnp.all(bound > 0):
         raise UsageError(
-            f"learning_rate is {learning_rate!r} but descent diverges from {2 / model.num_samples:.6g} on: lower it."
+            f"learning_rate is {learning_rate!r}, but descent diverges from {2 / model.num_samples:.6g} up: lower it."
         )
     return jnp.minimum(bound, model.counts[0] ** 0.5)
 
 
 def _checked(model: UFM, rank: int | None) -> tuple[int, int, float | Float[Array, ""]]:
-    """The rank asked for, the number of modes of the targets, and the decay of W and H: a number where it is known."""
+    """The rank, the number of modes of the targets, and the decay of W and H (a number if it is known)."""
     require(model, balanced=EQUAL_COUNTS)
     k = model.num_classes - 1 if model.use_bias else model.num_classes
     highest = min(model.num_features, k)

@@ -1,4 +1,4 @@
-"""Flows that solve a matrix Riccati equation: balanced starts, and the slow phase after the class means are fitted."""
+"""Flows that solve a matrix Riccati equation: from balanced starts, and in the slow phase after the means fit."""
 
 import equinox as eqx
 import jax
@@ -21,29 +21,29 @@ from .subspace import check_rtol, default_rtol
 
 
 def balanced_flow(model: UFM, start: State, ts: Times, *, rtol: Number | None = None) -> State:
-    """The gradient flow from a balanced start, `W^T W - H H^T = lam I`, as a matrix Riccati equation solves it.
+    """The gradient flow from a balanced start, `W^T W - H H^T = lam I`, by the solution of a matrix Riccati equation.
 
     Args:
         model: the model; classes may be imbalanced. Decay of W and H must be equal, and zero unless `lam = 0`.
         start: a balanced state, without leading axes, in any columns. If the model has a bias, the bias must not
             interact: `H 1 = 0`, and either `b = n / n_tot` without decay of b (where it stays), or `1^T W = 0` and
             `b - n / n_tot` in `span(1)` (with decay of b only for balanced classes).
-        ts: times, from 0 on, shape (time,).
+        ts: times of at least 0, shape (time,).
         rtol: how far the start may be from these equalities, relative to its norm. Default: a thousand times rounding.
 
     Returns:
         The states, with a leading axis of times, in the start's columns, each up to a rotation of its features:
-        `W W^T`, `W H`, `H^T H` and `b` are those of the flow, and with them the risk and all metrics. There is none at
-        time 0, and which it is later has no closed form.
+        `W W^T`, `W H`, `H^T H` and `b` equal those of the flow, and so do the risk and all metrics. At time 0 the
+        rotation is the identity; later it has no closed form.
 
     Raises:
-        UsageError: for a start outside these sets, decay that breaks them, or times that are negative.
+        UsageError: for a start outside these sets, decay that breaks them, or negative times.
 
     Source: Fukumizu 1998 and Braun et al. 2022 (`lam = 0`), Domine et al. 2024 (`lam` of either sign): with
     `Q = [W; H^T]`, `Q Q^T (t) = e^{Ft} Q [I + Q^T (int_0^t e^{2 F x} dx) Q]^-1 Q^T e^{Ft}`,
-    `F = [[lam/2, A], [A^T, -lam/2]]`, and `A = Y` without a bias. That a bias leaves `A = Y (I - 1 1^T / n_tot)`, and
-    that decay is taken off F, is derived here. Such starts exist for every p if `lam = 0`; `lam > 0` gives W rank p, so
-    `p <= C`, and `lam < 0` gives H rank p, so `p <= n_tot`.
+    `F = [[lam/2, A], [A^T, -lam/2]]`, and `A = Y` without a bias. Derived here: with a bias, `A = Y (I - 1 1^T /
+    n_tot)`, and decay is subtracted from F. Such starts exist for every p if `lam = 0`. `lam > 0` gives W rank p, so it
+    needs `p <= C`; `lam < 0` gives H rank p, so it needs `p <= n_tot`.
 
     Example:
         >>> import jax, flowcollapse as fc
@@ -67,7 +67,7 @@ def _balanced_flow(model: UFM, start: State, ts: Float[Array, " time"]) -> State
         lam = _imbalance(W, X)
         U, s, V = (jnp.asarray(x, W.dtype) for x in target_modes(model))
         C, k = U.shape
-        # F in its eigenvectors: of each mode of the target a pair that grows and decays, and what no target drives.
+        # F in its eigenvectors: each mode of the target has a growing and a decaying one; the rest has no target.
         s = jnp.concatenate([s, jnp.zeros(C - k, s.dtype)])
         U = jnp.concatenate([U, jnp.full((C, C - k), C**-0.5, s.dtype)], axis=1)
         V = jnp.concatenate([V, jnp.zeros((C, C - k), s.dtype)], axis=1)
@@ -85,27 +85,29 @@ def _balanced_flow(model: UFM, start: State, ts: Float[Array, " time"]) -> State
 
 
 def second_phase(model: UFM, start: State, ts: Times, *, rtol: Number | None = None) -> State:
-    """The slow flow that is left once the class means are fitted: what W keeps of the mean wears off against L.
+    """The slow flow after the class means are fitted, in which the mean mode of W and L reduce each other.
 
     Args:
         model: the model, with a bias and without decay; classes may be imbalanced.
-        start: a state, without leading axes, whose class means are fitted exactly, `W mu_c + b` the target of class c,
-            with a within-class part L orthogonal to them, `B^T L = 0`, that all classifier rows see alike, `P W L = 0`,
-            and `1^T b = 1`. Strong collapse with `1 u^T / sqrt C` added to W and L to the features, `u` and L
-            orthogonal to the frame, is such a state; it moves only if `p > C - 1` and a class has several samples.
-        ts: times, from 0 on, shape (time,). What moves is of size eps, and the time it takes is of order `1 / eps^2`.
+        start: a state, without leading axes, whose class means are fitted exactly (`W mu_c + b` is the target of class
+            c), whose within-class part L is orthogonal to them (`B^T L = 0`) and has the same image under all rows of W
+            (`P W L = 0`), and whose bias has `1^T b = 1`. An example is strong collapse with `1 u^T / sqrt C` added to
+            W and L added to the features, where `u` and L are orthogonal to the frame. Such a state moves only if
+            `p > C - 1` and some class has several samples.
+        ts: times of at least 0, shape (time,). If u and L are of size eps, they change over times of order `1 / eps^2`.
         rtol: how far the start may be from these equalities, relative to its norm. Default: a thousand times rounding.
 
     Returns:
-        The states, with a leading axis of times, in the start's columns. L is the flow's up to a rotation from the
-        right, among the samples: everything but NC4 and CDNV is that of the flow. There is none at time 0.
+        The states, with a leading axis of times, in the start's columns. L equals that of the flow up to a rotation of
+        the samples, so every metric except NC4 and CDNV equals that of the flow. At time 0 the rotation is the
+        identity.
 
     Raises:
-        UsageError: for a start outside this set, a model with decay or without bias, or times that are negative.
+        UsageError: for a start outside this set, a model with decay or without bias, or negative times.
 
-    Source: derived here. The set is invariant, `P W`, B and b rest, and `u = W^T 1 / sqrt C` and L obey
-    `u' = -L L^T u`, `L' = -u u^T L`, at the risk `1/2 ||L^T u||^2`. As `D = u u^T - L L^T` is conserved,
-    `u(t) = e^{Dt} u / sqrt(1 + 2 u^T (int_0^t e^{2 D x} dx) u)`; and `L L^T` solves a Riccati equation of its own.
+    Source: derived here. The set is invariant, `P W`, B and b are at rest, and `u = W^T 1 / sqrt C` and L obey
+    `u' = -L L^T u`, `L' = -u u^T L`, with risk `1/2 ||L^T u||^2`. As `D = u u^T - L L^T` is conserved,
+    `u(t) = e^{Dt} u / sqrt(1 + 2 u^T (int_0^t e^{2 D x} dx) u)`; `L L^T` also solves a Riccati equation.
 
     Example:
         >>> import jax, jax.numpy as jnp, flowcollapse as fc
@@ -131,11 +133,11 @@ def _second_phase(model: UFM, start: State, ts: Float[Array, " time"]) -> State:
         C, B, L = model.num_classes, means.B, means.L
         u = jnp.sum(start.W, axis=0) / C**0.5
         rates, V = jnp.linalg.eigh(jnp.outer(u, u) - L @ L.T)
-        # Twice u u^T solves the Riccati equation of D, twice L L^T that of -D.
+        # 2 u u^T solves the Riccati equation of D, and 2 L L^T solves that of -D.
         root = 2**0.5
         u = _riccati(root * (V.T @ u)[:, None], rates, ts)[..., 0] @ V.T / root
         turned = V @ _riccati(root * V.T @ L, -rates, ts) / root
-        # Of the rotations from the right, one that keeps to the combinations of samples that the start has.
+        # Of the possible rotations of the samples, take the one that brings L closest to the start's L (Procrustes).
         left, _, right = jnp.linalg.svd(jnp.swapaxes(turned, -1, -2) @ L)
         L = turned @ left @ right
         W = start.W - jnp.mean(start.W, axis=0) + u[:, None, :] / C**0.5
@@ -147,9 +149,9 @@ def _riccati(Q: Float[Array, "m p"], rates: Float[Array, " m"], ts: Float[Array,
     """`Q(t)`, up to a rotation from the right, with `(Q Q^T)' = F Q Q^T + Q Q^T F - (Q Q^T)^2` and `F = diag(rates)`.
 
     In the formula `Q Q^T (t) = e^{Ft} Q K^-1 Q^T e^{Ft}`, `K = I + Q^T (int e^{2F x} dx) Q`, the growing rows of
-    `e^{Ft} Q` would overflow, and bury the others long before. With the rows in the order of their rates and the
-    columns turned so that Q is lower triangular, `e^{Ft} Q e^{-Ft}` grows nowhere, and the growth of the columns that
-    this leaves on the right cancels between K and the rest: only its inverse is formed (derived here).
+    `e^{Ft} Q` would overflow, and long before that they would swamp the other rows. With the rows sorted by their rates
+    and the columns rotated so that Q is lower triangular, no entry of `e^{Ft} Q e^{-Ft}` grows. The remaining growth of
+    the columns cancels between K and the other factors, so only its inverse is formed (derived here).
     """
     m, p = Q.shape
     order = jnp.argsort(-rates)
@@ -161,7 +163,7 @@ def _riccati(Q: Float[Array, "m p"], rates: Float[Array, " m"], ts: Float[Array,
         of_columns = jnp.pad(growth, (0, max(p - m, 0)))[:p]
         scaled = R.T * jnp.exp(jnp.minimum(growth[:, None] - of_columns, 0.0))
         gathered = jnp.sqrt(integral(2 * jnp.abs(rates), t))[:, None] * scaled
-        # A column that Q lacks keeps its inverse growth alone, which must not vanish.
+        # A zero column of Q leaves only its inverse growth here, which must not underflow to zero.
         shrunk = jnp.diag(jnp.maximum(jnp.exp(-of_columns), least(Q.dtype)))
         root_K = jnp.linalg.qr(jnp.concatenate([shrunk, gathered]), mode="r")
         root_K = root_K * jnp.where(jnp.diagonal(root_K) < 0, -1.0, 1.0)[:, None]
@@ -185,7 +187,7 @@ def _imbalance(W: Float[Array, "C p"], X: Float[Array, "p n"]) -> Float[Array, "
 
 @eqx.filter_jit
 def _balance_defects(model: UFM, start: State) -> dict[str, Float[Array, ""]]:
-    """What `balanced_flow` needs to vanish, each over the size it is to be held against; `lam` itself too."""
+    """The quantities that `balanced_flow` needs to vanish, each divided by its reference size, and `lam` itself."""
     problem, (W, X, b) = problem_of(model, start)
     lam, offset = _imbalance(W, X), b - jnp.asarray(model.counts, b.dtype) / model.num_samples
     size = jnp.sqrt(jnp.sum(W**2) + jnp.sum(X**2))
@@ -197,7 +199,7 @@ def _balance_defects(model: UFM, start: State) -> dict[str, Float[Array, ""]]:
         "H 1": jnp.linalg.norm(problem.columns.times_ones(X)) / size / model.num_samples**0.5,
         "1^T W": jnp.linalg.norm(jnp.sum(W, axis=0)) / size,
     }
-    # At the origin nothing is off.
+    # The origin satisfies all conditions.
     defects = {name: jnp.where(size > 0, defect, 0.0) for name, defect in defects.items()}
     return defects | {
         "b": jnp.linalg.norm(offset),
@@ -243,7 +245,7 @@ def _check_balanced_start(model: UFM, start: State, rtol: Number | None) -> None
 
 @eqx.filter_jit
 def _second_phase_defects(model: UFM, start: State) -> dict[str, Float[Array, ""]]:
-    """What `second_phase` needs to vanish, over the size of the start."""
+    """The quantities that `second_phase` needs to vanish, divided by the size of the start."""
     with jax.default_matmul_precision("highest"):
         means = to_class_means(model, start)
         problem, point = problem_of(model, means)

@@ -5,8 +5,8 @@ For classes of N samples each, with `s = sqrt N`,
     S = { H = (W (x) 1_N)^T / s,  1^T W = 0,  b in span(1) }
 
 is invariant under the gradient flow and under descent at any step size (Mixon, Parshall and Pi, arXiv 2011.11619), also
-if W and H decay alike. In class-mean columns it is `L = 0`, `B = W^T`. Without a bias nothing asks for `1^T W = 0`. All
-lengths are of the energy norm, `||(H, W, b)||^2 = ||H||_F^2 + ||W||_F^2 + ||b||^2`.
+if W and H have equal decay. In class-mean columns S is `L = 0`, `B = W^T`. Without a bias, S does not require
+`1^T W = 0`. All lengths are in the energy norm, `||(H, W, b)||^2 = ||H||_F^2 + ||W||_F^2 + ||b||^2`.
 """
 
 from typing import NamedTuple
@@ -29,7 +29,7 @@ EQUAL_COUNTS = "the subspace S is defined for equal counts: use equal counts"
 
 
 class RiskParts(NamedTuple):
-    """The risk on S in two parts that do not interact: the classifier's, and the bias's."""
+    """The risk on S in two parts that do not interact: one of the classifier, one of the bias."""
 
     classifier: Float[Array, "*batch"]
     bias: Float[Array, "*batch"]
@@ -92,20 +92,20 @@ def _project(model: UFM, state: State) -> Point:
 def point_with(problem: Problem, W: Float[Array, "C p"], b: Float[Array, " C"], n: int) -> Point:
     """The point with `n` columns whose class means, times `sqrt N`, are the rows of W; on S if W and b are.
 
-    The targets `T` repeat a class's column once a sample, so `X = Hbar T` in every kind of columns.
+    The targets `T` repeat the column of a class once per sample, so `X = Hbar T` in every kind of columns.
     """
     means = W.T / root_counts(problem.model.counts, W.dtype)
     return Point(W, means @ problem.columns.targets(n, W.dtype), b)
 
 
 def distance(model: UFM, state: State) -> Float[Array, "*batch"]:
-    """The distance `||z - Pi_S z||` of a state to S: the metric `distance`, one number for each leading axis.
+    """The distance `||z - Pi_S z||` of a state to S: the metric `distance`, one number for each leading index.
 
     Raises:
         UsageError: if the classes are not balanced or the state's shapes do not fit the model.
 
-    Source: the paper; without forming the projection, so that it keeps its digits close to S (derived here):
-    `||L||^2 + 1/2 ||P (W - B^T)||^2 + (||W^T 1||^2 + ||B 1||^2) / C + ||P b||^2`.
+    Source: the paper. The squared distance is computed without the projection, to keep its digits close to S (derived
+    here): `||L||^2 + 1/2 ||P (W - B^T)||^2 + (||W^T 1||^2 + ||B 1||^2) / C + ||P b||^2`.
 
     Example:
         >>> import jax, flowcollapse as fc
@@ -118,7 +118,7 @@ def distance(model: UFM, state: State) -> Float[Array, "*batch"]:
 
 
 def relative_distance(model: UFM, state: State) -> Float[Array, "*batch"]:
-    """The distance to S over the norm of the state, as the paper's Figure 2 plots it; NaN at the origin.
+    """The distance to S divided by the norm of the state, as in the paper's Figure 2; NaN at the origin.
 
     Raises:
         UsageError: if the classes are not balanced or the state's shapes do not fit the model.
@@ -139,8 +139,9 @@ def contains(model: UFM, state: State, rtol: Number | None = None) -> Bool[Array
     Args:
         model: the model, with balanced classes.
         state: a state of it in any columns, with any leading axes.
-        rtol: how far it may be off. `(H, W)` is held against its own norm, so that a small start is judged by its own
-            size, and b against that of 1/C or its own. Default: a thousand times the rounding of the state's precision.
+        rtol: how far the state may be off S. `(H, W)` is compared with its own norm, so that a small start is judged by
+            its own size, and b with its norm or that of the vector 1/C, whichever is larger. Default: a thousand times
+            the rounding of the state's precision.
 
     Raises:
         UsageError: if the classes are not balanced or the state's shapes do not fit the model.
@@ -174,12 +175,12 @@ def risk_parts(model: UFM, state: State, rtol: Number | None = None) -> RiskPart
     """The risk on S as a sum: `1/2 ||W W^T - s P||_F^2` of the classifier and `(C N / 2) ||b - 1/C||^2` of the bias.
 
     Args:
-        model: the model, with balanced classes; what decay adds goes to the part that decays.
+        model: the model, with balanced classes; each decay term is added to the part that decays.
         state: a state on S in any columns, with any leading axes.
         rtol: how far it may be off S, see `contains`.
 
     Returns:
-        `RiskParts(classifier, bias)`, one number each for each leading axis; together they are `fc.risk`.
+        `RiskParts(classifier, bias)`, each with one number per leading index; their sum is `fc.risk`.
 
     Raises:
         UsageError: if a state is off S, the classes are not balanced or the shapes do not fit the model.
@@ -209,7 +210,7 @@ def _risk_parts(model: UFM, state: State) -> RiskParts:
 
 
 def default_rtol(state: State) -> float:
-    """What rounding may leave of an equality between the parts of a state."""
+    """The default tolerance for equalities between the parts of a state: a thousand times rounding."""
     return 1e3 * float(jnp.finfo(jnp.result_type(state.W, jnp.float32)).eps)
 
 

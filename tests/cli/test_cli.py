@@ -1,4 +1,4 @@
-"""The command line: every option arrives, bad input ends in one line and exit code 2, help does not wait for jax."""
+"""The command line: every option is used, bad input ends in one line and exit code 2, and help does not import jax."""
 
 import json
 import subprocess
@@ -114,10 +114,10 @@ BAD = {
     "sweep --seeds 0:4:0": "not a range of seeds",
     "sweep --seeds 0:99999999999999": "seeds '0:99999999999999' is more than",
     "sweep --seeds 99999999999999": "seeds '99999999999999' is more than",
-    "sweep --axis eps=0.1": "there is the flag --eps",
-    "compare --axis metrics=1": "there is the flag --metrics",
+    "sweep --axis eps=0.1": "give its values with the flag --eps",
+    "compare --axis metrics=1": "give its values with the flag --metrics",
     "simulate --weight-decay": "--weight-decay has no value",
-    "simulate --num-features 100000000000000000000000": "whole numbers end at 2^63 - 1",
+    "simulate --num-features 100000000000000000000000": "the largest whole number is 2^63 - 1",
     "simulate --num-classes 1000000000000000000": "below 2^31",
     "simulate --learning-rate 0.1": "--learning-rate is for a descent, and the method is flow",
     "sweep --method descent --rtol 1e-6": "--rtol is for a flow, and the method is descent",
@@ -146,7 +146,7 @@ def test_bad_input_ends_in_one_line_before_any_work(line, tmp_path, monkeypatch,
     for name in ("TAKEN/reproduce.nc", "TAKEN.nc", "TAKEN.zarr"):
         (tmp_path / name).mkdir(parents=True)
     before = sorted(tmp_path.rglob("*"))
-    # Whatever the starts are made for, they are not to be reached.
+    # No run may begin.
     monkeypatch.setattr(sys.modules["flowcollapse.simulation"], "_simulate", lambda *_: pytest.fail("the run began"))
     assert cli.main(line.split()) == 2
     out, err = capsys.readouterr()

@@ -1,4 +1,4 @@
-"""The files of a command: written in the form that their suffix names, read again by `plot`; and what is printed."""
+"""The files of a command, in the format that their suffix names, which `plot` reads again; and the printed output."""
 
 import importlib.metadata
 import importlib.util
@@ -171,7 +171,7 @@ def test_pictures_say_which_function_draws_a_dataset(expected):
 
 
 def test_settings_of_the_wrong_kind_are_told():
-    """In a process without the run-time checks of these tests."""
+    """In a separate process, without the run-time type checks of these tests."""
     program = (
         "import flowcollapse as fc\n"
         "for call in (fc.enable_x64, fc.use_cpu_cores):\n"

@@ -1,4 +1,4 @@
-"""The command as a process: Ctrl-C at any moment, pipes that are closed, streams that are not there, a full disk."""
+"""The command as a process: Ctrl-C at any moment, closed pipes, missing streams, and a full disk."""
 
 import os
 import re
@@ -21,13 +21,13 @@ run()
 """
 
 COMPILING = r"Finished jaxpr to MLIR module conversion jit\(_run\)"
-"""What JAX logs just before XLA begins."""
+"""The line that JAX logs just before XLA compiles."""
 
 DESCENT = "--method descent --num-steps 20 --metrics risk --num-saves 2 --num-features 3"
 
 
 def begin(words: str, before: str = "", **more) -> subprocess.Popen:
-    """The command as a process of its own, without compiled programs of earlier ones."""
+    """Start the command in a separate process, without compiled programs of earlier processes."""
     environment = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
     environment["JAX_ENABLE_COMPILATION_CACHE"] = "false"
     environment |= {"JAX_LOG_COMPILES": "1"} if "stderr" not in more else {}
@@ -48,7 +48,7 @@ def until(process: subprocess.Popen, pattern: str) -> str:
 
 
 def end(process: subprocess.Popen) -> tuple[int, str, list[str]]:
-    """The exit code, standard output, and the lines of standard error that JAX has not logged."""
+    """The exit code, standard output, and the lines of standard error except those that JAX logs."""
     out, err = process.communicate(timeout=300)
     logged = r"^(WARNING|Finished|Compiling|Using|Persistent|Not writing|PERSISTENT|\s)"
     return process.returncode, out, [line for line in err.splitlines() if line and not re.match(logged, line)]
@@ -65,12 +65,12 @@ def test_ctrl_c_while_xla_compiles(times):
 
 
 def test_a_second_ctrl_c_ends_what_does_not_answer():
-    """A long call of C, in which Python's own handlers do not run."""
+    """During a long call in C, in which Python's handlers do not run."""
     before = (
         "import hashlib, flowcollapse.cli as cli\n"
         "def main():\n"
         "    print('working', file=sys.stderr, flush=True)\n"
-        "    hashlib.pbkdf2_hmac('sha256', b'', b'', 10**8)\n"  # a minute and more
+        "    hashlib.pbkdf2_hmac('sha256', b'', b'', 10**8)\n"  # more than a minute
         "cli.main = main"
     )
     process = begin("", before)
@@ -80,7 +80,7 @@ def test_a_second_ctrl_c_ends_what_does_not_answer():
         time.sleep(0.2)
         process.send_signal(signal.SIGINT)
     assert end(process) == (130, "", ["Interrupted."])
-    assert time.monotonic() - began < 20  # one second, on a machine with nothing else to do
+    assert time.monotonic() - began < 20  # it takes one second on an idle machine
 
 
 def test_ctrl_c_while_modules_are_imported():
@@ -94,7 +94,7 @@ def test_ctrl_c_while_modules_are_imported():
 
 
 def test_ctrl_c_that_python_drops():
-    """In a destructor, whose errors Python only prints."""
+    """In a destructor, where Python only prints exceptions."""
     before = (
         "import time, flowcollapse.cli as cli\n"
         "class Slow:\n    def __del__(self):\n"
@@ -122,16 +122,16 @@ def test_an_interrupted_sweep_writes_what_was_finished(tmp_path):
     )
     code, _, told = end(begin(words, before))
     assert code == 130
-    assert told[-1] == f"Interrupted: {out} holds the lanes that were finished. With --store DIR, a sweep resumes."
+    assert told[-1] == f"Interrupted: {out} holds the finished lanes. With --store DIR, a sweep resumes."
     with xr.open_dataset(out) as found:
         done = int((found["verdict"] >= 0).sum())
-        assert 2 <= done < 4  # the one that was under way too
+        assert 2 <= done < 4  # including the task that was running
         assert int(found["risk"].isel(time=-1).notnull().sum()) == done
 
 
 @pytest.fixture
 def closed_pipe():
-    """The end of a pipe that nobody reads."""
+    """The write end of a pipe that nobody reads."""
     reader, writer = os.pipe()
     os.close(reader)
     yield writer

@@ -1,4 +1,4 @@
-"""`flowcollapse sweep` and `flowcollapse plot`: flags, configuration files, resuming, and what is refused."""
+"""`flowcollapse sweep` and `flowcollapse plot`: flags, configuration files, resuming, and refused input."""
 
 import matplotlib.image
 import numpy as np
@@ -48,7 +48,7 @@ def config(folder):
 
 @pytest.fixture(scope="module")
 def store(folder, config):
-    """The store of the configured sweep, and of the same sweep again, with what both printed."""
+    """The store of the configured sweep after two runs of the command, and the output of both."""
     assert cli.main(["sweep", config, "--store", str(folder / "a.zarr"), "--out", str(folder / "a.nc")]) == 0
     return folder / "a.zarr"
 

@@ -1,4 +1,4 @@
-"""The words of a command line and of configuration files: nothing given twice is lost, lists take commas and blanks."""
+"""Words of the command line and of configuration files: repeated flags combine, and lists take commas and spaces."""
 
 import itertools
 
@@ -49,7 +49,7 @@ def test_lists_are_united(line):
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_flag_with_one_value_refuses_two(name):
-    """Whatever is added later too."""
+    """All flags, including those added later."""
     for flag in flags_of(COMMANDS[name]).values():
         first, second = (flag.choices * 2)[:2] if flag.choices else ("1", "2")
         if flag.kind in (Kind.ONE, Kind.ROW):
@@ -67,7 +67,7 @@ def test_every_flag_with_one_value_refuses_two(name):
     [
         ("simulate --t1 1 --t1=1.0", ["--t1=1.0"]),
         ("simulate --t1 -1", ["--t1=-1"]),
-        ("simulate --seed_shown 1", ["--seed_shown", "1"]),  # which is no flag: tyro tells
+        ("simulate --seed_shown 1", ["--seed_shown", "1"]),  # not a flag of this command: tyro refuses it
         ("simulate --weight_decay 0.1,0.2,0.3", ["--weight-decay", "0.1", "0.2", "0.3"]),
         ("simulate --start On_Subspace", ["--start=on-subspace"]),
         ("simulate --method DESCENT", ["--method=descent"]),

@@ -22,12 +22,12 @@ from flowcollapse.sweeps import engine
 MODEL = fc.UFM(num_classes=3, samples_per_class=2, num_features=4)
 EPS = float(jnp.finfo(jnp.float64).eps)
 RTOL = 1e-10
-ROUNDED = 1e5 * EPS  # of some hundred steps, grown with the escape from the origin
+ROUNDED = 1e5 * EPS  # rounding of a few hundred steps, amplified by the escape from the origin
 
 
 @pytest.fixture(autouse=True, scope="module")
 def quick_compiler():
-    """These programs are short: most of their time is the compiler's, of which this saves a third."""
+    """Save a third of the compilation time, which is most of the time of these short programs."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine, "_run", systems.compiled(inspect.unwrap(engine._run), static_argnums=(0, 1)))
         yield
@@ -37,7 +37,7 @@ def quick_compiler():
 
 UNIT = 0.5
 RATES = (*(UNIT / k for k in (50, 70, 100, 140, 200)), 0.5)
-"""Five small step sizes, of which the times below are multiples, and one that is unstable."""
+"""Five small step sizes that divide the times below, and an unstable one."""
 
 TIMES = np.array([0.0, UNIT, 2 * UNIT, 20.0])
 METRICS = ("snc1", "risk", "balancedness")
@@ -102,7 +102,7 @@ def test_every_number_against_numpy_and_scipy(rates, seed):
 
 
 def test_distance_and_drift_are_of_first_order(rates):
-    """Both are O(eta) at a fixed time: slopes by regression over five step sizes, which O(eta^2) bends a little."""
+    """Both are O(eta) at a fixed time. The slopes are fitted over five step sizes; O(eta^2) changes them a little."""
     small = rates.sel({"method": "sgd"}).isel(learning_rate=slice(0, 5), time=2)
     for name in ("distance_to_flow", "balancedness"):
         for values in small[name].transpose("seed", ...).values:
@@ -166,7 +166,7 @@ def many(starts) -> xr.Dataset:
 
 
 def test_all_run_to_the_latest_plateau_on_one_clock(many, starts):
-    """The last time is at least `(ln(sqrt s / sigma_min) + 20)/s` of both starts; saves are within half a step."""
+    """The last time is at least `(ln(sqrt s / sigma_min) + 20)/s` for both starts; saves are within half a step."""
     assert many.method.values.tolist() == ["flow", *OPTIMIZERS]
     s, latest = 2**0.5, 0.0
     for H, W in zip(np.asarray(starts.H), np.asarray(starts.W), strict=True):
@@ -179,7 +179,7 @@ def test_all_run_to_the_latest_plateau_on_one_clock(many, starts):
     assert np.all(distances[:, :, 0] < ROUNDED)
     for name in ("flow", "gd", "reduced", "full", "nesterov", "schedule", "labelled", "lbfgs"):
         assert np.all(many.verdict.sel({"method": name}) == fc.Verdict.plateau), name
-    # Momentum takes the fewest steps: the times are its own, and those of the others half a step away at most.
+    # Momentum takes the fewest steps, so the times are its steps; the others are at most half a step away.
     np.testing.assert_allclose(many.t.sel({"method": "full"}), np.stack([many.time] * 2), rtol=1e-12)
     assert float(abs(many.t.sel({"method": "adam"}) - many.time).max()) <= 0.01 * (1 + 1e-6)
     np.testing.assert_allclose(many.steps.sel({"method": "gd"}) * 0.05, many.t_end.sel({"method": "gd"}), rtol=1e-12)
@@ -203,7 +203,7 @@ def test_descent_on_the_subspace_is_its_recursion_and_the_flow_its_closed_form(m
 
 
 def test_momentum_in_reduced_coordinates_is_momentum(many):
-    """Saves, ends and distances; the distance of the one is measured on class means, of the other sample by sample."""
+    """Saves, ends and distances agree; one distance is measured on class means, the other sample by sample."""
     reduced, full = many.sel({"method": "reduced"}), many.sel({"method": "full"})
     for name in ("distance", "balancedness", "distance_to_flow", "H", "W", "b"):
         np.testing.assert_allclose(reduced[name], full[name], atol=ROUNDED, err_msg=name)
@@ -211,8 +211,8 @@ def test_momentum_in_reduced_coordinates_is_momentum(many):
 
 
 def test_steps_to_the_plateau():
-    """What decays has fallen to e^-20 after `ln(sqrt s / sigma_min) / ln(1 + eta s) + 20 / (-ln |1 - eta s|)` steps, to
-    within one (derived here). At p = C - 1 that is L along the slowest mode."""
+    """Decaying parts fall to e^-20 after `ln(sqrt s / sigma_min) / ln(1 + eta s) + 20 / (-ln |1 - eta s|)` steps, to
+    within one step (derived here). At p = C - 1 the decaying part is L along the slowest mode."""
     model, s, rates = fc.UFM(num_classes=3, samples_per_class=3, num_features=2), 3**0.5, jnp.array([0.03, 0.06, 0.12])
     start = fc.to_class_means(model, fc.initial.sphere(model, 1e-3, key=jax.random.key(3)))
     _, sigma, Vt = np.linalg.svd(systems.centring(3) @ np.asarray(start.W + start.B.T) / 2, full_matrices=False)
@@ -231,7 +231,7 @@ def test_steps_to_the_plateau():
 
 @pytest.mark.filterwarnings("ignore:`optimistic_adam` is deprecated:DeprecationWarning")
 def test_every_optimizer_by_name_takes_steps():
-    """All that optax has beside those that need more than gradients; under a constant force none of them goes back."""
+    """All optimizers of optax, except those that need more than gradients. Under a constant force, none goes back."""
     assert {"sgd", "adam", "adamw", "lion", "sign_sgd", "rmsprop", "radam", "sm3"} <= set(named())
     for name in named():
         more = {ALSO_NEEDED[name]: 0} if name in ALSO_NEEDED else {}
@@ -244,7 +244,7 @@ def test_every_optimizer_by_name_takes_steps():
     assert {"lbfgs", "polyak_sgd", "noisy_sgd"} <= set(named())
 
 
-# ---- what cannot be
+# ---- bad input
 
 
 def compare(optimizers, start: Any = "sphere", ts: Any = 9, **options):
@@ -311,7 +311,7 @@ CASES = {
     "a state of another model": (compare([SGD], fc.State(H=STATE.H, W=STATE.W.T, b=STATE.b)), ["state.W", "(4, 3)"]),
     "two axes of states": (compare([SGD], jax.tree.map(lambda x: x[None, None], STATE)), ["(1, 1)", "flatten"]),
     "times that decrease": (compare([SGD], ts=[2.0, 1.0]), ["ts", "increase"]),
-    "time zero alone": (compare([SGD], ts=[0.0]), ["ts holds 0 alone"]),
+    "time zero alone": (compare([SGD], ts=[0.0]), ["ts holds only 0"]),
     "no times": (compare([SGD], ts=0), ["ts", "positive integer"]),
     "an unknown metric": (compare([SGD], metrics=["snc4"]), ["'snc4'", "snc1"]),
     "descent for the flow": (compare([SGD], flow=SGD), ["flow must be a flow", "fc.ModifiedFlow"]),

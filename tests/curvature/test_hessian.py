@@ -1,4 +1,4 @@
-"""The Hessian against its dense form in NumPy: products, sharpness, the whole spectrum from reduced coordinates."""
+"""The Hessian against its dense form in NumPy: products, sharpness, and the full spectrum from reduced coordinates."""
 
 import functools
 
@@ -26,7 +26,7 @@ def ufm(C, N, p, **options):
     return fc.UFM(num_classes=C, samples_per_class=N, num_features=p, **options)
 
 
-# Columns hidden, then rows; unequal counts, unequal decays, no bias.
+# Hidden columns, hidden rows, unequal counts, unequal decays, no bias.
 MODELS = {
     "columns": ufm(4, 7, 3, weight_decay=(0.3, 0.5, 0.2)),
     "columns, imbalanced": ufm(3, (5, 1, 6), 4),
@@ -49,7 +49,7 @@ def dense(model, state):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_spectrum_sharpness_trace_and_products_are_those_of_the_whole_matrix(name):
-    """At two random states at once, one program a model; each number against the eigenvalues of the dense matrix."""
+    """At two random states at once, with one program per model; each number against eigenvalues of the dense matrix."""
     model = MODELS[name]
     one, other = (systems.random_state(model, seed, size) for seed, size in ((0, 1.0), (1, 3.0)))
 
@@ -82,7 +82,7 @@ def test_spectrum_sharpness_trace_and_products_are_those_of_the_whole_matrix(nam
 
 
 def test_products_are_of_the_wider_precision():
-    """Linear in the direction and exact in small integers, whichever of the two is in 32 bits."""
+    """Products are linear in the direction and exact for small integers, whichever of the two is in 32 bits."""
     model = ufm(2, 1, 2)
     state, direction = (fc.State(H=np.eye(2) * k, W=np.eye(2), b=np.ones(2)) for k in (1.0, 2.0))
     wide = hessian_vector_product(model, state, direction)
@@ -97,7 +97,7 @@ def test_products_are_of_the_wider_precision():
 
 
 def test_large_problems_give_the_ends_of_the_spectrum():
-    """4,090 parameters on the samples by SciPy's Lanczos, 234 directions in the coordinates here."""
+    """SciPy's Lanczos on the 4,090 parameters of the samples against 234 directions in reduced coordinates."""
     model = ufm(10, 50, 8)
     state = systems.random_state(model, size=0.2)
 
@@ -115,7 +115,7 @@ def test_large_problems_give_the_ends_of_the_spectrum():
 
 
 def test_the_default_number_of_iterations_is_enough_along_a_path(paper_model):
-    """From the origin through the escape, where the top eigenvalues part, to the plateau; and from large starts."""
+    """From the origin through the escape, where the top eigenvalues separate, to the plateau; and from large starts."""
     small = systems.arrays(systems.random_state(paper_model, size=1e-4))
     path = systems.flow(small, paper_model.counts, np.array([0.0, 3.0, 4.0, 4.5, 5.0, 5.5, 6.0, 10.0]), rtol=1e-9)
     large = [systems.arrays(systems.random_state(paper_model, seed, size)) for seed, size in ((0, 3.0), (1, 100.0))]
@@ -128,7 +128,7 @@ def test_the_default_number_of_iterations_is_enough_along_a_path(paper_model):
 
 
 def test_sharpness_at_collapse_and_multiplicities_there():
-    """`CN + s` for C - 1 directions, `CN` for one, `2 s` for `(C-1)^2`: by blocks, as often as they occur."""
+    """`CN + s` in C - 1 directions, `CN` in one, `2 s` in `(C-1)^2`: blocks find them with their multiplicity."""
     model, state = ufm(10, 100, 20), collapsed(10, 100, 20)
 
     @systems.compiled
@@ -142,10 +142,10 @@ def test_sharpness_at_collapse_and_multiplicities_there():
 
 
 def test_no_eigenvalues_come_from_an_exhausted_space():
-    """Three eigenvalues are exhausted by three products; in single precision, from as many starts as show it."""
+    """Three products exhaust three eigenvalues. Tried in single precision, from enough starts to show the fault."""
     values = jnp.asarray(np.repeat([1.0, 3.0, 0.0], [2, 1, 5]), jnp.float32)
 
-    # Without optimisation, which the suite asks for otherwise, XLA of jax 0.10.1 rounds more often.
+    # With optimisation: without it, as in the rest of the suite, XLA of jax 0.10.1 rounds more often.
     @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 3})
     @jax.vmap
     def run(start):
@@ -158,7 +158,7 @@ def test_no_eigenvalues_come_from_an_exhausted_space():
 
 
 def test_the_dominant_vector_is_of_the_largest_eigenvalue_whatever_the_others_are():
-    """Negative ones, twice the same, gaps above and below rounding, a large one below zero; and a matrix of zeros."""
+    """Negative and double eigenvalues, gaps above and below rounding, a large negative one, and a zero matrix."""
     spectra = np.zeros((6, 8))
     spectra[:5] = -np.arange(1.0, 9.0)
     spectra[1, 1], spectra[2, 1], spectra[3, 1] = -1, -1 - 1e-6, -1 - 1e-14
@@ -170,7 +170,7 @@ def test_the_dominant_vector_is_of_the_largest_eigenvalue_whatever_the_others_ar
 
 
 def test_the_derivative_of_the_sharpness():
-    """In H, W, b and the decay, where the features have no part within the classes too, against differences."""
+    """With respect to H, W, b and the decay, against differences; also without a within-class part of the features."""
     model = ufm(3, 4, 5)
     generic = systems.random_state(model)
     without_deviations = fc.State(H=jnp.repeat(generic.H[:, ::4], 4, axis=1), W=generic.W, b=generic.b)
@@ -196,7 +196,7 @@ def test_the_derivative_of_the_sharpness():
             )[-1]
             for t in (step, -step)
         ]
-        # The differences' own error: their step squared, and rounding over the step.
+        # The error of the differences: their step squared, plus rounding divided by the step.
         np.testing.assert_allclose(slope, (ends[0] - ends[1]) / (2 * step), rtol=1e-6)
 
 
@@ -226,14 +226,14 @@ def test_hidden_rows_are_those_of_any_loss_of_the_logits():
 
 
 def test_density_counts_the_eigenvalues():
-    """At collapse the nodes are the few eigenvalues, each with its multiplicity, as far as probes can tell.
+    """At collapse the nodes are the few eigenvalues, each weighted by its multiplicity, up to the noise of the probes.
 
-    The share of an eigenvalue in a probe of n normal numbers has the mean `m/n` and the variance
-    `2 m (n - m) / (n^2 (n + 2))`. What the coordinates hide is counted exactly.
+    The share of an eigenvalue of multiplicity m in a probe of n normal numbers has the mean `m/n` and the variance
+    `2 m (n - m) / (n^2 (n + 2))`. Hidden directions are counted exactly.
     """
     C, N, p, probes = 3, 40, 5, 64
     model, s = ufm(C, N, p), np.sqrt(40)
-    n = 5 * (3 + 3 + 5) + 3  # parameters that 3 + 5 columns show
+    n = 5 * (3 + 3 + 5) + 3  # parameters visible in 3 + 5 columns
     density = jax.jit(lambda state, key: spectral_density(model, state, key=key, probes=probes, iterations=8))(
         collapsed(C, N, p), jax.random.key(1)
     )

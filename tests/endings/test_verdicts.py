@@ -1,4 +1,4 @@
-"""How a run ended: every verdict where it belongs, and no saddle that is called converged."""
+"""How a run ended: every verdict in the right place, and no saddle called converged."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ import systems
 import flowcollapse as fc
 
 C, N, P_FEATURES = 3, 3, 15
-# One structure of method, model and start, so that all runs to the plateau share a compilation.
+# The method, the model and the starts have one structure, so that all runs to the plateau share a compilation.
 FLOW = fc.Flow(rtol=1e-6)
 NAMES = ("risk", "snc1")
 
@@ -48,7 +48,7 @@ def ends(paper_model, starts) -> dict[str, fc.Trajectory]:
 
 @pytest.mark.parametrize("name", ["generic", "tiny", "tinier than rounding of 1", "on S", "collapsed"])
 def test_plateau(ends, name):
-    """All modes have escaped: the risk is zero up to what the start leaves, of order eps^4."""
+    """All modes have escaped: the risk is zero up to a remainder of order eps^4 from the start."""
     path = ends[name]
     assert path.result == fc.Verdict.plateau
     assert float(path.metrics["risk"][-1]) < 1e-5
@@ -67,7 +67,7 @@ def test_saddle(ends, name, rank):
 
 @pytest.mark.parametrize("name", ["NaN", "infinite", "NaN in the bias"])
 def test_starts_that_are_not_finite(ends, name):
-    """They end at once, raise nothing, and nothing that they give back looks like a number."""
+    """They end at once, raise nothing, and all their results are NaN."""
     path = ends[name]
     assert path.result == fc.Verdict.non_finite
     assert all(np.all(np.isnan(values)) for values in path.metrics.values())
@@ -75,7 +75,7 @@ def test_starts_that_are_not_finite(ends, name):
 
 
 def test_too_few_features_for_the_frame(key):
-    """With p < C - 1 the plateau is at the risk `N (C - 1 - p) / 2`: the best that p features can do, not a saddle."""
+    """With p < C - 1 the plateau has the risk `N (C - 1 - p) / 2`, the best that p features can do; it is no saddle."""
     model = fc.UFM(num_classes=5, samples_per_class=2, num_features=3)
     path = fc.simulate(model, fc.initial.sphere(model, eps=1e-3, key=key), FLOW, metrics=("risk",))
     assert path.result == fc.Verdict.plateau
@@ -84,14 +84,14 @@ def test_too_few_features_for_the_frame(key):
 
 @pytest.mark.parametrize(("name", "t1"), [("generic", 0.3), ("generic", 5.0), ("tiny", 5.0), ("zero", 0.3)])
 def test_time_limit(paper_model, starts, name, t1):
-    """Too short: before the escape, between escape and plateau, and with everything still at the origin's saddle."""
+    """End times that are too short: before the escape, between escape and plateau, and still at the saddle."""
     path = fc.simulate(paper_model, starts[name], fc.Flow(rtol=1e-6, t1=t1), metrics=NAMES)
     assert path.result == fc.Verdict.time_limit
     assert float(path.t_end) == t1
 
 
 def test_a_longer_time_than_needed_changes_nothing(paper_model, starts):
-    """The plateau stays the plateau, long after."""
+    """A state at the plateau stays there."""
     path = fc.simulate(paper_model, starts["generic"], fc.Flow(rtol=1e-6, t1=100.0), metrics=NAMES)
     assert path.result == fc.Verdict.plateau
 
@@ -107,9 +107,9 @@ def test_step_limit_of_the_flow(paper_model, starts, name):
     ("name", "learning_rate", "verdict"),
     [
         ("generic", 0.05, fc.Verdict.plateau),
-        ("generic", 1e-3, fc.Verdict.step_limit),  # too few steps of this size
+        ("generic", 1e-3, fc.Verdict.step_limit),  # too few steps for this step size
         ("tiny", 0.02, fc.Verdict.step_limit),
-        ("generic", 1.0, fc.Verdict.non_finite),  # far beyond 2 / (CN + s)
+        ("generic", 1.0, fc.Verdict.non_finite),  # far above 2 / (CN + s)
         ("zero", 0.05, fc.Verdict.saddle),
         ("rank one on S", 0.05, fc.Verdict.saddle),
         ("NaN", 0.05, fc.Verdict.non_finite),
@@ -121,14 +121,14 @@ def test_verdicts_of_descent(paper_model, starts, name, learning_rate, verdict):
 
 
 def test_a_bad_lane_does_not_touch_the_others(starts, ends, run_lanes):
-    """In a batch every lane has its own verdict, and the good ones the values that they have alone."""
+    """In a batch every lane has its own verdict, and good lanes have the same values as when they run alone."""
     names = ["generic", "NaN", "zero", "tiny"]
     batch = jax.tree.map(lambda *xs: jnp.stack(xs), *(starts[name] for name in names))
     lanes = run_lanes(batch, 1e-6)
     assert [fc.Verdict(int(code)) for code in lanes.result] == [ends[name].result for name in names]
     for lane, name in enumerate(names):
         alone, together = ends[name].final, jax.tree.map(lambda x, i=lane: x[i], lanes.final)
-        # Both to the tolerance of 1e-6; the same steps up to rounding in between.
+        # Both runs have the tolerance 1e-6 and take the same steps up to rounding.
         np.testing.assert_allclose(together.W, alone.W, rtol=0, atol=1e-9, equal_nan=True)
         np.testing.assert_allclose(together.H, alone.H, rtol=0, atol=1e-9, equal_nan=True)
     assert "lanes" in repr(lanes)

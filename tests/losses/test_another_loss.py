@@ -38,7 +38,7 @@ def model() -> fc.UFM:
 
 
 def sum_over_samples(state: fc.State) -> float:
-    """Cross-entropy sample by sample, in NumPy."""
+    """Cross-entropy summed sample by sample, in NumPy."""
     H, W, b = systems.arrays(state)
     logits = W @ H + b[:, None]
     return float(sum(np.log(np.sum(np.exp(z))) - z[i // 3] for i, z in enumerate(logits.T)))

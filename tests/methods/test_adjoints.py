@@ -56,7 +56,7 @@ def test_reverse_mode_by_name_and_by_object(adjoint):
 
 
 def test_derivatives_through_the_approach():
-    """The end at rest on S depends on the decay alone, as `W W^T = (s - lam) P`: its derivatives are known."""
+    """On S the end at rest depends only on the decay, `W W^T = (s - lam) P`, so its derivatives are known."""
     start = subspace_start()
 
     def size(lam, method):

@@ -1,4 +1,4 @@
-"""The slow approach to rest: implicit steps, the stop at rest, default times, and runs that do not get to their end."""
+"""The slow approach to rest: implicit steps, the stop at rest, default times, and runs that do not reach their end."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ RTOL = 1e-8
 C, N, P_FEATURES = 3, 100, 4
 SIZES: dict[str, Any] = {"num_classes": C, "samples_per_class": N, "num_features": P_FEATURES}
 
-# Usual weight decays, one number or three; those of W and H are equal in all but the last four.
+# Typical weight decays, one number or three; W and H have equal decay in all but the last four.
 DECAYS = [
     (1e-5, 1e-5, 1e-5),
     (5e-4, 5e-4, 5e-4),
@@ -37,7 +37,7 @@ def decaying(decay) -> fc.UFM:
 
 @pytest.fixture(scope="module")
 def to_rest(key):
-    """One lane for each of `DECAYS`: the default flow from spheres, and with `until="rest"`, one program each."""
+    """One lane per decay in `DECAYS`: the default flow from spheres, and with `until="rest"`, one program each."""
 
     def run(method):
         def lane(decay, eps):
@@ -56,14 +56,14 @@ def defaults(to_rest) -> fc.Trajectory:
 
 
 def test_usual_weight_decays_reach_the_plateau_in_a_few_hundred_steps(defaults):
-    """Explicit steps would be capped at `6 / (2 s)`, and needed up to 7 million of them."""
+    """Explicit steps would be limited to `6 / (2 s)`, and up to 7 million would be needed."""
     assert np.all(defaults.result == fc.Verdict.plateau)
     assert int(np.max(defaults.stats["accepted"] + defaults.stats["rejected"])) < 400
 
 
 @pytest.mark.parametrize("decay", [(1e-2, 1e-4, 1e-3), (0.0, 1e-2, 0.0), (1e-2, 0.0, 1e-1)])
 def test_unequal_decays_are_followed_along_the_valley(key, decay):
-    """W and the features exchange their scale at constant logits: all saves are those of SciPy on the samples."""
+    """W and the features exchange scale at constant logits; all saves equal those of SciPy on the samples."""
     model = fc.UFM(num_classes=C, samples_per_class=5, num_features=P_FEATURES, weight_decay=decay)
     start, ts = fc.initial.sphere(model, 0.1, key=key), np.linspace(0.0, 400.0, 9)
     path = fc.simulate(model, start, fc.Flow(rtol=RTOL, approach="implicit"), ts, metrics=(), save_states=True)
@@ -73,7 +73,7 @@ def test_unequal_decays_are_followed_along_the_valley(key, decay):
 
 
 def test_the_imbalance_decays_with_the_decay(defaults):
-    """`D = W^T W - H H^T` is `e^{-2 lam t} D(0)` for equal decays of W and H, through the escape and the approach."""
+    """For equal decays of W and H, `D = W^T W - H H^T` is `e^{-2 lam t} D(0)` through the escape and the approach."""
     H, W, _ = systems.arrays(defaults.states)
     D = np.swapaxes(W, -1, -2) @ W - H @ np.swapaxes(H, -1, -2)
     for lane, (lam_W, lam_H, _) in enumerate(DECAYS):
@@ -85,19 +85,19 @@ def test_the_imbalance_decays_with_the_decay(defaults):
 
 
 def test_the_ends_are_the_limits_of_small_starts(defaults):
-    """`W W^T = sqrt(lam_H / lam_W) (s - g) P` with `g = sqrt(lam_W lam_H)` where the mean mode does not grow."""
+    """`W W^T = sqrt(lam_H / lam_W) (s - g) P` with `g = sqrt(lam_W lam_H)`, if the mean mode does not grow."""
     s = N**0.5
     for lane, (lam_W, lam_H, lam_b) in enumerate(DECAYS):
         g = np.sqrt(lam_W * lam_H)
         if lam_b == 0 or g * (1 + C * N / lam_b) > s:
             W = np.asarray(defaults.final.W[lane])
             expected = np.sqrt(lam_H / lam_W) * (s - g) * systems.centring(C)
-            # What the decays have left after 20 of their times, e^-20 of the start, is below rtol.
+            # After 20 decay times, the remainder e^-20 of the start is below rtol.
             np.testing.assert_allclose(W @ W.T, expected, atol=1e3 * RTOL * s)
 
 
 def test_on_the_subspace_the_approach_is_the_closed_form(key):
-    """The logistic equation and the exponential of the bias, at the default times, to the end at t = 4e4."""
+    """The logistic equation and the exponential of the bias hold at the default times, up to the end at t = 4e4."""
     lam = 5e-4
     W0 = np.asarray(fc.initial.on_subspace(decaying(0.0), eps=0.3, key=key).W)
     start = fc.State(*map(jnp.asarray, systems.on_subspace(W0, -0.7, N)))
@@ -109,7 +109,7 @@ def test_on_the_subspace_the_approach_is_the_closed_form(key):
 
 
 def test_the_default_times_show_the_escape_and_the_approach(defaults):
-    """At least a third of the saves lie in the escape and as many after it, spaced evenly in t and then in ln t."""
+    """At least a third of the saves are in the escape, evenly spaced in t; a third come later, evenly in ln t."""
     escape = np.array(
         [float(t) for t in jnp.asarray(defaults.t_end) - 20 / jnp.asarray([min(filter(None, d)) for d in DECAYS])]
     )
@@ -129,14 +129,14 @@ def test_default_times_increase_from_zero_to_the_end(count, ratio):
     assert times[-1] == 7.0 * ratio
     assert np.all(np.diff(times) > 0)
     assert count == 1 or times[0] == 0
-    if ratio == 1:  # no approach: equal times
+    if ratio == 1:  # without an approach, the times are equally spaced
         np.testing.assert_allclose(
             times, 7 * np.linspace(1, 0, count)[::-1], rtol=0, atol=7e-15
         )  # counted from the end
 
 
 def test_long_times_without_decay_are_no_trouble(key):
-    """Without decay too, steps at rest are as long as their error allows, once the end is far: here 1e6 time units."""
+    """Also without decay, if the end is far (here 1e6), steps at rest are as long as their error allows."""
     model = decaying(0.0)
     path = fc.simulate(model, fc.initial.sphere(model, 1e-2, key=key), fc.Flow(t1=1e6), 11, metrics=("risk",))
     assert path.result == fc.Verdict.plateau
@@ -153,7 +153,7 @@ def resting(to_rest) -> fc.Trajectory:
 
 
 def test_at_rest_the_velocity_is_small(resting):
-    """Each part has less than `REST rtol` of its norm to go at the slowest rate."""
+    """At the slowest rate, each part has less than `REST rtol` of its norm left to move."""
     assert np.all(resting.result == fc.Verdict.plateau)
     for lane, decay in enumerate(DECAYS):
         end = jax.tree.map(lambda x, lane=lane: x[lane], resting.final)
@@ -165,13 +165,13 @@ def test_at_rest_the_velocity_is_small(resting):
 
 
 def test_rest_is_where_the_long_run_ends(resting, defaults):
-    """Both ends are the same point to what the one had left to go and the other's e^-20 of the decay."""
+    """Both ends are the same point, up to the remaining distance of one and e^-20 of the decay of the other."""
     for found, expected in zip(systems.arrays(resting.final), systems.arrays(defaults.final), strict=True):
         np.testing.assert_allclose(found, expected, atol=30 * REST * RTOL * N**0.5)
 
 
 def test_a_saddle_is_not_rest(key):
-    """A start that lacks a mode stands still at a saddle: the run ends there, and says that it is one."""
+    """A start that lacks a mode comes to rest at a saddle: the run ends there, and its verdict says so."""
     model = fc.UFM(**SIZES)
     on_subspace = np.asarray(fc.initial.on_subspace(model, eps=0.1, key=key).W)
     U, sigma, Vt = np.linalg.svd(on_subspace, full_matrices=False)
@@ -179,7 +179,7 @@ def test_a_saddle_is_not_rest(key):
     path = fc.simulate(model, start, fc.Flow(until="rest"), metrics=("risk",))
     assert path.result == fc.Verdict.saddle
     np.testing.assert_allclose(path.metrics["risk"][-1], N / 2, rtol=1e-6)
-    # From a generic start the saddle at the origin is slow too, and is passed.
+    # From a generic start, the flow is slow near the saddle at the origin too, but passes it.
     path = fc.simulate(model, fc.initial.sphere(model, 1e-6, key=key), fc.Flow(until="rest"), metrics=("risk",))
     assert path.result == fc.Verdict.plateau
     assert float(path.metrics["risk"][-1]) < 1e-8
@@ -187,7 +187,7 @@ def test_a_saddle_is_not_rest(key):
 
 
 def test_an_early_end_is_no_rest(key):
-    """`t1` is the latest end of a run until rest, and what lies behind it is told as what it is."""
+    """`t1` is the latest end of a run until rest, and a run that ends there gets the verdict of a time limit."""
     model = decaying(5e-4)
     start = fc.initial.sphere(model, 0.1, key=key)
     path = fc.simulate(model, start, fc.Flow(until="rest", t1=3.0), 5, metrics=("risk",))
@@ -195,11 +195,11 @@ def test_an_early_end_is_no_rest(key):
     assert float(path.t_end) == 3.0
 
 
-# ---- runs that do not get to their end
+# ---- runs that do not reach their end
 
 
 def ends_where_it_says(full: fc.Trajectory, short: fc.Trajectory) -> bool:
-    """The law: times up to `t_end` hold what a whole run has there, later ones NaN, and `t_end` is before the last."""
+    """The law: up to `t_end`, a short run equals a full run; later values are NaN; `t_end` is before the last time."""
     reached = np.asarray(short.ts) <= float(short.t_end)
     same = np.allclose(short.metrics["risk"][reached], full.metrics["risk"][reached], rtol=1e3 * RTOL)
     return bool(same and np.all(np.isnan(short.metrics["risk"][~reached])) and np.any(~reached))
@@ -207,7 +207,7 @@ def ends_where_it_says(full: fc.Trajectory, short: fc.Trajectory) -> bool:
 
 @pytest.fixture(scope="module")
 def cut_short(key):
-    """The same saves of a whole run, and of one whose steps run out."""
+    """The same saves for a full run, and for a run that uses up its steps."""
     model = fc.UFM(num_classes=3, samples_per_class=3, num_features=4)
     start, ts = fc.initial.sphere(model, 0.1, key=key), np.linspace(0, 13, 27)
 
@@ -226,13 +226,13 @@ def test_a_run_out_of_steps_says_where_it_ended(cut_short):
     for part in systems.arrays(short.states):
         assert np.all(np.isfinite(part[reached]))
         assert np.all(np.isnan(part[~reached]))
-    # The end is the state at t_end: continued from there it is the whole run.
+    # The end is the state at t_end: a run continued from it equals the full run.
     rest = fc.simulate(short.model, short.final, fc.Flow(rtol=RTOL), [13 - float(short.t_end)], metrics=("risk",))
     np.testing.assert_allclose(rest.metrics["risk"][-1], full.metrics["risk"][-1], rtol=1e4 * RTOL, atol=1e-12)
 
 
 def test_the_law_sees_a_run_that_lies_about_its_end(cut_short, monkeypatch):
-    """The fault planted: the requested end is returned as the one that was reached."""
+    """Plant a fault: return the requested end time as the time that was reached."""
     full, integrate = cut_short(65_536), Legs._integrate
 
     def requested(self, solver, layout, y0, scale, t0, t1, *rest):

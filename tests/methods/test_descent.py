@@ -19,7 +19,7 @@ from flowcollapse.model.problem import Point
 
 EPS = float(jnp.finfo(jnp.float64).eps)
 STEPS = 200
-# Rounding of some hundred steps, grown with the escape from the origin.
+# Rounding of a few hundred steps, amplified by the escape from the origin.
 ROUNDED = 1e5 * EPS
 
 IMBALANCED = fc.UFM(num_classes=3, samples_per_class=(4, 2, 3), num_features=4)
@@ -49,7 +49,7 @@ def numpy_descent(model, z: systems.Arrays, eta: float, beta: float = 0.0, neste
     ids=["plain", "momentum", "Nesterov"],
 )
 def test_iterates_are_those_of_a_plain_loop(options):
-    """The loop runs on the full state, sample by sample; ours on class means, where these steps are the same."""
+    """The loop runs on the full state, sample by sample; ours runs on class means, where these steps are equal."""
     eta = 0.02
     start = systems.random_state(IMBALANCED, size=0.3)
     method = fc.Descent("sgd", STEPS, learning_rate=eta, **options)
@@ -66,7 +66,7 @@ def test_iterates_are_those_of_a_plain_loop(options):
 
 
 def test_adam_is_adam_on_the_full_state():
-    """Kingma and Ba 2015, written out; it looks at single entries, so only the samples' own coordinates will do."""
+    """Kingma and Ba 2015, written out. Adam acts on single entries, so it must run on the samples."""
     eta, b1, b2, small = 0.01, 0.9, 0.999, 1e-8
     start = systems.random_state(IMBALANCED, size=0.3)
     z = systems.arrays(start)
@@ -85,7 +85,7 @@ def test_adam_is_adam_on_the_full_state():
 def test_descent_on_the_subspace_is_its_recursion(key):
     """S is invariant under descent at any step size; on it each singular value has its own scalar recursion.
 
-    One compilation for three step sizes, the last of them where the bias alternates in sign.
+    One compilation serves three step sizes; at the last one the bias alternates in sign.
     """
     model = fc.UFM(num_classes=4, samples_per_class=3, num_features=5)
     start = fc.initial.on_subspace(model, eps=0.3, key=key)
@@ -107,7 +107,8 @@ def test_descent_on_the_subspace_is_its_recursion(key):
 def test_the_flow_is_the_limit_of_descent(paper_model):
     """At a fixed time the iterate differs from the flow by O(eta): a slope of 1 over four halvings of the step.
 
-    All step sizes are lanes of one compilation with the steps of the smallest; the save at time T is the one compared.
+    All step sizes are lanes of one compilation, with as many steps as the smallest needs; the saves at time T are
+    compared.
     """
     T, counts = 1.5, jnp.array([100, 200, 400, 800, 1600])
     start = systems.random_state(paper_model, size=0.1)
@@ -122,7 +123,7 @@ def test_the_flow_is_the_limit_of_descent(paper_model):
     np.testing.assert_allclose([path.ts[0] for path in paths], T, rtol=1e-12)
     errors = [systems.relative_error(systems.arrays(path.states), exact) for path in paths]
     slopes = np.diff(np.log(errors)) / np.diff(np.log(etas))
-    # The next term of the expansion is one factor of eta more, so that each halving halves the defect of the slope.
+    # The next term of the expansion has one more factor of eta, so each halving halves the defect of the slope.
     np.testing.assert_allclose(slopes[-1], 1, atol=0.02)
     assert np.all(np.diff(np.abs(slopes - 1)) < 0)
 
@@ -132,7 +133,7 @@ def clock(method: fc.Descent, model=IMBALANCED) -> np.ndarray:
 
 
 def test_time_is_the_sum_of_the_step_sizes():
-    """For a schedule its cumulated learning rates, for momentum `eta (1 + beta + ...)` summed over the steps."""
+    """For a schedule, the cumulative learning rates; for momentum, `eta (1 + beta + ...)` summed over the steps."""
     schedule = optax.linear_schedule(0.02, 0.0, 50)
     expected = np.cumsum([0.0, *(0.02 * (1 - k / 50) for k in range(50))])
     single = float(jnp.finfo(jnp.float32).eps)  # in which optax evaluates its schedules
@@ -145,7 +146,7 @@ def test_time_is_the_sum_of_the_step_sizes():
 
 
 def test_saves_are_at_the_nearest_steps(paper_model):
-    """Step sizes cannot land on every time asked for; what comes back says at which times the saves were."""
+    """Steps cannot hit every requested time; the result gives the times of the saves."""
     method = fc.Descent("sgd", 100, learning_rate=0.02)
     path = fc.simulate(
         paper_model, systems.random_state(paper_model), method, [0.0, 0.029, 0.031, 1.0, 2.0], metrics=()
@@ -199,7 +200,7 @@ def test_parts_have_rates_by_their_labels(form):
     expected = loop(systems.arrays(systems.random_state(IMBALANCED, size=0.3)), (FAST, FAST, SLOW), 40)
     assert path.coordinates == "class-mean"
     assert systems.relative_error(systems.arrays(path.final), expected) < ROUNDED
-    np.testing.assert_allclose(path.t_end, 40 * FAST, rtol=1e-12)  # the rate that W and H share
+    np.testing.assert_allclose(path.t_end, 40 * FAST, rtol=1e-12)  # the common rate of W and H
 
 
 def test_what_is_frozen_rests_and_leaves_the_time_to_the_rest():
@@ -224,12 +225,12 @@ def test_the_clock_of_different_rates_is_the_users():
     assert systems.relative_error(systems.arrays(path.final), expected) < ROUNDED
 
 
-# ---- optimizers that ask for the loss, or draw
+# ---- optimizers that need the loss, or random numbers
 
 
 @pytest.mark.parametrize("optimizer", [optax.lbfgs(), "lbfgs"], ids=["ready", "by name"])
 def test_lbfgs_converges_to_zero_risk(optimizer, paper_model):
-    """Superlinearly: in far fewer steps than the thousands that descent at the stable step size takes to rounding."""
+    """L-BFGS converges superlinearly, in far fewer steps than the thousands that stable gradient descent needs."""
     start = systems.random_state(paper_model, size=0.3)
     path = fc.simulate(paper_model, start, fc.Descent(optimizer, 60), 3, metrics=("risk",))
     assert float(path.metrics["risk"][-1]) < 1e-20
@@ -237,7 +238,7 @@ def test_lbfgs_converges_to_zero_risk(optimizer, paper_model):
 
 
 def test_polyak_steps_are_the_risk_over_the_squared_gradient():
-    """`eta = min(max_learning_rate, R / ||grad R||^2)`, as Loizou et al. 2021 write it with the smallest risk 0."""
+    """`eta = min(max_learning_rate, R / ||grad R||^2)`, as in Loizou et al. 2021 with a smallest risk of 0."""
     z = systems.arrays(systems.random_state(IMBALANCED, size=0.3))
     for _ in range(40):
         g = gradient(IMBALANCED, z)
@@ -262,7 +263,7 @@ def test_noise_has_no_part_in_the_time():
 
 
 def test_warm_up_from_zero_is_the_plain_loop_in_class_means():
-    """The first step goes nowhere and takes no time; saves at its two ends would be one time twice."""
+    """The first step has length 0 and takes no time, so saves at both of its ends would have the same time."""
     schedule = optax.linear_schedule(0.0, 0.02, 20)
     start = systems.random_state(IMBALANCED, size=0.3)
     path = fc.simulate(IMBALANCED, start, fc.Descent(optax.sgd(schedule), 40, coordinates="class-mean"), metrics=())
@@ -280,7 +281,7 @@ def test_warm_up_from_zero_is_the_plain_loop_in_class_means():
 
 @pytest.mark.parametrize("reduced", [False, True], ids=["samples", "reduced"])
 def test_trajectories_survive_pickles_and_copies(paper_model, key, reduced):
-    """A ready optimizer, closures and all: the same numbers, and the same steps when it runs again."""
+    """A ready optimizer, with its closures: the same numbers, and the same steps when it runs again."""
     start = fc.initial.sphere(paper_model, 0.1, key=key, reduced=reduced)
     path = fc.simulate(paper_model, start, fc.Descent(optax.sgd(lambda k: 0.05 / (1 + k)), 9), 4, metrics=("risk",))
     copies = [module.loads(module.dumps(path)) for module in (pickle, cloudpickle)]
@@ -294,13 +295,13 @@ def test_trajectories_survive_pickles_and_copies(paper_model, key, reduced):
 
 
 def test_what_cannot_be_pickled_is_told():
-    lock = threading.Lock()  # which no pickle takes
+    lock = threading.Lock()  # cannot be pickled
     method = fc.Descent(optax.sgd(lambda k: 0.05 if lock else 0.1), 9)
     with pytest.raises(fc.UsageError, match=r"descent \(optax, 9 steps\) cannot be pickled"):
         pickle.dumps(method)
 
 
-# ---- open numbers, and what cannot be
+# ---- open numbers, and bad input
 
 
 def test_an_open_learning_rate_is_an_axis(paper_model):

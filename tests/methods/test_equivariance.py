@@ -1,4 +1,4 @@
-"""Which optimizers run in class means and compressed rows: both routes end alike, and the unproved take samples."""
+"""Which optimizers run in class means and compressed rows: both routes end alike; unproved ones run on the samples."""
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +12,10 @@ import flowcollapse as fc
 
 EPS = float(jnp.finfo(jnp.float64).eps)
 ROUNDED = 1e5 * EPS
-"""Rounding of some dozen steps, grown with the escape from the origin."""
+"""Rounding of a few dozen steps, amplified by the escape from the origin."""
 
 SMALL = fc.UFM(num_classes=3, samples_per_class=10, num_features=4)
-"""In class means 30 columns become 7."""
+"""A model whose 30 columns become 7 in class means."""
 
 STEPS = 30
 SIZES = (1e-3, 0.5, 8.0)
@@ -56,19 +56,20 @@ NOT_PROVED = {
 
 
 def ends(model, method):
-    """The ends of the runs from starts of all sizes."""
+    """The ends of runs from starts of all sizes."""
 
     @jax.vmap
     def run(size):
         start = fc.initial.sphere(model, size, key=jax.random.key(0))
         return fc.simulate(model, start, method, 2, metrics=()).final
 
-    program = jax.jit(run, compiler_options=systems.USUAL_FUSIONS)  # others round schedules by their place in a program
+    # With other fusions, the rounding of schedules depends on the program.
+    program = jax.jit(run, compiler_options=systems.USUAL_FUSIONS)
     return systems.arrays(program(jnp.array(SIZES)))
 
 
 def differences(model, optimizer) -> list[float]:
-    """Between the run that "auto" chooses and the one on the samples, for each size of the start."""
+    """The difference between the run chosen by "auto" and the run on the samples, for each size of the start."""
     auto, sample = (ends(model, fc.Descent(optimizer, STEPS, coordinates=c, clock=0.02)) for c in ("auto", "sample"))
     return [systems.relative_error([x[i] for x in auto], [x[i] for x in sample]) for i in range(len(SIZES))]
 
@@ -103,7 +104,7 @@ def risk(model, optimizer, eps, **options) -> float:
 
 
 def test_muon_runs_on_the_samples(monkeypatch):
-    """Its risk is that of a plain loop on the samples; where everything is believed to commute it is not."""
+    """Its risk equals that of a plain loop on the samples. If everything is assumed to commute, it does not."""
     optimizer = optax.contrib.muon(0.01)
     start = fc.initial.sphere(SMALL, 0.5, key=jax.random.key(0))
     point = {"W": start.W, "H": start.H, "b": start.b}
@@ -119,13 +120,13 @@ def test_muon_runs_on_the_samples(monkeypatch):
     for _ in range(STEPS):
         point, state = step(point, state)
     expected = float(fc.risk(SMALL, fc.State(point["H"], point["W"], point["b"])))
-    np.testing.assert_allclose(risk(SMALL, optimizer, 0.5), expected, rtol=1e-6)  # it multiplies in bfloat16 or so
+    np.testing.assert_allclose(risk(SMALL, optimizer, 0.5), expected, rtol=1e-6)  # muon uses low precision
     monkeypatch.setattr("flowcollapse.methods.descent.obstacle", lambda *_: None)
     assert abs(risk(SMALL, optimizer, 0.5) / expected - 1) > 0.1
 
 
 def test_elementwise_clips_show_only_in_large_gradients(monkeypatch):
-    """Believed to commute, it is right for small starts and wrong for large ones, where entries reach the clip."""
+    """If assumed to commute, clipping is right for small starts and wrong for large ones, whose entries are clipped."""
     optimizer = NOT_PROVED["entries clipped"]
     assert risk(SMALL, optimizer, 8.0) == risk(SMALL, optimizer, 8.0, coordinates="sample")
     monkeypatch.setattr("flowcollapse.methods.descent.obstacle", lambda *_: None)
@@ -135,7 +136,7 @@ def test_elementwise_clips_show_only_in_large_gradients(monkeypatch):
 
 
 def test_the_proof_is_made_on_the_shapes_of_the_run():
-    """An optimizer that looks at signs in some shapes only is not believed because it commutes in others."""
+    """An optimizer that uses signs only for some shapes is not accepted just because it commutes for others."""
 
     def update(updates, state, params=None):
         return jax.tree.map(lambda g: -0.02 * (jnp.sign(g) if g.shape[-1] == SMALL.num_samples else g), updates), state
@@ -149,7 +150,7 @@ def test_the_proof_is_made_on_the_shapes_of_the_run():
 
 
 def test_comparisons_and_sweeps_share_the_proof():
-    """The risks of muon that each of them finds are those of its run on the samples."""
+    """Both give the risk of muon's run on the samples."""
     muon, options = optax.contrib.muon(0.01), {"eps": [0.5], "seeds": 1, "metrics": ["risk"], "keep_final": True}
     expected = risk(SMALL, muon, 0.5, coordinates="sample")
     swept = fc.sweep(SMALL, fc.Descent(muon, STEPS), ts=2, progress=False, **options)

@@ -1,4 +1,4 @@
-"""The flow: closed forms, SciPy's integrator, what it conserves, and how its limits depend on the size of the start."""
+"""The flow: closed forms, SciPy's integrator, conserved quantities, and how limits depend on the size of the start."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ RTOL = 1e-8
 
 @pytest.fixture(scope="module")
 def generic(paper_model) -> fc.Trajectory:
-    """One run from a start with a bias and no structure, until well after the escape; saves are dense at first."""
+    """One run from an unstructured start with a bias, until well after the escape; saves are dense at first."""
     ts = 10 * jnp.linspace(0, 1, 201) ** 2
     start = systems.random_state(paper_model, size=0.1)
     names = ("risk", "balancedness", "grad_norm")
@@ -31,21 +31,21 @@ def test_flow_is_that_of_an_independent_integrator(generic, paper_model):
 
 
 def test_risk_never_increases(generic):
-    """`dR/dt = -||grad R||^2`; what the integrator adds is below rtol times the risk at the start."""
+    """`dR/dt = -||grad R||^2`; the error of the integrator is below rtol times the risk at the start."""
     risk = np.asarray(generic.metrics["risk"])
     assert np.all(np.diff(risk) < RTOL * risk[0])
     assert risk[-1] < 1e-3 * risk[0]
 
 
 def test_risk_falls_by_the_square_of_the_gradient(generic):
-    """`R(0) - R(t) = int_0^t ||grad R||^2`; the integral by Simpson's rule, whose error on these saves is near 1e-5."""
+    """`R(0) - R(t) = int_0^t ||grad R||^2`. Simpson's rule computes the integral, with an error near 1e-5 here."""
     risk, gradient = (np.asarray(generic.metrics[name]) for name in ("risk", "grad_norm"))
     dissipated = simpson(gradient**2, x=np.asarray(generic.ts))
     np.testing.assert_allclose(risk[0] - risk[-1], dissipated, rtol=1e-4)
 
 
 def test_balancedness_is_conserved(generic):
-    """`W^T W - H H^T` is conserved by the flow of any loss of the logits; here to the tolerance of W^T W itself."""
+    """The flow of any loss of the logits conserves `W^T W - H H^T`, here up to the tolerance of W^T W."""
     start, states = (systems.arrays(s) for s in (jax.tree.map(lambda x: x[0], generic.states), generic.states))
     size = np.max(np.sum(states.W**2, axis=(1, 2)) + np.sum(states.H**2, axis=(1, 2)))
     assert float(jnp.max(generic.metrics["balancedness"])) < 10 * RTOL * size / np.sum(start.H**2)
@@ -60,7 +60,7 @@ def test_the_end_is_at_t1_and_saves_are_where_they_were_asked_for(generic):
     assert systems.relative_error(systems.arrays(generic.final), systems.arrays(last)) < RTOL
 
 
-# Equal decays of W and H keep S invariant; the bias has its own. Lanes of one compilation.
+# Equal decays of W and H keep S invariant; the decay of the bias is free. All are lanes of one compilation.
 DECAYS = [(0.0, 0.0, 0.0), (0.4, 0.4, 0.0), (0.4, 0.4, 1.5), (2.0, 2.0, 0.3)]
 
 
@@ -89,8 +89,8 @@ POWERS = {"snc1": 2, "snc2": 1, "snc3": 1, "distance": 1, "nc1_trace": 2, "nc3":
 def test_limits_fall_with_the_powers_of_eps(paper_model, key, run_lanes):
     """From a start of size eps the plateau has SNC1 of order eps^2, SNC2, SNC3, distance of order eps (derived here).
 
-    Each seed's direction is kept while eps falls, so the ratio of its errors shows the power; the next terms are
-    smaller by eps^2 ln(1/eps), 5e-4 at the largest eps.
+    The direction of each seed stays fixed while eps falls, so the ratio of its errors shows the power. The next terms
+    are smaller by eps^2 ln(1/eps), 5e-4 at the largest eps.
     """
     sizes = [1e-2, 1e-3, 1e-4]
     starts = [fc.initial.sphere(paper_model, eps=1.0, key=seed) for seed in jax.random.split(key, 4)]

@@ -21,14 +21,14 @@ from flowcollapse.sweeps.grid import make_grid
 MODEL = fc.UFM(num_classes=3, samples_per_class=2, num_features=4)
 RTOL, T = 1e-10, 1.0
 STEPS = np.array([100, 150, 225, 338, 507, 760])
-"""So many steps of gradient descent reach T."""
+"""The steps in which gradient descent reaches T."""
 
 
 def distances(kinds, nesterov: bool, eta, beta):
-    """How far descent is from some kinds of flows at about T."""
+    """The distance of descent from several kinds of flows at about T."""
     start = systems.random_state(MODEL, size=0.3)
     run = functools.partial(fc.simulate, MODEL, start, save_states=True, metrics=())
-    # Momentum starts at rest and needs some more steps to get to T.
+    # Momentum starts at rest and needs a few more steps to reach T.
     descent = fc.Descent("sgd", int(STEPS[-1]) + 50, learning_rate=eta, momentum=beta, nesterov=nesterov, t1=T)
     path = run(descent, jnp.array([T]))
     flows = [
@@ -47,9 +47,9 @@ def distances(kinds, nesterov: bool, eta, beta):
     ids=["Polyak", "Nesterov"],
 )
 def test_orders_in_the_step_size(kinds, orders, nesterov):
-    """The distance to descent at a fixed time is O(eta) for the gradient flow, O(eta^2) for the two others.
+    """The distance to descent at a fixed time is O(eta) for the gradient flow and O(eta^2) for the two other flows.
 
-    By regression over six step sizes. The next term of the expansion bends the slopes by about eta.
+    The slopes are fitted over six step sizes. The next term of the expansion changes them by about eta.
     """
     lanes = systems.compiled(jax.vmap(functools.partial(distances, kinds, nesterov)))
     for beta in (0.0, 0.6):
@@ -85,8 +85,8 @@ def test_modified_flow_on_the_subspace():
 
 
 def test_heavy_ball_flow_on_the_subspace():
-    """The bias is a damped oscillator, `m beta'' + beta' + a (beta - 1/C) = 0` from `beta = 0`, `beta' = a/C`: here an
-    overdamped one and one that swings."""
+    """The bias is a damped oscillator, `m beta'' + beta' + a (beta - 1/C) = 0` from `beta = 0`, `beta' = a/C`, tried
+    overdamped and underdamped."""
     a, momentum, ts = 6.0, 0.5, np.linspace(0, 3, 7)
     rates = np.array([0.005, 0.2])
 
@@ -108,7 +108,7 @@ def test_heavy_ball_flow_on_the_subspace():
 
 @pytest.mark.parametrize("coordinates", ["sample", "class-mean"])
 def test_modified_flow_is_a_gradient_flow(coordinates):
-    """Its velocity is `-grad (R + m/2 ||grad R||^2)`, by differentiating the risk twice, in both kinds of columns."""
+    """Its velocity is `-grad (R + m/2 ||grad R||^2)`, found by differentiating the risk twice, in both column kinds."""
     model = fc.UFM(num_classes=3, samples_per_class=(1, 2, 3), num_features=4, weight_decay=(0.1, 0.2, 0.3))
     state = systems.random_state(model)
     problem, point = problem_of(model, state if coordinates == "sample" else fc.to_class_means(model, state))
@@ -125,7 +125,7 @@ def test_modified_flow_is_a_gradient_flow(coordinates):
 
 
 def test_gradient_by_the_learning_rate_under_vmap():
-    """Against central differences, whose error is h^2 and the solver's noise over h."""
+    """Against central differences, whose error is h^2 plus the solver's noise divided by h."""
     start = systems.random_state(MODEL, size=0.3)
 
     def end_risk(eta):

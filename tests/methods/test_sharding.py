@@ -1,4 +1,4 @@
-"""One problem over several devices gives what one device gives."""
+"""One problem spread over several devices gives the same result as one device."""
 
 import json
 import subprocess
@@ -36,7 +36,7 @@ def test_columns_spread_over_four_devices_give_the_run_of_one():
     assert told["devices"] == 4
     assert not told["whole"]
     assert told["steps"][0] == told["steps"][1]
-    # Sums over devices are taken in another order: rounding, carried along an unstable path of condition sqrt(s)/eps.
+    # Sums over devices have another order; the rounding grows along an unstable path with condition sqrt(s)/eps.
     assert max(told["difference"], told["curve"]) < 1e-10
     assert "4 devices" in told["refused"]
     assert "11 columns" in told["refused"]

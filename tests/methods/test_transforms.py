@@ -15,7 +15,7 @@ SINGLE = float(jnp.finfo(jnp.float32).eps)
 MODEL = fc.UFM(num_classes=3, samples_per_class=3, num_features=15)
 RTOL = 1e-9
 NAMES = ("risk", "snc1")
-# Starts so unlike that their lanes take different numbers of steps.
+# Starts so different that their lanes take different numbers of steps.
 SIZES = [3.0, 0.3, 1e-3, 1e-6]
 
 
@@ -29,9 +29,9 @@ def plain() -> list[fc.Trajectory]:
 
 
 def assert_equal_runs(found: fc.Trajectory, expected: fc.Trajectory):
-    """The same verdict, end and curves to the tolerance of the runs, in the same steps but for those at the plateau.
+    """The same verdict, end and curves to the tolerance of the runs, with the same steps except at the plateau.
 
-    There the steps sit at the limit of stability, where rounding, which another program does otherwise, grows to rtol.
+    There the steps are at the limit of stability, where rounding (which differs between programs) grows to rtol.
     """
     assert int(found.code) == int(expected.code)
     assert abs(int(found.stats["accepted"]) - int(expected.stats["accepted"])) <= 2
@@ -43,7 +43,7 @@ def assert_equal_runs(found: fc.Trajectory, expected: fc.Trajectory):
 
 
 def test_jit_agrees_with_the_plain_call(plain):
-    """With everything traced: the numbers of the model and of the method too."""
+    """With everything traced, including the numbers of the model and the method."""
 
     @jax.jit
     def jitted(start, rtol, decay):
@@ -64,14 +64,14 @@ def test_vmap_agrees_with_the_plain_call_lane_by_lane(plain, run_lanes):
 
 
 def test_gradients_of_the_flow_under_vmap():
-    """Against central differences, lane by lane: by the size of the start, the decay and the final time.
+    """Against central differences, lane by lane, with respect to the size of the start, the decay and the final time.
 
-    The difference quotient errs by h^2 and by the solver's noise, near rtol, over h: both about 1e-5 here.
+    The error of a difference quotient is h^2 plus the solver's noise (near rtol) divided by h, both about 1e-5 here.
     """
     generic = start_of(1.0)
 
     def quantity(parameters, size):
-        """The risk at the end, plus a sum that has no symmetry."""
+        """The risk at the end, plus a sum without symmetry."""
         log_scale, decay, t1 = parameters
         start = jax.tree.map(lambda x: size * jnp.exp(log_scale) * x, generic)
         model = fc.UFM(num_classes=3, samples_per_class=3, num_features=15, weight_decay=decay)
@@ -90,7 +90,7 @@ def test_gradients_of_the_flow_under_vmap():
 
 
 def test_gradient_of_descent_by_the_learning_rate():
-    """Against central differences, and under vmap: a fixed number of steps is one smooth function of its rate."""
+    """Against central differences, also under vmap: with a fixed number of steps, the end is smooth in the rate."""
     start = start_of(0.3)
 
     def end_risk(rate):
@@ -107,7 +107,7 @@ def test_gradient_of_descent_by_the_learning_rate():
 
 
 class CountingSolver(ExponentialDOP853):
-    """The default solver, keeping count of how often its step is traced."""
+    """The default solver, which counts how often its step is traced."""
 
     def step(self, *args, **kwargs):
         TRACED.append("step")
@@ -118,7 +118,7 @@ TRACED: list[str] = []
 
 
 def counting_sgd(learning_rate, momentum):
-    """Gradient descent, keeping count of how often its update is traced."""
+    """Gradient descent, which counts how often its update is traced."""
     optimizer = optax.sgd(learning_rate, momentum)
 
     def update(updates, state, params=None):
@@ -129,7 +129,7 @@ def counting_sgd(learning_rate, momentum):
 
 
 def test_one_trace_for_all_values_of_the_flow():
-    """eps, rtol, atol, t1, decay and ts are data: none of their values compiles anything anew."""
+    """eps, rtol, atol, t1, decay and ts are data: a new value of any of them compiles nothing."""
 
     def simulate(eps, rtol, atol, t1, decay, t):
         model = fc.UFM(num_classes=2, samples_per_class=2, num_features=2, weight_decay=decay)
@@ -151,7 +151,7 @@ def test_one_trace_for_all_values_of_descent():
         model = fc.UFM(num_classes=2, samples_per_class=2, num_features=2)
         start = fc.initial.sphere(model, eps=eps, key=jax.random.key(0))
         method = fc.Descent(counting_sgd, 10, coordinates="sample", learning_rate=rate, momentum=momentum)
-        TRACED.clear()  # the constructor looks at the optimizer too
+        TRACED.clear()  # the constructor traces the optimizer too
         fc.simulate(model, start, method, metrics=())
         return len(TRACED)
 
@@ -162,8 +162,7 @@ def test_one_trace_for_all_values_of_descent():
 
 @pytest.mark.parametrize("shape", [(3, 3), (3, 15)])
 def test_lanes_beyond_sixteen_thousand_are_right(shape):
-    """jax 0.10.2 computed these norms wrongly from lane 16,384 up, without a word (jax issue 39103): those of a square
-    matrix, as tried with that release."""
+    """From lane 16,384 on, jax 0.10.2 silently computed these norms of a square matrix wrongly (jax issue 39103)."""
     rng = np.random.default_rng(0)
     matrix, vectors = rng.standard_normal(shape), rng.standard_normal((16_385, shape[1]))
     norms = jax.jit(jax.vmap(lambda v: jnp.linalg.norm(jnp.asarray(matrix) @ v)))(vectors)
@@ -171,7 +170,7 @@ def test_lanes_beyond_sixteen_thousand_are_right(shape):
 
 
 def test_single_precision_runs_and_says_what_it_reaches(paper_model, key):
-    """A float32 start stays float32 throughout; its end is the float64 end up to float32's rounding, and no further."""
+    """A float32 start stays float32 throughout; its end equals the float64 end only up to float32 rounding."""
     double = fc.initial.sphere(paper_model, eps=1e-4, key=key)
     single = jax.tree.map(lambda x: x.astype(jnp.float32), double)
     path, exact = (fc.simulate(paper_model, start, fc.Flow(rtol=1e-8), metrics=NAMES) for start in (single, double))
@@ -181,7 +180,7 @@ def test_single_precision_runs_and_says_what_it_reaches(paper_model, key):
     assert systems.relative_error(systems.arrays(path.final), systems.arrays(exact.final)) < 1e4 * SINGLE
     assert "float32 resolves" in repr(path)
     assert "float32" not in repr(exact)
-    # What the table says: about 1e-6, although the limit of this start is a thousand times smaller.
+    # As the table says, about 1e-6, although the limit of this start is a thousand times smaller.
     assert float(exact.metrics["snc1"][-1]) < 1e-8
     assert 1e-8 < float(path.metrics["snc1"][-1]) < 2e-5
     assert float(fc.metrics.snc(paper_model, path.final)[2]) < 2e-5

@@ -1,4 +1,4 @@
-"""Labels and classifiers of `from_features`: which samples count, and which row of W belongs to which class."""
+"""Labels and classifiers of `from_features`: which samples are used, and which row of W belongs to which class."""
 
 import numpy as np
 import pandas as pd
@@ -20,12 +20,12 @@ TEXTS = [str(c) for c in range(C)]
 
 def assert_same(found, wanted, names=None):
     for name in names or wanted:
-        # The reference takes the pseudo-inverse of a covariance, which loses the square of the condition of the means.
+        # The reference uses the pseudo-inverse of a covariance, which loses the squared condition number of the means.
         np.testing.assert_allclose(found[name], wanted[name], rtol=1e-9, atol=1e-13, err_msg=name)
 
 
 def with_a_missing_sample(value):
-    """The labels with one more sample, whose label says nothing and whose features are far from all others."""
+    """The labels with one more sample, whose label is missing and whose features are far from all others."""
     kind = np.float64 if isinstance(value, float) else object if value is None or value is pd.NA else np.int64
     return np.vstack([FEATURES, np.full(P, 1e3)]), np.append(LABELS.astype(kind), np.array([value], kind))
 
@@ -57,7 +57,7 @@ def test_digits_as_text_follow_the_classes_given():
     assert sorted(TEXTS) != TEXTS
     assert_same(fc.metrics.from_features(FEATURES, texts, W, B, classes=TEXTS), WANTED)
     names = ["nc1", "nc1_trace", "nc2_norm_h", "nc2_angle_h", "nc2_etf_h", "cdnv"]
-    assert_same(fc.metrics.from_features(FEATURES, texts), WANTED, names)  # without W no order matters
+    assert_same(fc.metrics.from_features(FEATURES, texts), WANTED, names)  # without W the order does not matter
     for labels in (texts, [f"class {c}" for c in LABELS], ["1.0" if c == 1 else TEXTS[c] for c in LABELS]):
         with pytest.raises(fc.UsageError, match=r"labels.*text.*classes="):
             fc.metrics.from_features(FEATURES, labels, W, B)
@@ -89,7 +89,7 @@ def test_samples_that_do_not_count_are_left_out(value):
     ignored = np.nan if missing else value
     for ignore_label in (ignored, [-55, ignored]):
         assert_same(fc.metrics.from_features(features, labels, W, B, ignore_label=ignore_label), WANTED)
-    features = np.where(features == 1e3, np.nan, features)  # which are not looked at
+    features = np.where(features == 1e3, np.nan, features)  # ignored samples are not read
     assert_same(
         fc.metrics.from_features(np.where(features == 1e3, np.nan, features), labels, W, B, ignore_label=ignored),
         WANTED,

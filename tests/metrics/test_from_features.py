@@ -19,14 +19,14 @@ WITH_CLASSIFIER = {"nc2_norm_w", "nc2_angle_w", "nc2_etf_w", "nc3", "nc4"}
 
 
 def digits_of_unequal_counts():
-    """Digits whose class c keeps 30 + 10 c images, in the data set's own order."""
+    """Digits whose class c keeps 30 + 10 c images, in the order of the data set."""
     pixels, labels = load_digits(return_X_y=True)
     rank = np.array([np.sum(labels[:i] == labels[i]) for i in range(len(labels))])
     kept = rank < 30 + 10 * labels
     return pixels[kept] / 16, labels[kept]
 
 
-# The network stops after a fixed number of epochs on purpose, and scikit-learn warns that it could go on.
+# The network stops after a fixed number of epochs on purpose; scikit-learn warns that it has not converged.
 @pytest.fixture(scope="module", params=[16, 5], ids=["p=16", "p=5, below C - 1"])
 def network(request):
     """Features (samples, p), labels, and the last layer (W, b)."""
@@ -48,7 +48,7 @@ def test_all_metrics_are_their_definitions(network):
     assert set(found) == FEATURES_ONLY | WITH_CLASSIFIER == set(expected)
     for name, value in expected.items():
         assert isinstance(found[name], float)
-        # The pseudo-inverse of a covariance, in the definition, loses the square of the condition of the means.
+        # The definition uses the pseudo-inverse of a covariance, which loses the squared condition number of the means.
         np.testing.assert_allclose(found[name], value, rtol=1e-9, atol=1e-14, err_msg=name)
 
 
@@ -63,14 +63,14 @@ def test_without_a_classifier_only_the_features_are_described(network):
 def test_order_of_the_samples_and_names_of_the_classes_do_not_matter(network):
     features, labels, W, b = network
     order = np.random.default_rng(0).permutation(len(labels))
-    names = np.array([f"digit {c}" for c in labels])  # sorted as the digits are
+    names = np.array([f"digit {c}" for c in labels])  # in the same order as the digits
     shuffled = fc.metrics.from_features(features[order], names[order], W, b)
     for name, value in fc.metrics.from_features(features, labels, W, b).items():
         np.testing.assert_allclose(shuffled[name], value, rtol=1e-9, atol=1e-14, err_msg=name)
 
 
 def test_features_in_single_precision_and_in_lists(network):
-    """Features that a framework computed in float32 are evaluated in float64, so only their own rounding shows."""
+    """Features computed in float32 are evaluated in float64, so only the rounding of the features shows."""
     features, labels, W, b = network
     full = fc.metrics.from_features(features, labels, W, b)
     single = fc.metrics.from_features(features.astype(np.float32), labels.tolist(), W.astype(np.float32).tolist(), b)
@@ -110,7 +110,7 @@ def test_bad_input_says_what_to_do(arguments, words):
 
 
 class Tensor:
-    """A tensor that behaves as torch's do: NumPy gets it detached, on the CPU, and in a type that NumPy knows."""
+    """A tensor like those of torch: NumPy can read it only if it is detached, on the CPU, and of a known type."""
 
     def __init__(self, values, device="cpu", requires_grad=False, dtype="torch.float32"):
         self.values, self.device, self.requires_grad, self.dtype = np.asarray(values), device, requires_grad, dtype
@@ -138,7 +138,7 @@ class Tensor:
 
 
 class OnlyNumpy:
-    """A tensor that knows `numpy()` alone, and no protocol."""
+    """A tensor that only has `numpy()`, and no array protocol."""
 
     def __init__(self, values):
         self.values = np.asarray(values)
@@ -246,5 +246,5 @@ def test_memory_does_not_grow_with_features_times_pairs_of_classes():
     found = subprocess.run(
         [sys.executable, "-c", GROWTH, *map(str, (C, p, n))], capture_output=True, text=True, check=True
     )
-    # The differences of all pairs of class means take p C (C - 1) / 2 numbers: 736 MB.
+    # The differences of all pairs of class means would take p C (C - 1) / 2 numbers: 736 MB.
     assert int(found.stdout) < 0.4 * 8 * p * C * (C - 1) / 2

@@ -1,4 +1,4 @@
-"""The metrics: their definitions sample by sample, zero at collapse, NaN where a ratio says nothing."""
+"""The metrics: their definitions sample by sample, zero at collapse, NaN for ratios with vanishing denominators."""
 
 import jax
 import jax.numpy as jnp
@@ -41,19 +41,19 @@ def test_every_metric_is_its_definition(name):
     expected = of_point(systems.arrays(state), model.counts, systems.arrays(start))
     assert set(found) == set(expected)
     for metric, value in expected.items():
-        # The pseudo-inverse by covariances, in the definition, loses the square of the condition of M.
+        # The definition uses the pseudo-inverse of a covariance, which loses the squared condition number of M.
         np.testing.assert_allclose(found[metric], value, rtol=1e-11, atol=1e-13, err_msg=metric)
 
 
 @pytest.mark.parametrize(("C", "N", "p"), [(3, 3, 15), (4, 7, 3), (3, 1, 5), (2, 3, 4)])
 def test_strong_collapse_implies_collapse(C, N, p, key):
-    """Lemma 1 of the paper: at a point with SNC1-SNC3, NC1-NC4 hold and the risk is 0. So is all else listed."""
+    """Lemma 1 of the paper: at a point with SNC1-SNC3, NC1-NC4 hold and the risk is 0. All other metrics are 0 too."""
     model = fc.UFM(num_classes=C, samples_per_class=N, num_features=p)
     state = fc.initial.collapsed(model, key=key)
     values = evaluate(model, state, systems.random_state(model))
     assert set(values) == {name for name, metric in METRICS.items() if not metric.costly}
     for metric, value in values.items():
-        if metric != "balancedness":  # measured against another start here, which was not balanced
+        if metric != "balancedness":  # it is relative to another start here, which was not balanced
             assert float(value) < 1e3 * EPS, metric
     assert max(map(float, fc.metrics.snc(model, state))) < 1e3 * EPS
 
@@ -75,7 +75,7 @@ def test_relative_distance_at_zero_is_nan():
 
 
 def test_distance_on_the_subspace_is_zero_and_grows_with_the_step_off_it(key):
-    """A step d orthogonal to S lies at the distance ||d||, wherever on S it starts."""
+    """After a step d orthogonal to S, the distance to S is ||d||, wherever on S the step starts."""
     model = MODELS["paper"]
     on = fc.initial.on_subspace(model, eps=1.0, key=key)
     z = np.concatenate([part.ravel() for part in systems.arrays(systems.random_state(model))])
@@ -103,7 +103,7 @@ def test_nc1_keeps_its_digits_however_small(size):
     a = (a - a.mean(axis=2, keepdims=True)).reshape(C, C * N)
     state = fc.State(H=jnp.asarray(np.repeat(M, N, axis=1) + size * M @ a), W=jnp.asarray(M.T), b=jnp.zeros(C))
     expected = size**2 * np.sum((systems.centring(C) @ a) ** 2) / (C * N)
-    # H holds the deviations to EPS only, which is EPS / size of their own size.
+    # H holds the deviations only to EPS, a relative error of EPS / size.
     found = fc.metrics.evaluate(model, state, ["nc1"])["nc1"]
     np.testing.assert_allclose(found, expected, rtol=1e3 * EPS / size)
 
@@ -124,9 +124,9 @@ def test_metrics_take_leading_axes():
 
 @pytest.mark.parametrize(("C", "p"), [(4, 3), (60, 40)])
 def test_distances_of_class_means_keep_their_digits_however_close_they_are(C, p):
-    """Means `m + 2^-40 k` with small integers k: all differences are exact, and so are their squares' sums.
+    """For means `m + 2^-40 k` with small integers k, all differences and the sums of their squares are exact.
 
-    A Gram matrix would leave `EPS ||m||^2`, 2^28 times what is sought.
+    A Gram matrix would have the error `EPS ||m||^2`, which is 2^28 times the wanted value.
     """
     rng = np.random.default_rng(3)
     steps = rng.integers(-64, 65, size=(p, C))

@@ -1,4 +1,4 @@
-"""The forms that make metrics cheap keep the digits of their definitions: near rounding, near balance, at any rank."""
+"""The cheap forms of the metrics keep the digits of their definitions: near rounding, near balance, at any rank."""
 
 import jax
 import jax.numpy as jnp
@@ -29,13 +29,13 @@ CONDITIONS = [("float64", 1e4), ("float64", 1e8), ("float32", 1e1), ("float32", 
 @pytest.mark.parametrize(("C", "p"), [(4, 7), (12, 20), (12, 5)])
 @pytest.mark.parametrize(("dtype", "condition"), CONDITIONS)
 def test_nc1_of_ill_conditioned_class_means_loses_their_condition_and_not_its_square(C, p, dtype, condition):
-    """Deviations `M a` give `||M^+ M a||^2 / n_tot`, whatever the condition of M: `M^+ M` projects on its rows.
+    """Deviations `M a` give `||M^+ M a||^2 / n_tot` for any condition number of M: `M^+ M` projects on its rows.
 
-    H rounds by eps of its largest entries, which M^+ makes `condition * eps` of the whole.
+    H is rounded to eps of its largest entries, which M^+ amplifies to a relative error of `condition * eps`.
     """
     N, rank = 6, min(C - 1, p)
     rng = np.random.default_rng(5)
-    rows = np.linalg.svd(systems.centring(C))[2][: C - 1]  # of the vectors that add up to zero
+    rows = np.linalg.svd(systems.centring(C))[2][: C - 1]  # a basis of the vectors that sum to zero
     rows = orthonormal(rng, C - 1, rank).T @ rows
     M = orthonormal(rng, p, rank) * np.geomspace(1, 1 / condition, rank) @ rows
     a = rng.standard_normal((C, C, N))
@@ -58,7 +58,7 @@ MATRICES = {
 
 
 def matrices(shape, dtype, seed=0):
-    """Of full rank, with two equal columns, with a row and a column of zeros, of rank one, and zero."""
+    """Matrices of full rank, with two equal columns, with a zero row and column, of rank one, and zero."""
     rng = np.random.default_rng(seed)
     A = rng.standard_normal((5, *shape)).astype(dtype)
     A[1, :, 1] = A[1, :, 0]
@@ -71,7 +71,7 @@ def matrices(shape, dtype, seed=0):
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("name", MATRICES)
 def test_pseudo_inverses_of_any_rank_solve_the_equations_of_penrose(name, dtype):
-    """Those four equations have one solution; lanes of several ranks stand in one batch, under jit and two vmaps."""
+    """The four equations have one solution. Lanes of several ranks share one batch, under jit and two vmaps."""
     A = matrices(MATRICES[name], dtype)
     both = jax.jit(jax.vmap(jax.vmap(pinv)))(jnp.asarray(np.stack([A, 3 * A])))
     alone = [pinv(jnp.asarray(one)) for one in A]
@@ -102,7 +102,7 @@ def test_pseudo_inverses_of_numbers_whose_squares_are_out_of_range(scale):
 
 @pytest.mark.parametrize("shape", [(6, BY_COLUMNS_UP_TO), (3, 8), (20, BY_COLUMNS_UP_TO + 5)])
 def test_derivatives_of_pseudo_inverses_are_quotients_of_differences(shape):
-    """First and second derivatives, alone and in lanes."""
+    """First and second derivatives, of one matrix and in lanes."""
     A, direction = np.random.default_rng(3).standard_normal((2, *shape))
 
     def at(t):
@@ -124,7 +124,7 @@ def test_derivatives_of_pseudo_inverses_are_finite_at_any_rank():
 
 # ---- balance
 
-# C, n, p: whole, in strips, and without a p x p matrix.
+# C, n, p: the whole matrix, strips, and no p x p matrix.
 SHAPES = {"whole": (3, 9, 15), "strips": (30, 300, STRIPS_FROM + 3), "thin": (3, 5, THIN_FROM * 8 + 1)}
 
 
@@ -148,9 +148,9 @@ def exact_drift(W, X, W0, X0):
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_balance_under_rotations_is_kept_to_rounding(shape, dtype):
-    """`W -> R W` and `H -> H Q` with orthogonal R and Q move the point far and leave `W^T W - H H^T` as it was.
+    """`W -> R W` and `H -> H Q` with orthogonal R and Q move the point far but do not change `W^T W - H H^T`.
 
-    Traces of products of Gram matrices would leave the root of eps.
+    Traces of products of Gram matrices would have an error of sqrt(eps).
     """
     W, X, rng = pair(shape, dtype)
     R, Q = (orthonormal(rng, n, n).astype(dtype) for n in (len(W), X.shape[1]))
@@ -170,7 +170,7 @@ def test_small_drifts_have_their_digits(shape, step):
 
 
 def test_thin_drift_has_the_derivatives_of_its_definition():
-    """First and second derivatives against those of the p x p matrices, with columns that depend on each other."""
+    """First and second derivatives against those of the p x p matrices, with linearly dependent columns."""
     W, X, rng = pair("thin")
     X[:, 1], X[:, 2] = X[:, 0], 0
     W0, X0 = W + rng.standard_normal(W.shape), X
@@ -188,7 +188,7 @@ def test_thin_drift_has_the_derivatives_of_its_definition():
 
 
 def test_features_that_are_many_take_no_square_matrix():
-    """Of p = 20,000 features it would take 3.2 GB."""
+    """For p = 20,000 features, a square matrix would take 3.2 GB."""
     C, N, p = 2, 2, 20_000
     model = fc.UFM(num_classes=C, samples_per_class=N, num_features=p)
     state, start = systems.random_state(model), systems.random_state(model, seed=1)

@@ -21,7 +21,7 @@ from flowcollapse.model.ufm import check_counts
 
 EPS = float(np.finfo(np.float64).eps)
 
-# (counts, p): few samples (a fixed basis), many samples (a factorised one), one sample a class, unequal counts.
+# (counts, p): few samples (a fixed basis), many samples (a factorised basis), one sample per class, unequal counts.
 SHAPES = [((3, 3, 3), 15), ((6, 6, 6), 4), ((1, 1, 1, 1), 5), ((5, 1, 3), 7), ((9, 1, 4), 3), ((4, 7), 1)]
 shapes = pytest.mark.parametrize(("counts", "p"), SHAPES)
 
@@ -55,7 +55,7 @@ def test_class_mean_columns_hold_the_scaled_means_and_the_scatter_within_the_cla
 
 @shapes
 def test_the_residual_is_the_same_up_to_a_rotation_of_its_columns(counts, p):
-    # `G G^T`, `G X^T` and `G u` are all that the risk and its gradient read.
+    # The risk and its gradient depend only on `G G^T`, `G X^T` and `G u`.
     state = random_state(counts, p)
     H, W, b = np.asarray(state.H), np.asarray(state.W), np.asarray(state.b)
     G = W @ H + b[:, None] - np.repeat(np.eye(len(counts)), counts, axis=1)
@@ -162,7 +162,7 @@ def test_every_metric_of_the_class_mean_columns_is_that_of_the_samples(counts, p
 @pytest.mark.parametrize("tilt", [1e-3, 1e-6, 1e-9])
 def test_nc1_keeps_its_digits_when_the_scatter_inside_the_span_of_the_means_is_tiny(tilt):
     # With M = [D; 0] J^T for a centred orthonormal J and L = [tilt * K; Z], the pseudo-inverse sees K alone:
-    # nc1 = tilt^2 ||D^-1 K||^2 / n_tot, though ||Z|| = O(1). A product of covariances loses this below tilt = 1e-8.
+    # nc1 = tilt^2 ||D^-1 K||^2 / n_tot, although ||Z|| = O(1). A product of covariances loses this below tilt = 1e-8.
     counts, p = (4, 4, 4), 7
     rng = np.random.default_rng(5)
     D, K, Z = rng.normal(size=(2, 2)), rng.normal(size=(2, 9)), rng.normal(size=(5, 9))
@@ -175,11 +175,11 @@ def test_nc1_keeps_its_digits_when_the_scatter_inside_the_span_of_the_means_is_t
     wanted = tilt**2 * np.sum(np.linalg.solve(D, K) ** 2) / 12
     model = model_of(counts, p)
     for one in (state, fc.to_class_means(model, state)):
-        # Z itself carries no error into K: the features are not rotated. K's own digits set the tolerance.
+        # Z adds no error to K, because the features are not rotated. The digits of K set the tolerance.
         np.testing.assert_allclose(fc.metrics.evaluate(model, one, ["nc1"])["nc1"], wanted, rtol=1e3 * EPS / tilt)
 
 
-# ---- what is refused, and said
+# ---- bad input
 
 
 def test_class_means_of_a_state_in_samples_are_refused_with_the_cure():
@@ -199,7 +199,7 @@ def test_counts_that_are_not_one_positive_integer_a_class_are_refused(counts):
         check_counts(counts, 3)
 
 
-# ---- what leads back to the samples is held, not copied
+# ---- the arrays that lead back to the samples are shared, not copied
 
 
 @pytest.mark.parametrize("rank", [0, 1, 2])

@@ -18,7 +18,7 @@ from flowcollapse.model.problem import Point, problem_of
 EPS = float(np.finfo(np.float64).eps)
 DECAY = (0.3, 0.2, 0.1)
 
-# Collapse needs p = C - 1 features. "auto" compresses rows as well where there are at least twice as many as move.
+# Collapse needs p = C - 1 features. "auto" also compresses rows if there are at least twice as many as move.
 MODELS = {
     "p above C-1": fc.UFM(num_classes=3, samples_per_class=3, num_features=24, weight_decay=DECAY),
     "p at C-1, imbalanced": fc.UFM(num_classes=3, samples_per_class=(5, 1, 3), num_features=2, weight_decay=DECAY),
@@ -31,19 +31,19 @@ MODELS = {
 COORDINATES = dict.fromkeys(MODELS, "class-mean") | {"p above C-1": "auto"}
 USED = dict.fromkeys(MODELS, "class-mean") | {"p above C-1": "class-mean, 24 rows as 12"}
 
-# These runs are short: most of their time is the compiler's, which this saves a third of.
+# These runs are short, and this saves a third of the compilation, which takes most of their time.
 compiled = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def start_of(model):
-    """A start far from S, of size one, with a bias where the model has one."""
+    """A start far from S, of size one, with a bias if the model has one."""
     state = fc.initial.sphere(model, 1.0, key=jax.random.key(7))
     b = jax.random.normal(jax.random.key(8), (model.num_classes,)) if model.use_bias else state.b
     return fc.State(H=state.H, W=state.W, b=b)
 
 
 def relative_difference(a: fc.State | None, b: fc.State | None) -> float:
-    """`||a - b|| / ||b||` of H, W or b at one time: the largest of all."""
+    """The largest `||a - b|| / ||b||` over H, W and b and over all times."""
     assert a is not None
     assert b is not None
     differences = []
@@ -79,7 +79,7 @@ def test_the_flow_is_the_same_in_all_coordinates(name):
     assert relative_difference(reduced.states, full.states) < 1e-9
     np.testing.assert_allclose(reduced.metrics["risk"], full.metrics["risk"], rtol=1e-9)
 
-    # The same steps at a loose tolerance make the same numbers to rounding.
+    # At a loose tolerance the steps are equal, so the numbers agree up to rounding.
     full, reduced = (flow(model, start, 1e-7, coordinates=c) for c in ("sample", kind))
     for steps in ("accepted", "rejected"):
         assert reduced.stats[steps] == full.stats[steps]
@@ -142,7 +142,7 @@ def test_the_mean_residual_is_what_it_says_and_leads_back_to_the_bias(name):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_the_field_in_the_mean_residual_is_the_chain_rule(name):
-    # e' by forward differentiation of e along the field of (W, X, b); the relaxation is linear with rate n_tot + lam_b.
+    # e' by forward differentiation of e along the field of (W, X, b); its relaxation has the rate n_tot + lam_b.
     model = MODELS[name]
     problem, point = problem_of(model, fc.to_class_means(model, start_of(model)))
 
@@ -171,12 +171,12 @@ def test_rows_that_move_span_the_start_and_lead_back_to_it():
     back = frame.leave(point)
     np.testing.assert_allclose(back.H, start.H, atol=32 * EPS)
     np.testing.assert_allclose(back.W, start.W, atol=32 * EPS)
-    # Leading axes, as saved states have them.
+    # With leading axes, as in saved states.
     several = frame.leave(Point(*(jnp.stack([x, 2 * x]) for x in point)))
     np.testing.assert_allclose(several.H[1], 2 * start.H, atol=64 * EPS)
 
 
-# ---- nothing of the size of the samples
+# ---- no array as large as the samples
 
 
 @pytest.mark.parametrize(
@@ -190,7 +190,7 @@ def test_a_million_samples_a_class_make_no_array_of_their_size(method):
     assert max(sizes(program.jaxpr)) < 10_000
 
 
-# ---- which optimizers, and what is refused
+# ---- which optimizers, and bad input
 
 COMMUTING = [
     optax.sgd(0.1),
@@ -223,7 +223,7 @@ def test_elementwise_optimizers_use_samples_and_refuse_class_means(optimizer):
 
 
 def test_adam_takes_its_own_way_in_every_rotation_of_the_samples():
-    # Why it is refused: from the same state, one step of Adam in class means is not one step in samples.
+    # This is why Adam is refused: from the same state, its step in class means differs from its step on the samples.
     model = MODELS["p at C-1, imbalanced"]
     start = start_of(model)
     steps = []

@@ -22,7 +22,7 @@ MODELS = {
 
 @jax.jit
 def evaluate(model: fc.UFM, state: fc.State):
-    """The risk, the field by hand and the gradient by automatic differentiation."""
+    """The risk, the hand-written field and the gradient by automatic differentiation."""
     return fc.risk(model, state), fc.velocity(model, state), jax.grad(fc.risk, argnums=1)(model, state)
 
 
@@ -60,7 +60,7 @@ def test_risk_takes_leading_axes(paper_model):
 
 
 def test_field_at_zero_is_that_of_the_bias_alone(paper_model):
-    """At H = W = b = 0 the residual is -Y, so that only `b' = Y 1 = N 1` is not zero."""
+    """At H = W = b = 0 the residual is -Y, so only `b' = Y 1 = N 1` is nonzero."""
     zero = fc.State(H=jnp.zeros((15, 9)), W=jnp.zeros((3, 15)), b=jnp.zeros(3))
     velocity = fc.velocity(paper_model, zero)
     assert not velocity.H.any()

@@ -1,4 +1,4 @@
-"""States from any arrays: the risk is that of the numbers, whatever they came in; what holds no numbers is refused."""
+"""States from any arrays: the risk depends only on the numbers, and anything without numbers is refused."""
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ EXPECTED = systems.risk(systems.Arrays(H.astype(float), W.astype(float), b.astyp
 
 
 class Tensor:
-    """What torch's tensors answer to, without torch: no NumPy before they are detached and on the CPU."""
+    """A tensor like those of torch: NumPy can read it only if it is detached and on the CPU."""
 
     def __init__(self, values, ready=False):
         self.values, self.ready = values, ready
@@ -59,7 +59,7 @@ FORMS = {
 
 @pytest.mark.parametrize("form", FORMS)
 def test_the_risk_is_that_of_the_numbers(form):
-    """Small integers are exact in every form; roots of the counts and decays are not, and have float32's error."""
+    """Small integers are exact in every form; roots of the counts and decays have the error of float32."""
     state = fc.State(H=FORMS[form](H), W=FORMS[form](W), b=FORMS[form](b))
     rtol = 100 * float(jnp.finfo(state.X.dtype).eps)
     assert jnp.finfo(state.X.dtype).bits >= 32

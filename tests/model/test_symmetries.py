@@ -1,6 +1,6 @@
-"""What flow and descent share: rotations, permutations, the invariant subspace, collapse as a fixed point.
+"""Laws that flow and descent share: rotations, permutations, the invariant subspace, collapse as a fixed point.
 
-One compilation for each method: the starts that a law relates are lanes of one `jax.vmap`.
+Each method is compiled once: the starts that a law relates are lanes of one `jax.vmap`.
 """
 
 from typing import NamedTuple
@@ -15,7 +15,7 @@ import flowcollapse as fc
 
 C, N, P_FEATURES = 3, 3, 15
 EPS = float(jnp.finfo(jnp.float64).eps)
-# Rounding, carried through some hundred steps and the growth of e^{st} that the escape from the origin is.
+# Rounding after a few hundred steps, amplified by the growth of e^{st} during the escape from the origin.
 ROUNDED = 1e5 * EPS
 
 METHODS = {
@@ -27,10 +27,10 @@ METHODS = {
 
 
 def standing_still(path: fc.Trajectory) -> float:
-    """How far a run may drift from where it should stay: by rounding, or by the tolerance for the explicit solver.
+    """How far a run may drift from a point of rest: by rounding, or by the tolerance for the explicit solver.
 
-    At rest its step control sees no error and lengthens the steps past the limit of stability, where rounding grows
-    until it is seen. The default solver knows the limit.
+    At rest, the step control of the explicit solver sees no error and lengthens the steps beyond the limit of
+    stability, where rounding grows until it shows. The default solver respects the limit.
     """
     size = np.sqrt(2 * np.sqrt(N) * (C - 1) + 1 / C)  # of a collapsed point
     explicit = isinstance(path.method, fc.Flow) and path.method.solver == "tsit5"
@@ -38,7 +38,7 @@ def standing_still(path: fc.Trajectory) -> float:
 
 
 class Transformed(NamedTuple):
-    """A start and the same start rotated and permuted, and how to bring back the last three."""
+    """A start, the same start rotated and permuted in three ways, and the maps that undo these."""
 
     rotation: np.ndarray
     samples: np.ndarray
@@ -68,7 +68,7 @@ def transformed(paper_model, key) -> Transformed:
 
 @pytest.fixture(scope="module", params=METHODS)
 def paths(request, paper_model, transformed) -> dict[str, fc.Trajectory]:
-    """The path from each start, every one observed at the same times."""
+    """The path from each start, observed at common times."""
     method, starts = METHODS[request.param], transformed.starts
     ts = jnp.linspace(0.0, 8.0, 21)
     stacked = jax.tree.map(lambda *xs: jnp.stack(xs), *starts.values())
@@ -81,7 +81,7 @@ def paths(request, paper_model, transformed) -> dict[str, fc.Trajectory]:
 
 
 def test_rotating_the_features_rotates_the_path(paths, transformed):
-    """`(H, W) -> (R H, W R^T)` leaves the risk as it is, for every orthogonal R."""
+    """`(H, W) -> (R H, W R^T)` does not change the risk, for any orthogonal R."""
     plain, rotated = (systems.arrays(paths[name].states) for name in ("plain", "rotated"))
     R = transformed.rotation
     assert systems.relative_error((R.T @ rotated.H, rotated.W @ R, rotated.b), plain) < ROUNDED
@@ -101,14 +101,14 @@ def test_permuting_classes_permutes_the_path(paths, transformed):
 
 
 def test_the_subspace_is_invariant(paths):
-    """A start on S stays there: in the metric, and measured against an explicit basis of S."""
+    """A start on S stays there, by the metric and by an explicit basis of S."""
     path = paths["on S"]
     assert float(jnp.max(path.metrics["distance"])) < standing_still(path)
     basis = systems.subspace_basis(C, N, P_FEATURES)
     states = systems.arrays(path.states)
     z = np.concatenate([part.reshape(len(path.ts), -1) for part in states], axis=1)
     assert np.max(np.linalg.norm(z - (z @ basis.T) @ basis, axis=1)) < standing_still(path)
-    # It moved, all the way from near the origin to collapse.
+    # It did move, all the way from near the origin to collapse.
     assert float(path.metrics["risk"][0]) > 1
     assert float(path.metrics["risk"][-1]) < 1e-6
 

@@ -1,4 +1,4 @@
-"""The axes of pictures: logarithmic ticks that can be read, numbers that read as they are."""
+"""The axes of pictures: readable logarithmic ticks, and numbers as readers expect them."""
 
 import pytest
 

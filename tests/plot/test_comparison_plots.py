@@ -1,4 +1,4 @@
-"""The figures and the table of a comparison: what is shown is what the Dataset holds."""
+"""The figures and the table of a comparison show the numbers of the Dataset."""
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -21,7 +21,7 @@ def _closed():
 
 @pytest.fixture
 def dataset() -> xr.Dataset:
-    """Values that differ in every method, rate, seed and time; Adam is saved a little late, and diverges once."""
+    """Values that differ for every method, rate, seed and time; Adam is saved a little late, and diverges once."""
     values = np.exp(-(np.arange(3 * 2 * 4 * 5.0).reshape(3, 2, 4, 5) % 11))
     values[2, 0, 3] = np.nan
     times = np.broadcast_to(TIMES, values.shape) + np.array([0, 0, 0.1])[:, None, None, None]

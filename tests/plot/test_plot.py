@@ -1,4 +1,4 @@
-"""The figures: what is drawn is what the Dataset holds, on given axes or new ones."""
+"""The figures draw the numbers of the Dataset, on given axes or new ones."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ def _closed():
 
 @pytest.fixture
 def dataset() -> xr.Dataset:
-    """Curves that differ in every method, eps, seed and quantity, with seed 8 marked as the one to show."""
+    """Curves that differ for every method, eps, seed and quantity; seed 8 is marked as the one to show."""
     dims = ("method", "eps", "seed", "time")
     shape = (2, len(EPS_LIST), len(SEEDS), len(TIMES))
     values = np.exp(-np.cumsum(np.arange(1.0, np.prod(shape) + 1).reshape(shape) % 7, axis=-1))
@@ -40,12 +40,12 @@ def solid(ax: Axes) -> list[np.ndarray]:
 
 
 def dotted(ax: Axes) -> list[np.ndarray]:
-    """The lines drawn in black, which are the descent's."""
+    """The black lines, which show descent."""
     return [np.asarray(line.get_ydata()) for line in ax.lines if line.get_color() == "black"]
 
 
 def dashed(ax: Axes) -> list[np.ndarray]:
-    """The other broken lines, which are the medians."""
+    """The other broken lines, which show medians."""
     others = [line for line in ax.lines if line.get_linestyle() != "-" and line.get_color() != "black"]
     return [np.asarray(line.get_ydata()) for line in others]
 

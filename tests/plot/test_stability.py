@@ -1,7 +1,7 @@
-"""Where descent comes to rest, against its step size: in collapse, off it, nowhere; and the sharpness that decides it.
+"""Where descent comes to rest, against its step size: in collapse, off it, or nowhere; and the sharpness behind this.
 
-Step sizes are given as ratios to the stability threshold, `eta (CN + s)/2` with `s = sqrt N`. At a ratio r, and
-`mu = 2/eta - CN`, nothing rests at risk 0 with an eigenvalue of `W W^T` above mu, so that `SNC1 >= sqrt(C-1) (s - mu)`.
+Step sizes are given as ratios to the stability threshold, `eta (CN + s)/2` with `s = sqrt N`. At a ratio r, with
+`mu = 2/eta - CN`, a point of risk 0 at rest has no eigenvalue of `W W^T` above mu, so `SNC1 >= sqrt(C-1) (s - mu)`.
 """
 
 import functools
@@ -37,7 +37,7 @@ def ufm(C, N, p, **options):
 
 
 def largest(model, point) -> float:
-    """The largest eigenvalue of the whole Hessian, sample by sample, in NumPy."""
+    """The largest eigenvalue of the full Hessian, sample by sample, in NumPy."""
     return np.linalg.eigvalsh(hessians.matrix(point, model.counts))[-1]
 
 
@@ -50,7 +50,7 @@ def gram(W: np.ndarray) -> np.ndarray:
 
 
 def test_sharpness_in_every_kind_of_columns():
-    """At collapse it is `CN + s`, elsewhere that of the whole matrix: 24 columns of samples' deviations become 6."""
+    """It is `CN + s` at collapse, and equals that of the full matrix elsewhere: 24 columns of deviations become 6."""
     model = ufm(4, 7, 6)
     states = [fc.initial.collapsed(model, key=jax.random.key(1)), *(systems.random_state(model, i) for i in range(2))]
 
@@ -67,7 +67,7 @@ def test_sharpness_in_every_kind_of_columns():
 
 
 def test_sharpness_along_a_flow_ends_at_that_of_collapse():
-    """In class means of compressed rows, 14 of them as 6; at the end it lies within O(eps^2) of `CN + s`."""
+    """In class means and compressed rows (14 become 6), it ends within O(eps^2) of `CN + s`."""
     model, eps = ufm(2, 2, 14), 1e-3
     start = fc.initial.sphere(model, eps, key=jax.random.key(0))
 
@@ -97,11 +97,11 @@ def test_what_is_costly_is_left_out_unless_asked_for(paper_model):
 STEPS, START, SEEDS = 4000, (0.1, 0.01), 4
 BELOW, FIRST, SECOND = 0.98, 1.01, 1.02
 SHORT = (0.025, 0.05, 0.1)
-"""Short steps, tried where N = 1: there descent rests at its plateau for ever, whatever time they take together."""
+"""Small step sizes, tried for N = 1, where descent stays at its plateau however long it runs."""
 
 
 class Swept:
-    """The sweep of one geometry over step sizes of all regimes."""
+    """A sweep of one geometry over step sizes from all regimes."""
 
     def __init__(self, C, N, p):
         self.C, self.N, self.s, self.model = C, N, math.sqrt(N), ufm(C, N, p)
@@ -117,11 +117,11 @@ class Swept:
         return fc.sweep(self.model, method, learning_rate=self.etas, progress=False, **options)
 
     def at(self, ratio) -> xr.Dataset:
-        """The ends of the runs with one step size, over eps and seeds."""
+        """The ends of the runs at one step size, over eps and seeds."""
         return self.all.isel(learning_rate=self.ratios.index(ratio), time=0)
 
     def bound(self, ratio) -> float:
-        """The least SNC1 at rest."""
+        """The smallest possible SNC1 at rest."""
         return math.sqrt(self.C - 1) * (self.s - ((self.C * self.N + self.s) / ratio - self.C * self.N))
 
 
@@ -153,7 +153,7 @@ def test_collapse_is_reached_below_the_threshold_and_not_above(swept):
 
 
 def test_the_risk_falls_to_its_plateau_on_both_sides_of_the_threshold(swept):
-    """At rest it is `1/2 ||H_dev^T u||^2` with `u = W^T 1/sqrt C`, of order eps^4 and none for N = 1 (derived here)."""
+    """At rest it is `1/2 ||H_dev^T u||^2` with `u = W^T 1/sqrt C`, of order eps^4, and 0 for N = 1 (derived here)."""
     risks = []
     for end in (swept.at(BELOW), swept.at(SECOND)):
         H, W = end["H"].values, end["W"].values
@@ -167,7 +167,7 @@ def test_the_risk_falls_to_its_plateau_on_both_sides_of_the_threshold(swept):
 
 
 def test_just_above_the_threshold_the_eigenvalues_come_to_rest_as_far_below_mu_as_they_were_above(swept):
-    """SNC1 over the least that it can be tends to 2, linearly: with two ratios the linear part is taken off.
+    """SNC1 divided by its smallest possible value tends to 2 linearly; two ratios serve to remove the linear part.
 
     With `D = W W^T - mu P` and the mean residual e, `e' = eta D e`, `D' = -k e e^T`, and `D' - eta D^2` is conserved.
     """
@@ -183,7 +183,7 @@ def test_nothing_rests_beyond_the_divergence_threshold(swept):
 
 
 def test_below_the_threshold_errors_differ_from_those_of_the_flow_by_the_step_size():
-    """Where N = 1 the plateau is one of risk 0, where everything rests: the ends of both, and errors in proportion."""
+    """For N = 1 the plateau has risk 0, where both come to rest; their errors differ in proportion to the step size."""
     swept = SWEPT[3, 1, 5]
     for eps in START:
         for seed in range(SEEDS):
@@ -193,9 +193,9 @@ def test_below_the_threshold_errors_differ_from_those_of_the_flow_by_the_step_si
             ends = [swept.at(ratio).sel(eps=eps, seed=seed) for ratio in SHORT]
             for name in ("snc1", "snc2", "distance"):
                 one, two, four = (float(end[name]) - exact[name] for end in ends)
-                # Without the parts in eta and eta^2 nothing is left.
+                # After removing the terms in eta and eta^2, nothing is left.
                 assert abs(8 * one - 6 * two + four) / 3 < 0.05 * abs(one), (name, eps, seed)
-                if name != "snc1":  # in which the part in eta is small for some starts
+                if name != "snc1":  # its term in eta is small for some starts
                     assert abs(math.log2(two / one) - 1) < 0.1, (name, eps, seed)
 
 
@@ -205,7 +205,7 @@ def test_descent_rests_where_the_sharpness_is_below_two_over_the_step_size():
         end = swept.at(ratio)
         sharpness, W = end["sharpness"].values, end["W"].values
         assert np.all(sharpness * eta < 2)
-        # At risk 0 it is CN and the largest eigenvalue of W W^T, and O(eps^2) more.
+        # At risk 0 it is CN plus the largest eigenvalue of W W^T, plus O(eps^2).
         expected = 3 + np.linalg.eigvalsh(gram(W))[..., -1]
         assert np.all(np.abs(sharpness - expected) < np.array(START)[:, None] ** 2)
         H, b = end["H"].values[0, 0], end["b"].values[0, 0]
@@ -217,7 +217,7 @@ def test_descent_rests_where_the_sharpness_is_below_two_over_the_step_size():
 
 @pytest.fixture
 def runs() -> xr.Dataset:
-    """The runs of N = 1 from one start size; one has not come to rest, one is not done, one has blown up."""
+    """The runs of N = 1 from one start size: one has not come to rest, one is unfinished, one has blown up."""
     dataset = SWEPT[3, 1, 5].all.sel(eps=0.1).copy(deep=True)
     first, second = (SWEPT[3, 1, 5].ratios.index(ratio) for ratio in (FIRST, SECOND))
     dataset["verdict"][first, 0] = fc.Verdict.step_limit
@@ -255,7 +255,7 @@ def test_the_picture_shows_every_run_by_its_verdict(runs):
                 drawn[kind].add((round(ratio, 12), round(value, 12)))
     assert {kind: points(lines[kind]) for kind in drawn} == drawn
     assert len(drawn["one run, not at rest"]) == 1
-    # 0.965 of the height of the picture, wherever that ends.
+    # At 0.965 of the height of the picture, whatever its limits.
     assert lines["one run, blown up"].get_transform() == ax.get_xaxis_transform()
     assert ax.get_ylim()[1] < 10
     medians = [np.median(row) for row in np.where(values == 1e30, np.inf, values)]
@@ -288,7 +288,7 @@ def test_the_picture_marks_thresholds_and_regimes_and_the_least_error_at_rest(ru
 
 
 def synthetic(model, method=None, **coords) -> xr.Dataset:
-    """Two runs that rest, and the options of a model and a method as a sweep writes them."""
+    """Two runs at rest, with the options of a model and a method as a sweep writes them."""
     axes = ("learning_rate", "seed")
     variables = {"snc1": ((*axes, "time"), np.ones((2, 1, 1))), "verdict": (axes, [[0], [0]], verdict_attributes())}
     attributes = {"model": json.dumps(model), "method": json.dumps(method or {})}
@@ -296,7 +296,7 @@ def synthetic(model, method=None, **coords) -> xr.Dataset:
 
 
 def test_the_picture_of_other_models():
-    """Thresholds as `landscape` has them; without a bias there is one, and no bound on what rests."""
+    """Thresholds come from `landscape`. Without a bias there is only one, and no bound on points of rest."""
     for options in ({"use_bias": False}, {"weight_decay": [0.5, 0.5, 0.0]}):
         model = ufm(3, 4, 5, **options)
         ax = plot.stability(synthetic({"num_classes": 3, "samples_per_class": 4, "num_features": 5} | options))
@@ -304,7 +304,7 @@ def test_the_picture_of_other_models():
         np.testing.assert_allclose(labelled(ax)["one run, at rest"].get_xdata(), ratios, rtol=8 * EPS)
         assert "least at rest" not in labelled(ax)
         assert len(ax.patches) == (3 if model.use_bias else 2)
-    # The last model again, as one of several decays that were selected from.
+    # The last model again, selected from a sweep over several decays.
     selected = synthetic({"num_classes": 3, "samples_per_class": 4, "num_features": 5})
     ax = plot.stability(selected.assign_coords(weight_decay_values=("weight_decay_part", [0.5, 0.5, 0.0])))
     np.testing.assert_allclose(labelled(ax)["one run, at rest"].get_xdata(), ratios, rtol=8 * EPS)
@@ -338,7 +338,7 @@ def test_what_has_no_such_picture_is_refused(runs, case):
 
 
 def test_the_commands_make_the_same_sweep_and_draw_it(tmp_path):
-    """`flowcollapse sweep`, with the sharpness by its name, and `flowcollapse plot --kind stability`."""
+    """`flowcollapse sweep` with the metric sharpness, and `flowcollapse plot --kind stability`."""
     swept, store = SWEPT[3, 1, 5], tmp_path / "stability.zarr"
     rates = ",".join(map(repr, swept.etas))
     words = f"--samples-per-class 1 --num-features 5 --method descent --num-steps {STEPS} --axis learning_rate={rates}"

@@ -1,7 +1,7 @@
-"""Pictures of sweeps: what is drawn is the order statistics of the runs, and what is missing is said.
+"""Pictures of sweeps show order statistics of the runs, and report missing runs.
 
-The sweep is real: the paper's model over three ends, four eps and five seeds. Of five values the median is the third,
-and the 5 and 95 % points lie a fifth of the way from the outermost value to its neighbour.
+The sweep is real: the paper's model over three end times, four eps and five seeds. The median of five values is the
+third, and the 5 and 95 % points are a fifth of the way from the outermost value to its neighbour.
 """
 
 import json
@@ -42,7 +42,7 @@ def _closed():
 
 @pytest.fixture(scope="module")
 def runs(paper_model) -> xr.Dataset:
-    """Runs up to t1, or to their own plateau if that comes first, so that only the short ones share their times."""
+    """Runs up to t1, or to their plateau if that comes first, so only the short runs share their times."""
 
     def run(t1, eps, seed):
         start = fc.initial.sphere(paper_model, eps, key=jax.random.key(seed))
@@ -71,14 +71,14 @@ def ended(runs) -> xr.Dataset:
 
 @pytest.fixture
 def shared(runs) -> xr.Dataset:
-    """The runs to time 8, which have their times in common."""
+    """The runs to time 8, which share their times."""
     short = runs.sel(t1=8.0)
     assert np.all(short["t"] == short["t"][0, 0])
     return short.assign_coords(time=short["t"][0, 0].values).drop_vars("t")
 
 
 def without(dataset: xr.Dataset, gone) -> xr.Dataset:
-    """The Dataset before some of its runs were done, as it lies on disk: integers are -1 there."""
+    """The Dataset before some of its runs are finished, as on disk: their integers are -1."""
     return dataset.map(lambda v: v.where(~gone, -1 if v.dtype.kind in "iu" else np.nan), keep_attrs=True)
 
 
@@ -164,17 +164,17 @@ def test_limit_fits_the_predicted_power(ended, name):
     }
     middles = np.sort(final, axis=1)[:, 2]
     np.testing.assert_allclose(along_y(medians), middles, rtol=ROUNDING)
-    # Least squares over the three eps from 1e-2 down: equal distances, so the outer two decide.
+    # Least squares over the three eps from 1e-2 down: they are equally spaced, so the outer two decide.
     slope = math.log(middles[1] / middles[3]) / math.log(EPS[1] / EPS[3])
     fitted, predicted = legend_of(ax)[-2:]
     assert power_in(fitted) == pytest.approx(slope, abs=6e-4)  # three decimals are printed
     assert power_in(predicted) == POWERS[name]
-    # The next order of the errors is eps^2, or eps for SNC2, smaller.
+    # The next order of the errors is smaller by eps^2, or by eps for SNC2.
     assert slope == pytest.approx(POWERS[name], abs=3e-3)
     for line, power in ((fit, slope), (guide, POWERS[name])):
         x, y = np.log(along_x(line)), np.log(along_y(line))
         np.testing.assert_allclose(np.diff(y) / np.diff(x), power, rtol=1e-9)
-        # A line of least squares goes through the centre of its points.
+        # A least-squares line goes through the centre of its points.
         np.testing.assert_allclose(np.interp(math.log(1e-3), np.sort(x), np.sort(y)), np.mean(np.log(middles[1:])))
     assert (min(along_x(fit)), max(along_x(fit))) == (EPS[3], EPS[1])
     assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
@@ -237,7 +237,7 @@ def test_heatmap_holds_the_medians_of_the_last_values(runs):
     np.testing.assert_array_equal(cells_of(turned), cells_of(ax).T)
     steps = plot.heatmap(runs, "steps_accepted")
     np.testing.assert_array_equal(cells_of(steps), np.sort(runs["steps_accepted"], axis=2)[..., 2])
-    # All runs end with every sample decided by its class mean: no logarithm of zero.
+    # At the end of all runs NC4 is 0, which has no logarithm.
     assert not isinstance(plot.heatmap(runs, "nc4").collections[0].norm, LogNorm)
 
 

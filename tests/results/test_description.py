@@ -1,4 +1,4 @@
-"""Descriptions: equal exactly where results are, JSON that any program reads, and a refusal of what has no name."""
+"""Descriptions: equal exactly if results are equal, readable as JSON, and refused for objects without a name."""
 
 import dataclasses
 import functools
@@ -19,7 +19,7 @@ from flowcollapse.results.description import described, options, refused
 
 
 class Halving(eqx.Module):
-    """A schedule whose fields say all about it."""
+    """A schedule that its fields describe completely."""
 
     first: float
     every: int
@@ -63,7 +63,7 @@ DIFFERENT: dict[str, tuple[Any, Any]] = {
 
 
 def assert_told_apart(describe, one, other) -> None:
-    """The law: two objects that may give different numbers have different descriptions, as text too."""
+    """The law: two objects that may give different results have different descriptions, also as text."""
     assert json.dumps(describe(one), allow_nan=False) != json.dumps(describe(other), allow_nan=False)
 
 
@@ -78,7 +78,7 @@ def test_what_differs_is_told_apart(pair):
 
 @pytest.mark.parametrize("pair", ["the solver in a solver", "a root finder's tolerance", "numbers of a schedule"])
 def test_names_of_classes_would_not_do(pair):
-    """The fault of old: a store of Euler's method went on as one of Tsitouras'."""
+    """A former fault: a store of Euler's method was resumed with Tsitouras'."""
     with pytest.raises(AssertionError):
         assert_told_apart(lambda value: type(value).__name__, *DIFFERENT[pair])
 
@@ -160,7 +160,7 @@ def test_a_store_of_one_solver_is_not_another_s(tmp_path):
 
 
 def test_a_name_that_others_have_entered_is_described_too(tmp_path, monkeypatch):
-    """A start under its name with a new function is another sweep."""
+    """A start with a known name but a new function is another sweep."""
     from flowcollapse import initial
 
     path, descent = tmp_path / "a.zarr", fc.Descent("sgd", 2, learning_rate=0.1)

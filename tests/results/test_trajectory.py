@@ -1,4 +1,4 @@
-"""What a run gives back: the table for people, the Dataset for files."""
+"""The result of a run: the printed table, and the Dataset for files."""
 
 import jax
 import jax.numpy as jnp

@@ -1,6 +1,6 @@
 # pyright: basic, reportArgumentType=false, reportAttributeAccessIssue=false
 # (distributed's classes are typed for their asynchronous use)
-"""A sweep on a Dask cluster of two worker processes, run by `test_cluster.py`. Prints what it saw as JSON.
+"""A sweep on a Dask cluster of two worker processes, run by `test_cluster.py`. Prints its observations as JSON.
 
 python tests/cluster_program.py killed FOLDER    a worker is killed while it computes
 python tests/cluster_program.py tls FOLDER       the command line, over TLS with certificates
@@ -22,7 +22,7 @@ import flowcollapse as fc
 
 OPTIONS = {"eps": [1.0, 0.1], "seeds": 16, "ts": 3, "metrics": ["risk", "snc1"], "width": 4, "progress": False}
 STEPS = 40_000
-"""So many that a task takes long enough to be killed in the middle."""
+"""Enough lanes that a task can be killed while it runs."""
 
 
 def sweep(**more):

@@ -1,4 +1,4 @@
-"""Lanes in blocks, on one device and on several, are lanes one by one."""
+"""Lanes in blocks, on one device or several, give the same results as lanes one by one."""
 
 from typing import Any, cast
 
@@ -15,7 +15,7 @@ from flowcollapse.sweeps.engine import Engine
 
 
 def compiled() -> int:
-    """How many programs the engine has compiled."""
+    """The number of programs that the engine has compiled."""
     return cast(Any, engine._run)._cache_size()
 
 
@@ -118,7 +118,7 @@ def test_derivatives_of_factorisations_in_blocks(name):
 
 
 def test_factorisations_on_all_devices_end():
-    """Handed to LAPACK as batches, they wait for each other for ever where there are no more threads than devices."""
+    """As batches handed to LAPACK, they would deadlock if there are no more threads than devices."""
     matrices = np.random.default_rng(0).normal(size=(1024, 60, 30))
     found = Engine(lambda _, A: jnp.abs(algebra.qr(A)[1]).sum(), width=16).submit(matrices).result()
     np.testing.assert_allclose(found, [np.abs(np.linalg.qr(A)[1]).sum() for A in matrices], rtol=1e-10)

@@ -1,4 +1,4 @@
-"""Stores that grow: what is there stays, only what is new is computed, and no moment to stop at does harm."""
+"""Growing stores: existing lanes stay, only new ones are computed, and stopping at any moment does no harm."""
 
 import itertools
 from typing import Any
@@ -40,7 +40,7 @@ def path(tmp_path):
 
 @pytest.fixture(scope="module")
 def undisturbed():
-    """All lanes that the tests below add up to."""
+    """All lanes of the tests below, computed in memory."""
     return in_memory([1.0, 0.1, 0.3], [0, 1, 2, 3, 4, 5, 6, 90])
 
 
@@ -51,7 +51,7 @@ def test_more_seeds_and_more_scales_are_added(path, undisturbed, lanes_per_task)
     more = run(path, [1.0, 0.1], 7, **options)
     assert more.attrs["lanes_computed"] == 2 * 4
     assert_same(more, undisturbed.sel(eps=[1.0, 0.1], seed=range(7)))
-    # Another order, a value between the others, and only the lanes that are asked for.
+    # Another order, a value between the others, and only the requested lanes.
     other = run(path, [0.3, 0.1], [90, 5], **options)
     assert other.attrs["lanes_computed"] == 3
     assert_same(other, undisturbed.sel(eps=[0.3, 0.1], seed=[90, 5]))
@@ -152,17 +152,17 @@ def test_an_axis_must_be_given_again(path):
     run(path, [1.0], 2, learning_rate=[0.05, 0.1])
     with pytest.raises(fc.UsageError, match="learning_rate is an axis there"):
         run(path, [1.0], 2)
-    # The number that the axis stands for decides nothing.
+    # The value that the axis replaces does not matter.
     other = METHOD.with_numbers({"learning_rate": 0.9})
     assert run(path, [1.0], 2, other, learning_rate=[0.1]).attrs["lanes_computed"] == 0
 
 
 class Killed(BaseException):
-    """Not caught by anything, as SIGKILL."""
+    """An exception that nothing catches, like SIGKILL."""
 
 
 def killed_at(monkeypatch, owner, name, number):
-    """Let the call of this number, from 0, of a function be the last thing that happens."""
+    """Stop right after the given call of a function, counted from 0."""
     original, calls = getattr(owner, name), itertools.count()
 
     def counted(*arguments, **options):
@@ -175,7 +175,7 @@ def killed_at(monkeypatch, owner, name, number):
 
 @pytest.mark.parametrize("moment", range(12))
 def test_growth_that_is_killed_has_happened_or_not(path, undisturbed, monkeypatch, moment):
-    """Each file that says how long something is may be the last that was written."""
+    """Any of the files that hold lengths may be the last one written."""
     first = run(path, [1.0, 0.1], 3)
     with monkeypatch.context() as patch:
         killed_at(patch, store, "_replace", moment)
@@ -183,14 +183,14 @@ def test_growth_that_is_killed_has_happened_or_not(path, undisturbed, monkeypatc
             run(path, [1.0, 0.1, 0.3], 7)
         except Killed:
             assert_same(fc.open_sweep(path).load(), first)
-    # Another growth than the one that was begun, and then that one.
+    # First a different growth than the interrupted one, then the interrupted one.
     assert_same(run(path, [1.0, 0.1], [0, 90]), undisturbed.sel(eps=[1.0, 0.1], seed=[0, 90]))
     assert_same(run(path, [1.0, 0.1, 0.3], 7), undisturbed.sel(eps=[1.0, 0.1, 0.3], seed=range(7)))
 
 
 @pytest.mark.parametrize("moment", [0, 1, 5, 6, 7, 13, 20])
 def test_lanes_that_are_killed_while_they_are_written(path, undisturbed, monkeypatch, moment):
-    """Half of the chunks of a task beside lanes that were there: those are kept, the new ones are run again."""
+    """With half of a task's chunks written next to existing lanes, those are kept and the new lanes run again."""
     run(path, [1.0, 0.1], 3, lanes_per_task=4)
     with monkeypatch.context() as patch:
         killed_at(patch, store, "put", moment)
@@ -208,7 +208,7 @@ def test_lanes_that_are_killed_while_they_are_written(path, undisturbed, monkeyp
 
 
 def test_a_small_sweep_grows_in_large_steps(path, monkeypatch):
-    """Chunks are as small as the first sweep was; what runs at once is not."""
+    """Chunks stay as small as the first sweep, but batches do not."""
     run(path, [1.0, 0.1], 2)
     calls, submit = [], engine.Engine.submit
     monkeypatch.setattr(engine.Engine, "submit", lambda self, lanes: calls.append(1) or submit(self, lanes))

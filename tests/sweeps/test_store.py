@@ -1,4 +1,4 @@
-"""Sweeps on disk: resumed where they stopped, believed where they are marked, refused where they are not the same."""
+"""Sweeps on disk: resumed where they stopped, valid only with their marks, and refused if they differ."""
 
 import json
 import os
@@ -29,7 +29,7 @@ OPTIONS: dict[str, Any] = {
     "progress": False,
 }
 TASK = 4
-"""Lanes a task: 2 x 2 tasks, of which the last of each row are partly filled chunks."""
+"""Lanes per task: 2 x 2 tasks, where the last chunk of each row is partly filled."""
 
 
 def run(path, method=METHOD, **changes):
@@ -132,7 +132,7 @@ def test_a_store_in_use_is_refused(path):
     store.Store.create(path, _plan(), (1, 3))
     with store.locked(path), pytest.raises(fc.UsageError, match="being written to by another process"):
         run(path)
-    assert run(path).attrs["lanes_computed"] == 12  # and the lock is gone with its holder
+    assert run(path).attrs["lanes_computed"] == 12  # the lock ended with its holder
 
 
 def test_a_truncated_chunk_is_named_and_the_rest_kept(path, undisturbed):
@@ -141,7 +141,7 @@ def test_a_truncated_chunk_is_named_and_the_rest_kept(path, undisturbed):
     chunk.write_bytes(chunk.read_bytes()[:-7])
     with pytest.raises(fc.UsageError, match=r"risk/c/0/1/0 is damaged: it has \d+ bytes, not \d+. Delete .*verdict"):
         run(path)
-    with pytest.raises(Exception, match=r"."):  # its checksum does not fit either
+    with pytest.raises(Exception, match=r"."):  # its checksum does not match either
         fc.open_sweep(path)["risk"].load()
     (path / "verdict" / "c" / "0" / "1").unlink()
     again = run(path)
@@ -193,19 +193,19 @@ def test_copies_are_read(path, tmp_path, form, finished):
         assert run(copy).attrs["lanes_computed"] == (0 if finished else 3)
     else:
         before = sorted(copy.rglob("*"))
-        with pytest.raises(fc.UsageError, match=r"is a copy that another program has laid out anew .* cp -r does"):
+        with pytest.raises(fc.UsageError, match=r"is a copy that another program has re-chunked .* cp -r does"):
             run(copy)
         assert sorted(copy.rglob("*")) == before
 
 
 def test_a_part_of_a_sweep_is_written_anywhere(path, tmp_path):
-    """What comes from a store carries none of its chunks and codecs along."""
+    """A Dataset from a store does not keep the store's chunks and codecs."""
     part = run(path).isel(seed=[4, 1])
     part.to_zarr(tmp_path / "part.zarr", zarr_format=2)
     part.to_netcdf(tmp_path / "part.nc", engine="h5netcdf")
     for found in (xr.open_zarr(tmp_path / "part.zarr"), xr.open_dataset(tmp_path / "part.nc", engine="h5netcdf")):
         xr.testing.assert_equal(found.load(), part.load())
-    with pytest.raises(fc.UsageError, match="laid out anew"):
+    with pytest.raises(fc.UsageError, match="re-chunked"):
         run(tmp_path / "part.zarr")
 
 
@@ -266,7 +266,7 @@ def test_a_full_disk_is_told_and_the_sweep_goes_on_elsewhen(path, undisturbed):
     _, told = process.communicate(timeout=300)
     assert process.returncode == 1
     assert "cannot write" in told
-    assert "Whatever was finished is kept" in told
+    assert "All finished lanes are kept" in told
     assert not marks(path)
     xr.testing.assert_identical(run(path).load().drop_attrs(), undisturbed.drop_attrs())
 

@@ -1,4 +1,4 @@
-"""Sweeps: every lane is the run that `simulate` makes of it, in whatever company, order, block or device."""
+"""Sweeps: every lane equals its run by `simulate`, with any other lanes and in any order, block or device."""
 
 import json
 import re
@@ -22,7 +22,7 @@ from flowcollapse.sweeps.lane import Plan, common_metrics
 KEPT = ("risk", "snc1")
 FLOW = fc.Flow(rtol=1e-6)
 DESCENT = fc.Descent("sgd", num_steps=60, learning_rate=0.05)
-"""What the laws of the engine are tested with: it compiles in no time."""
+"""The method for laws of the engine; it compiles fast."""
 
 OPTIONS: dict[str, Any] = {"ts": 5, "metrics": KEPT, "progress": False}
 
@@ -33,7 +33,7 @@ def grid(paper_model):
 
 
 def compiled() -> int:
-    """How many programs the engine has compiled."""
+    """The number of programs that the engine has compiled."""
     return cast(Any, engine._run)._cache_size()
 
 
@@ -43,7 +43,7 @@ def alone(model, method, eps, seed, ts: Any = 5):
 
 
 def assert_lane(cell, path, rtol=1e-9):
-    """The cell of a sweep holds this run, up to the rounding that blocks of lanes have of their own."""
+    """The cell of a sweep holds this run, up to the different rounding in blocks of lanes."""
     for name in KEPT:
         np.testing.assert_allclose(cell[name], path.metrics[name], rtol=rtol, atol=1e-11)
     np.testing.assert_allclose(cell["t_end"], path.t_end, rtol=1e-12)
@@ -86,7 +86,7 @@ def test_a_lane_that_fails_changes_no_other(paper_model):
 
 
 def test_a_lane_at_its_step_limit_changes_no_other(paper_model):
-    # 40 steps are enough for an rtol of 1e-3 and not for 1e-10: both kinds of lanes stand in one block.
+    # 40 steps are enough for an rtol of 1e-3 but not for 1e-10; both kinds of lanes share one block.
     short = fc.Flow(rtol=1e-6, max_steps=40)
     options: dict[str, Any] = {"eps": [0.1], "seeds": 2, "width": 4, "devices": 1, **OPTIONS}
     mixed, good = (fc.sweep(paper_model, short, rtol=rtol, **options) for rtol in ([1e-10, 1e-3], [1e-3, 1e-4]))
@@ -177,7 +177,7 @@ OPERANDS_OF_LAPACK = re.compile(r"custom_call @lapack_.* : \((.*)\) ->")
     ids=str,
 )
 def test_no_program_hands_lapack_a_batch(start, sizes, method):
-    """On several CPU devices, batches can wait for each other for ever (`_algebra.one_by_one`)."""
+    """On several CPU devices, batches can deadlock (see `_linalg.algebra.one_by_one`)."""
     C, N, p = sizes
     model = fc.UFM(num_classes=C, samples_per_class=N, num_features=p)
     grid = make_grid(model, method, [0.1], [0], {}, start)
@@ -271,7 +271,7 @@ GIVEN: dict[str, Any] = {
 
 @pytest.mark.parametrize("form", GIVEN)
 def test_values_of_axes_in_any_form(form):
-    """The lanes are those of a list, whatever holds the values; a generator is read once."""
+    """Values in any container give the lanes of a list; a generator is read once."""
     values = [0.5] if form == "a number" else [0.5, 0.25]
     seeds = [3, 0] if form != "a number" else [3]
     rates = [0.03125, 0.0625][: len(values)]  # exact in any precision
@@ -283,7 +283,7 @@ def test_values_of_axes_in_any_form(form):
 
 @pytest.mark.usefixtures("thirty_two_bits")
 def test_float32_is_said_aloud():
-    """Once, with what it loses and the cure; and in the attributes of the results, also of a store opened later."""
+    """One warning names the loss and the cure; the attributes of results say it too, also in a store opened later."""
     with pytest.warns(fc.PrecisionWarning, match=r"b - 1/C, B - W\^T and SNC1 .*fc.enable_x64") as told:
         found = fc.sweep(SMALL, DESCENT, eps=0.1, seeds=1, **OPTIONS)
     assert len(told) == 1

@@ -1,4 +1,4 @@
-"""The certificate of the laws: what it does with a law that fails, and that planted faults are found where they are."""
+"""The certificate of the laws: how it treats a failing law, and that planted faults fail the right laws."""
 
 import json
 
@@ -21,7 +21,7 @@ QUICK = ["field", "origin-modes"]
 
 @pytest.fixture
 def small(monkeypatch):
-    """One small system of each kind, so that a law takes seconds; what is compiled serves no other test."""
+    """One small system of each kind, so that a law takes seconds; no other test uses these programs."""
     one = (lab.balanced_system(3, 2, 4),)
     for name, systems in (("ABOVE", one), ("REACHED", one), ("EVERY", one)):
         monkeypatch.setattr(lab, name, systems)
@@ -38,7 +38,7 @@ def verdicts(names) -> dict[str, bool]:
     return {row.name: row.passed for row in rows}
 
 
-# ---- what the runner makes of a law
+# ---- how the runner treats a law
 
 
 def planted(monkeypatch, compare) -> certificate.Row:
@@ -129,7 +129,7 @@ def test_the_command_exits_with_one_if_a_law_fails_and_with_two_if_there_is_none
     assert err == "flowcollapse: law 'plante' is not known; did you mean 'planted'?\n"
 
 
-# ---- planted faults: the rows that must fail, and some that have nothing to do with it
+# ---- planted faults: the rows that must fail, and some unrelated rows
 
 
 def wrong_sign(part: str):
@@ -144,7 +144,7 @@ def wrong_sign(part: str):
 
 
 def wrong_multiplicity(patch):
-    """One eigenvalue too many of the largest, one too few of the smallest."""
+    """Make the multiplicity of the largest eigenvalue too large by one, and of the smallest too small by one."""
     spectrum = landscape.spectrum
 
     def wrong(model, rank=None):
@@ -202,7 +202,7 @@ def test_a_planted_fault_fails_the_rows_that_it_concerns(fault, small):
 
 
 def test_a_wrong_kappa_fails_its_row_by_as_much_as_it_is_wrong_and_spares_others(small):
-    """The rest of what is measured, the fault taken off, is below a hundredth of it."""
+    """After subtracting the fault, the rest of the measured error is below a hundredth of it."""
     kappa = scaling.kappa
     for module in (limits, scaling):
         small.setattr(module, "kappa", lambda model: 1.001 * kappa(model))

@@ -1,6 +1,6 @@
 """Paths in closed form: against two integrators and a loop of descent, and at small times and large.
 
-`Q = [W; H^T]`; a balanced flow is known up to a rotation of the features, so it is `Q Q^T` that is compared.
+A balanced flow is known up to a rotation of the features, so `Q Q^T` is compared, with `Q = [W; H^T]`.
 """
 
 import equinox as eqx
@@ -15,7 +15,7 @@ import flowcollapse as fc
 
 exact = fc.theory.exact
 EPS = float(jnp.finfo(jnp.float64).eps)
-INTEGRATED = 1e-11  # what an integration at rtol 1e-12 may be off after the escape from the origin
+INTEGRATED = 1e-11  # the error of an integration at rtol 1e-12 after the escape from the origin
 
 
 # ---- against integrators
@@ -23,7 +23,7 @@ INTEGRATED = 1e-11  # what an integration at rtol 1e-12 may be off after the esc
 
 @pytest.mark.parametrize("name", CASES)
 def test_closed_forms_solve_the_flow(name):
-    """SciPy's DOP853 on the full state, sample by sample. At time 0 the state is the start, rotated by nothing."""
+    """Against SciPy's DOP853 on the full state, sample by sample. At time 0 the state is the start, not rotated."""
     case = CASES[name]
     start, found = systems.arrays(case.start), case.at(TS)
     expected = systems.flow(start, case.counts, TS, decay=case.decay, use_bias=case.use_bias)
@@ -33,7 +33,7 @@ def test_closed_forms_solve_the_flow(name):
 
 @pytest.mark.parametrize(("C", "N", "p"), [(3, 3, 15), (4, 7, 6), (2, 3, 4)])
 def test_closed_forms_are_what_simulate_finds(C, N, p):
-    """One program a geometry, and every case a lane of it: inside jit and vmap, and in class-mean columns."""
+    """One program per geometry with each case as a lane, inside jit and vmap and in class-mean columns."""
     counts, plain = (N,) * C, riccati((N,) * C, p, 0.0, 0.2, centred_W=True)
     cases = [
         Case(counts, p, on_subspace(counts, p)),
@@ -96,7 +96,7 @@ def test_descent_on_the_subspace_is_descent(C, N, p, size, eta, decay):
 
 @pytest.mark.parametrize("name", CASES)
 def test_at_small_times_the_path_is_a_straight_line(name):
-    """`z(t) = z + t z' + O(t^2)`, at t = 1e-9 to all digits."""
+    """`z(t) = z + t z' + O(t^2)`, accurate to all digits at t = 1e-9."""
     case = CASES[name]
     start, t = systems.arrays(case.start), TS[1]
     v = systems.velocity(start, case.counts, case.decay, case.use_bias)
@@ -107,7 +107,7 @@ def test_at_small_times_the_path_is_a_straight_line(name):
 
 @pytest.mark.parametrize("name", ["S (3, 3, 15)", "S (5, 2, 3)", "W centred"])
 def test_a_bias_that_starts_at_zero_keeps_its_digits(name):
-    """`b = (1 - e^{-CNt}) / C` is of the size of t, and right to all its own digits."""
+    """`b = (1 - e^{-CNt}) / C` is of the size of t and has full relative accuracy."""
     case = CASES[name]
     case, C = case._replace(start=with_b(case.start, np.zeros(len(case.counts)))), len(case.counts)
     expected = -np.expm1(-sum(case.counts) * TS) / C
@@ -120,7 +120,7 @@ LONG = np.array([1e3, 2e3, 1e4, 1e6, 1e8])
 @pytest.mark.parametrize("name", [name for name in CASES if name.startswith("S")])
 def test_the_end_on_the_subspace(name):
     """`W W^T -> r` on the span that W has at the start, `r = s - lam`; to 0 for r < 0, and like `mu / (1 + 2 mu t)` for
-    r = 0. The features follow, and the bias is `N / (C N + lam_b)`. A mode that is lacking never comes.
+    r = 0. The features follow, and the bias is `N / (C N + lam_b)`. A missing mode never grows.
     """
     case = CASES[name]
     found, W0 = case.at(LONG), np.asarray(case.start.W)
@@ -175,7 +175,7 @@ def test_the_origin_stays_where_it_is():
 
 @pytest.mark.parametrize("name", [name for name in CASES if name.startswith("second")])
 def test_the_end_of_the_second_phase(name):
-    """One of u and L is left of every direction: `u u^T` and `L L^T` become the positive and negative part of D."""
+    """In every direction only u or L remains: `u u^T` and `L L^T` become the positive and the negative part of D."""
     case = CASES[name]
     W, H, C = np.asarray(case.start.W), np.asarray(case.start.H), len(case.counts)
     means = systems.one_hot(case.counts) / np.array(case.counts)[:, None]
@@ -193,7 +193,7 @@ def test_the_end_of_the_second_phase(name):
 
 
 def test_the_second_phase_takes_the_inverse_square_of_its_size():
-    """`(u, L) -> c (u, L)` and `t -> t / c^2` leave the path as it is, down to what W resolves of u."""
+    """`(u, L) -> c (u, L)` and `t -> t / c^2` do not change the path, up to the precision of u within W."""
     small = 1e-5
     paths = [slow((7,) * 4, 6, size=size).at(TS / size**2).W.sum(axis=1) / size for size in (1.0, small)]
     np.testing.assert_allclose(paths[1], paths[0], rtol=0, atol=ROUNDED / small)
@@ -205,14 +205,14 @@ def test_the_second_phase_takes_the_inverse_square_of_its_size():
 
 @pytest.mark.parametrize("lam", [0.0, 0.6])
 def test_half_time(lam):
-    """The one mode of two classes, integrated up to then, is half of what it grows to."""
+    """The only mode of two classes, integrated up to its half time, is half of its limit."""
     counts, decay, r = (3, 3), (lam, lam, 0.0), np.sqrt(3) - lam
     start = systems.arrays(on_subspace(counts, 4, size=0.03))
     model, mu = ufm(counts, 4, weight_decay=decay), np.sum(start.W**2)
     t = float(exact.half_time(model, mu))
     W = systems.flow(start, counts, np.array([0.0, t]), decay=decay).W[-1]
     np.testing.assert_allclose(np.sum(W**2), r / 2, rtol=INTEGRATED)
-    # What is more than half grown was there as long ago as its rest will take.
+    # A mode above half was at half as long ago as the mirrored mode needs to get there.
     np.testing.assert_allclose(exact.half_time(model, np.array([mu, r - mu])), [t, -t], rtol=ROUNDED)
     tiny = (np.log(r) + 300 * np.log(10)) / (2 * r)
     np.testing.assert_allclose(exact.half_time(model, 1e-300), tiny, rtol=ROUNDED)

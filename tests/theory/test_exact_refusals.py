@@ -1,4 +1,4 @@
-"""Closed forms refuse what they do not hold for, in one line that names the argument, the value and the cure."""
+"""Closed forms refuse starts and models outside their range, in one line with the argument, the value and the cure."""
 
 import jax
 import numpy as np
@@ -123,7 +123,7 @@ def test_refusals(name):
 
 
 def test_what_a_start_may_be_off_can_be_said():
-    """`rtol` lets a start pass that is off by less, and the path is then off by as much."""
+    """`rtol` accepts a start that is off by less; the path then has an error of the same size."""
     near = jax.tree.map(lambda x, d: x + 1e-7 * d, ON_S, ANY)
     with pytest.raises(fc.UsageError):
         exact.subspace_flow(PAPER, near, TS)

@@ -24,7 +24,7 @@ def ufm(C, N, p, lam=0.0, **options):
 
 
 def point_on_S(C, N, p, rank, lam, use_bias) -> systems.Arrays:
-    """`W W^T = (s - lam)` times a projector of the rank, orthogonal to 1 if there is a bias, in NumPy."""
+    """A point with `W W^T = (s - lam)` times a projector of the rank, orthogonal to 1 if there is a bias, in NumPy."""
     rng = np.random.default_rng([C, N, p, rank])
     normal = (systems.centring(C) if use_bias else np.eye(C)) @ rng.standard_normal((C, p))
     U, _, Vt = np.linalg.svd(normal)
@@ -33,7 +33,7 @@ def point_on_S(C, N, p, rank, lam, use_bias) -> systems.Arrays:
 
 
 def multiplicities(values, tolerance) -> dict[float, int]:
-    """How often each value occurs, by rounding to a tolerance far below their distances."""
+    """The multiplicity of each value, by rounding to a tolerance far below the gaps."""
     return dict(collections.Counter(np.round(values / tolerance).astype(int)))
 
 
@@ -41,7 +41,7 @@ def multiplicities(values, tolerance) -> dict[float, int]:
 @pytest.mark.parametrize("lam", [0.0, 0.37])
 @pytest.mark.parametrize(("C", "N", "p"), systems.GEOMETRIES)
 def test_spectrum_at_every_rank(C, N, p, lam, use_bias):
-    """Values to rounding and multiplicities exactly, at a critical point of each rank, the origin included."""
+    """Values up to rounding and exact multiplicities, at a critical point of each rank, including the origin."""
     model, decay = ufm(C, N, p, lam, use_bias=use_bias), (lam, lam, 0.0)
     k = C - 1 if use_bias else C
     for rank in range(min(p, k) + 1):
@@ -72,7 +72,7 @@ def test_multiplicities_are_whole_numbers_at_sizes_that_no_matrix_could_have():
 
 
 def test_critical_points_are_critical_and_of_their_rank_under_jit_with_any_decay():
-    """One program for all decays; the spectrum there, where the decay is not known, is that of the dense matrix."""
+    """One program serves all decays; with a traced decay, the spectrum equals that of the dense matrix."""
     C, N, p, rank = 4, 3, 5, 2
 
     @systems.compiled
@@ -110,9 +110,9 @@ THRESHOLDS = {
 
 @pytest.mark.parametrize("name", THRESHOLDS)
 def test_descent_is_stable_below_the_threshold_and_not_above(name):
-    """Near collapse, at ratio r of the threshold, a disturbance's top mode is multiplied by `1 - 2 r` in each step.
+    """Near collapse, at ratio r of the threshold, each step multiplies the top mode of a perturbation by `1 - 2 r`.
 
-    So at 0.98 it has died down after 500 steps, and at 1.02 it has grown by `1.04^500 = 3e8`.
+    So at 0.98 it has decayed after 500 steps, and at 1.02 it has grown by `1.04^500 = 3e8`.
     """
     model = THRESHOLDS[name]
     C, N, p, lam = model.num_classes, model.counts[0], model.num_features, float(model.decays[0])
@@ -134,13 +134,13 @@ def test_descent_is_stable_below_the_threshold_and_not_above(name):
         math.sqrt(sum(np.sum((part[i] - z) ** 2) for part, z in zip(systems.arrays(ends), collapsed, strict=True)))
         for i in range(2)
     )
-    # What is neutral, rotations above all, stays as it was.
+    # Neutral directions, mainly rotations, do not change.
     assert below < 20 * size * math.sqrt(num_parameters(model))
     assert 1e-3 < above / (size * 1.04**steps) < 1e3
 
 
 def test_no_state_is_less_curved_than_the_divergence_threshold_says():
-    """`2 / eta` at that threshold bounds the largest eigenvalue from below anywhere, with unequal counts and decays."""
+    """`2 / eta` at that threshold is a lower bound on the largest eigenvalue at any state, counts and decays."""
     model = fc.UFM(num_classes=3, samples_per_class=(4, 1, 2), num_features=3, weight_decay=(0.1, 0.0, 0.6))
     bound = 2 / float(landscape.divergence_threshold(model))
     np.testing.assert_allclose(bound, 7.6, rtol=8 * EPS)
@@ -150,10 +150,10 @@ def test_no_state_is_less_curved_than_the_divergence_threshold_says():
 
 
 def test_descent_on_S_diverges_at_the_divergence_threshold_and_comes_to_rest_below(paper_model):
-    """At ratio r of it the bias is multiplied by `1 - 2 r` a step: it falls at 0.99 and grows at 1.01.
+    """At ratio r of the threshold each step multiplies the bias by `1 - 2 r`: it falls at 0.99 and grows at 1.01.
 
-    Between the two thresholds nothing comes to rest where `W W^T` has eigenvalues above `2/eta - C N`. The risk does
-    fall to the small value of the plateau, and the start decides the eigenvalues, so they are below the bound.
+    Between the two thresholds no point with eigenvalues of `W W^T` above `2/eta - C N` is at rest. The risk falls to
+    the small value of the plateau, and the start decides the eigenvalues, so they are below the bound.
     """
     s, ratios = math.sqrt(3), np.array([1.02, 1.06, 1.10])
     on_S = systems.arrays(fc.initial.on_subspace(paper_model, 0.1, key=jax.random.key(0)))

@@ -26,7 +26,7 @@ def flat(state) -> np.ndarray:
 
 @systems.compiled
 def projected_and_distances(model, state):
-    """The projection, from samples and from class means, and the distances."""
+    """The projections from samples and from class means, and the distances."""
     means = subspace.project(model, fc.to_class_means(model, state))
     assert means.coordinates == "class-mean"
     samples = subspace.project(model, state)
@@ -36,7 +36,7 @@ def projected_and_distances(model, state):
 
 @pytest.mark.parametrize(("C", "N", "p"), systems.GEOMETRIES)
 def test_the_projection_is_the_orthogonal_one(C, N, p):
-    """Against an explicit basis of S, in samples and in class means; the distance is the length of what is left."""
+    """Against an explicit basis of S, in samples and in class means; the distance is the norm of the remainder."""
     model, basis = ufm(C, N, p), systems.subspace_basis(C, N, p)
     state = systems.random_state(model)
     z = flat(state)
@@ -60,7 +60,7 @@ def test_the_dimension_is_the_rank_of_the_projection(use_bias):
 
 
 def test_leading_axes():
-    """A grid of states is projected state by state: what is left of each is orthogonal to S."""
+    """A grid of states is projected state by state; each remainder is orthogonal to S."""
     basis = systems.subspace_basis(3, 3, 15)
     states = [systems.random_state(PAPER, seed) for seed in range(4)]
     grid = jax.tree.map(lambda *xs: jnp.stack(xs).reshape(2, 2, *xs[0].shape), *states)
@@ -74,7 +74,7 @@ def test_leading_axes():
 
 
 def test_the_subspace_is_invariant_iff_classifier_and_features_decay_alike():
-    """The flow's velocity at a point of S lies in S, by an explicit basis."""
+    """The velocity of the flow at a point of S lies in S, by an explicit basis."""
     basis = systems.subspace_basis(4, 7, 6)
     start = systems.arrays(subspace.project(ufm(4, 7, 6), systems.random_state(ufm(4, 7, 6))))
     for decay, invariant in (((0.0, 0.0, 0.0), True), ((0.7, 0.7, 0.2), True), ((0.7, 0.3, 0.0), False)):
@@ -85,7 +85,7 @@ def test_the_subspace_is_invariant_iff_classifier_and_features_decay_alike():
 
 @pytest.mark.parametrize("size", [1.0, 1e-12])
 def test_membership_is_judged_by_the_size_of_the_part(size, key):
-    """Beside a bias of 1/C a small start is off S by next to nothing of the whole, and by all of its own size."""
+    """With a bias of 1/C, a small start is close to S relative to the whole state, but not relative to its own size."""
     model = ufm(4, 7, 6)
     off = systems.random_state(model, size=size)
     on = subspace.project(model, off)
@@ -111,7 +111,7 @@ def projected_and_parts(model, state):
 @pytest.mark.parametrize("decay", [(0.0, 0.0, 0.0), (0.7, 0.3, 0.2)])
 @pytest.mark.parametrize(("C", "N", "p"), [(3, 3, 15), (5, 2, 3), (2, 3, 4)])
 def test_the_risk_is_the_sum_of_its_parts(C, N, p, decay, use_bias):
-    """Each part from its formula, and their sum from the samples one by one."""
+    """Each part equals its formula, and their sum equals the sum over single samples."""
     model = ufm(C, N, p, weight_decay=decay, use_bias=use_bias)
     state, (classifier, bias) = projected_and_parts(model, systems.random_state(model))
     _, W, b = systems.arrays(state)
@@ -155,7 +155,7 @@ def test_refusals(name):
 
 
 def test_what_is_traced_is_not_judged():
-    """The gradient of a part of the risk, inside jit and off S too, is that of its formula: `2 (W W^T - s P) W`."""
+    """The gradient of a part of the risk, inside jit and also off S, is that of its formula: `2 (W W^T - s P) W`."""
     state = systems.random_state(ufm(3, 4, 5))
 
     def classifier_part(W):

@@ -1,4 +1,4 @@
-"""The laws of the model, one function each: what the theory says against what simulations and gradients show."""
+"""The laws of the model. Each is a function that compares the theory with simulations or gradients."""
 
 from . import collapse as collapse, curvature as curvature, ends as ends, escape as escape, paths as paths
 from .registry import LAWS as LAWS, Law as Law, law as law

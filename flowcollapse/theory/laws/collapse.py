@@ -1,4 +1,4 @@
-"""Laws of strong collapse and of the invariant subspace S, and of the field that all runs follow."""
+"""Laws of strong collapse, of the invariant subspace S, and of the field of the flow."""
 
 from functools import partial
 
@@ -23,7 +23,7 @@ DECAY = (0.3, 0.2, 0.1)
 
 @law("snc-implies-nc", "SNC1-SNC3 imply NC1-NC4 and risk 0", f"{PAPER}, Lemma 1")
 def snc_implies_nc(lab: Lab) -> Comparisons:
-    """Random orthogonal frames, in NumPy."""
+    """Use random orthogonal frames, made with NumPy."""
     for system in lab_module.REACHED:
         model = system.model()
         U, _, Vt = lab_module.modes(system, sphere(system, 1.0, seed=3))
@@ -34,7 +34,7 @@ def snc_implies_nc(lab: Lab) -> Comparisons:
 
 @law("field", "the field is minus the gradient of the risk, with decay, bias and any counts", f"{PAPER}, the flow")
 def field(lab: Lab) -> Comparisons:
-    """The field that is written by hand against automatic differentiation of the risk."""
+    """Compare the hand-written field with automatic differentiation of the risk."""
     for system in (*lab_module.ABOVE[:2], lab_module.NO_BIAS[0], lab_module.IMBALANCED[0]):
         model = system.model(DECAY)
         state = as_state(sphere(system, 1.0, seed=1, b=0.2 if system.use_bias else 0.0))
@@ -48,7 +48,7 @@ def field(lab: Lab) -> Comparisons:
 
 @law("reduced-field", "H = (B/s) (x) 1^T + L Q^T: the field in class-mean columns is that of the samples", DERIVED)
 def reduced_field(lab: Lab) -> Comparisons:
-    """One map of the field against the other, at random states."""
+    """Compare the two ways to map the field, at random states."""
     for system in (*lab_module.ABOVE, lab_module.IMBALANCED[0]):
         model, state = system.model(DECAY), as_state(sphere(system, 1.0, seed=1, b=0.2))
 
@@ -61,7 +61,7 @@ def reduced_field(lab: Lab) -> Comparisons:
 
 @law("mean-residual", "b moves as the mean residual e: e' = -(n_tot + lam_b) e plus a mild forcing", DERIVED)
 def mean_residual(lab: Lab) -> Comparisons:
-    """The coordinates of the default solver against the field, carried over by the chain rule."""
+    """Compare the field in the default solver's coordinates with the field transformed by the chain rule."""
     for system in (*lab_module.ABOVE, lab_module.IMBALANCED[0]):
         model, state = system.model(DECAY), as_state(sphere(system, 1.0, seed=1, b=0.2))
 
@@ -94,13 +94,13 @@ def subspace_projection(lab: Lab) -> Comparisons:
 
 
 def _project(system, state: State):
-    """The nearest points of S, of one state or of many."""
+    """The nearest points of S, for one state or many."""
     return as_point(subspace.project(system.model(), state))
 
 
 @law("risk-on-subspace", "on S, R = 1/2 ||W W^T - s P||^2 + C N/2 ||b - 1/C||^2", PAPER)
 def risk_on_subspace(lab: Lab) -> Comparisons:
-    """The risk itself, at random points of S, with equal decay too."""
+    """Compare with the risk itself at random points of S, also with equal decay."""
     for system in lab_module.EVERY:
         for decay in ((0.0, 0.0, 0.0), (0.3, 0.3, 0.1)):
             model, state = system.model(decay), as_state(random_on_subspace(system, 1.5, seed=2, beta=0.7))
@@ -109,7 +109,7 @@ def risk_on_subspace(lab: Lab) -> Comparisons:
 
 @law("subspace-flow-stays", "S is invariant under the flow, with equal decay of W and H too", PAPER)
 def subspace_flow_stays(lab: Lab) -> Comparisons:
-    """The states of a run against their projections."""
+    """Compare the states of a run with their projections."""
     for system in lab_module.EVERY:
         starts = [random_on_subspace(system, size, seed=4, beta=0.0) for size in (1e-2, 1.0, 1.0)]
         decays = [(0.0, 0.0, 0.0), (0.0, 0.0, 0.0), (0.4, 0.4, 0.1)]
@@ -119,7 +119,7 @@ def subspace_flow_stays(lab: Lab) -> Comparisons:
 
 @law("subspace-descent-stays", "S is invariant under gradient descent, at large step sizes too", PAPER)
 def subspace_descent_stays(lab: Lab) -> Comparisons:
-    """Below the step size at which collapse is stable, and above."""
+    """Use step sizes below and above the stability threshold of collapse."""
     for system in lab_module.EVERY:
         threshold = 2 / (system.C * system.N + system.s)
         rates = [0.1 * threshold, 0.9 * threshold, 1.1 * threshold]

@@ -1,4 +1,4 @@
-"""Laws of the landscape: the Hessian's spectra at critical points on S, and what descent makes of them."""
+"""Laws of the landscape: the Hessian's spectra at critical points on S, and the stability of descent there."""
 
 import math
 
@@ -17,7 +17,7 @@ from .registry import DERIVED, Comparisons, law
 
 
 def hessian(lab: Lab, system: System, decay, point: Point) -> np.ndarray:
-    """The Hessian, from its products with every unit vector."""
+    """The Hessian, from its products with all unit vectors."""
     _, unravel = ravel_pytree(tuple(map(jnp.asarray, point)))
 
     def columns(decay, state: State):
@@ -43,7 +43,7 @@ def critical_point(system: System, rank: int, lam: float = 0.0) -> Point:
 
 
 def _spectra(lab: Lab, lam: float) -> Comparisons:
-    """All eigenvalues, each as often as the multiplicities say: a wrong one shifts the sorted list by a whole gap."""
+    """Compare all eigenvalues with multiplicities: a wrong multiplicity shifts the sorted list by a whole gap."""
     for system in lab_module.EVERY:
         decay = (lam, lam, 0.0)
         for rank in range(min(system.p, system.num_modes) + 1):
@@ -80,7 +80,7 @@ def spectrum_decay(lab: Lab) -> Comparisons:
     DERIVED,
 )
 def stability(lab: Lab) -> Comparisons:
-    """A disturbance of 1e-13: gone at 0.98, up to what is neutral; growing at the rate of the theory at 1.02."""
+    """Perturb by 1e-13: at 0.98 only neutral directions remain, and at 1.02 it grows at the predicted rate."""
     size, steps = 1e-13, [0, 50, 100, 150, 200, 250, 300, 400, 500]
     for system in lab_module.REACHED:
         eta = float(landscape.stability_threshold(system.model()))
@@ -101,7 +101,7 @@ def stability(lab: Lab) -> Comparisons:
     DERIVED,
 )
 def edge(lab: Lab) -> Comparisons:
-    """Both sides of the threshold: the risk falls to that of the plateau on both, SNC1 to eps^2 on one alone."""
+    """On both sides of the threshold the risk falls to that of the plateau; SNC1 falls to eps^2 only below it."""
     eps = 1e-2
     for system in lab_module.REACHED:
         model, start, ratios = system.model(), sphere(system, eps, seed=17), np.array([0.98, 1.02])

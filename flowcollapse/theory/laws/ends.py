@@ -1,4 +1,4 @@
-"""Laws of where small starts end in other models: few features, no bias, unequal counts, weight decay."""
+"""Laws of the limits of small starts in other models: few features, no bias, unequal counts, weight decay."""
 
 import math
 
@@ -14,14 +14,14 @@ EPS_OF_STARTS = 1e-3
 
 
 def _ends(lab: Lab, system):
-    """A small start and where it ends."""
+    """A small start, and the run from it."""
     start = sphere(system, EPS_OF_STARTS, seed=18)
     return start, lab.flow(system, [start], np.linspace(0.0, end_time(system, start, 30.0), TIMES), rtol=1e-11)
 
 
 @law(
     "as-many-features",
-    "p = C - 1: L and u vanish, NC1 = 0, yet ||B - W^T|| = kappa |v0|: collapse stays inexact for ever",
+    "p = C - 1: L and u vanish, NC1 = 0, yet ||B - W^T|| = kappa |v0|: collapse is never exact",
     DERIVED,
 )
 def as_many_features(lab: Lab) -> Comparisons:
@@ -67,7 +67,7 @@ def imbalanced(lab: Lab) -> Comparisons:
         yield np.linalg.norm(end.b - limit.b), 2 * EPS_OF_STARTS
 
 
-# The mean mode off, with equal decay and unequal; off with a decay of b; on, with equal and unequal; more than s bears.
+# Without mean mode: equal decay, unequal decay, decay of b. With mean mode: equal, unequal. Last: W vanishes.
 DECAYS = ((0.5, 0.5, 0.0), (0.4, 0.9, 0.0), (0.5, 0.5, 1.0), (0.1, 0.1, 2.0), (0.2, 0.05, 1.5), (3.0, 3.0, 0.3))
 
 
@@ -77,7 +77,7 @@ DECAYS = ((0.5, 0.5, 0.0), (0.4, 0.9, 0.0), (0.5, 0.5, 1.0), (0.1, 0.1, 2.0), (0
     DERIVED,
 )
 def decay(lab: Lab) -> Comparisons:
-    """Also `b = min(N/(CN + lam_b), s g/lam_b)` and L = 0. The rates there are those of the decay: long runs."""
+    """Also `b = min(N/(CN + lam_b), s g/lam_b)` and L = 0. Runs are long because the rates are those of the decay."""
     for system in lab_module.REACHED:
         start = sphere(system, 1e-2, seed=18)
         paths = lab.flow(system, [start] * len(DECAYS), np.linspace(0.0, 600.0, TIMES), decays=DECAYS, rtol=1e-10)

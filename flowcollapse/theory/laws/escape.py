@@ -1,4 +1,4 @@
-"""Laws of small starts: the saddle at the origin, the escape, and the plateau that it leads to."""
+"""Laws of small starts: the saddle at the origin, the escape from it, and the plateau."""
 
 import functools
 import math
@@ -14,7 +14,7 @@ from .lab import EPS, LANES, TIMES, Lab, Point, as_point, as_state, end_time, mo
 from .registry import DERIVED, ON_THE_PAPER, Comparisons, law
 
 FOLLOWED = 60.0
-"""What a law of leading order may be off, relative to eps^2: its next order on the way to the plateau."""
+"""The error allowed for a law of leading order, relative to eps^2: its next order on the way to the plateau."""
 
 
 # ---- the origin
@@ -26,7 +26,7 @@ FOLLOWED = 60.0
     ON_THE_PAPER,
 )
 def origin_modes(lab: Lab) -> Comparisons:
-    """The Hessian's products with random directions of each kind."""
+    """Apply the Hessian to random directions of each kind."""
     for system in lab_module.EVERY:
         model, (C, N, p, s) = system.model(), (system.C, system.N, system.p, system.s)
         origin = as_state(Point(np.zeros((p, C * N)), np.zeros((C, p)), np.full(C, 1 / C)))
@@ -50,7 +50,7 @@ def origin_modes(lab: Lab) -> Comparisons:
 
 @law("origin-distance", "near the origin dist^2(t) = ||L||^2 + 2 ||Y||^2 e^{-2st} + |u|^2 + |v|^2", DERIVED)
 def origin_distance(lab: Lab) -> Comparisons:
-    """From b = 1/C, while the modes are of the order of the start; `Y = P (W - B^T)/2`."""
+    """Start from b = 1/C and run while the modes are of the order of the start; `Y = P (W - B^T)/2`."""
     for system in lab_module.EVERY:
         start, ts = lab_module.sphere(system, 1e-5, seed=12, b=1 / system.C), np.linspace(0, 3 / system.s, TIMES)
         (u, v), (B, L) = lab_module.mean_modes(system, start), split(system, start.H)
@@ -69,7 +69,7 @@ def origin_distance(lab: Lab) -> Comparisons:
     DERIVED,
 )
 def polar_limit(lab: Lab) -> Comparisons:
-    """The next order of W and B is eps^2, that of b is eps^3."""
+    """The next order is eps^2 for W and B, and eps^3 for b."""
     for system in lab_module.EVERY:
         runs = lab.keep(small_starts, system)
         for lane, eps in enumerate(runs.sizes):
@@ -82,7 +82,7 @@ def polar_limit(lab: Lab) -> Comparisons:
 
 
 def _plateau(metric: str, lab: Lab) -> Comparisons:
-    """The closed form of a metric at the plateau against the run's end; where it is 0, nothing but rounding is left."""
+    """Compare a metric's closed form at the plateau with the run's end; if it is 0, only rounding remains."""
     for system in lab_module.EVERY:
         runs = lab.keep(small_starts, system)
         for lane, eps in enumerate(runs.sizes):
@@ -114,7 +114,7 @@ for _metric, _statement in PLATEAU.items():
     DERIVED,
 )
 def powers(lab: Lab) -> Comparisons:
-    """Slopes of two directions over sizes from 1e-2 down. NC1 is 1e-19 at the smallest, and has fewer digits."""
+    """Fit slopes for two directions over sizes from 1e-2 down. NC1 is 1e-19 at the smallest, so it has fewer digits."""
     for system in lab_module.EVERY:
         runs = lab.keep(small_starts, system)
         for metric, power in limits.powers(system.model()).items():
@@ -130,7 +130,7 @@ def powers(lab: Lab) -> Comparisons:
     DERIVED,
 )
 def kappa(lab: Lab) -> Comparisons:
-    """`<Pi v, Pi v0>/|Pi v0|^2` of runs."""
+    """Compare kappa with `<Pi v, Pi v0>/|Pi v0|^2` of runs."""
     for system in lab_module.REACHED:
         runs = lab.keep(small_starts, system)
         for lane, eps in enumerate(runs.sizes):
@@ -145,7 +145,7 @@ RANDOM_STARTS = 64 * LANES
 
 @law("rms", "root mean squares over random starts of SNC2, SNC3, dist, NC3 and mean NC1, exact in C, N, p", DERIVED)
 def rms(lab: Lab) -> Comparisons:
-    """Ends of runs from the package's own random starts, within five standard errors of the mean of the squares."""
+    """Average over runs from `fc.initial.sphere`, within five standard errors of the mean of the squares."""
     eps = 1e-4
     for system in (*lab_module.ABOVE, *lab_module.REACHED[-1:]):
         model = system.model()
@@ -164,11 +164,11 @@ def rms(lab: Lab) -> Comparisons:
 
 @law(
     "plateau-time",
-    "by T = (ln(sqrt(s)/sigma_min) + d)/s what decays has fallen by e^-d, for flow and, in its steps, descent",
+    "by T = (ln(sqrt(s)/sigma_min) + d)/s decaying parts have fallen by e^-d; likewise for descent, in steps",
     DERIVED,
 )
 def plateau_time(lab: Lab) -> Comparisons:
-    """`ln` of what is left of L along the slowest mode at d = 10, where it stands far above rounding."""
+    """Measure L along the slowest mode at d = 10, where it is still far above rounding."""
     for system in lab_module.EVERY:
         model, start, eta = system.model(), lab_module.sphere(system, 1e-4, seed=13), 1e-2
         T = float(limits.plateau_time(model, as_state(start), 10.0))
@@ -192,7 +192,7 @@ def _shadowing(corrected: bool, lab: Lab) -> Comparisons:
         for lane, eps in enumerate(runs.sizes):
             ts, risks = runs.ts[lane], runs.paths.metrics["risk"][lane]
             curve = curves.learning_curve(system.model(), as_state(runs.starts[lane]), ts, corrected=corrected)
-            # Before that the bias relaxes, which is another order.
+            # The first time is skipped: the relaxing bias has an error of another order.
             error = np.abs(np.asarray(curve.risk) - risks)[1:].max() / risks[0]
             yield error, 0.2 * eps**2 if corrected else 0.1 * eps**2 * math.log(1 / eps)
 
@@ -200,9 +200,9 @@ def _shadowing(corrected: bool, lab: Lab) -> Comparisons:
 law("shadowing", "a small start follows the flow on S from V0: the risk to O(eps^2 ln 1/eps)", DERIVED)(
     functools.partial(_shadowing, False)
 )
-law(
-    "shadowing-corrected", "with the growth that the rest of the start costs, V0 (I - t K2) V0^T, to O(eps^2)", DERIVED
-)(functools.partial(_shadowing, True))
+law("shadowing-corrected", "with the modes slowed by the rest of the start, V0 (I - t K2) V0^T, to O(eps^2)", DERIVED)(
+    functools.partial(_shadowing, True)
+)
 
 
 @law("shadowing-descent", "descent from a small start follows the recursion of mu and beta on S from V0", DERIVED)

@@ -1,7 +1,8 @@
-"""Where laws are measured: small systems, starts in NumPy, and runs of `fc.simulate` that laws share.
+"""The tools with which laws are measured: small systems, starts in NumPy, and shared runs of `fc.simulate`.
 
-A `Lab` keeps its programs and its runs for one certificate. One program serves all starts, decays, times and tolerances
-of a system, because compiling costs far more than running: batches of `LANES` starts, observed `TIMES` times.
+A `Lab` keeps its programs and its runs for one certificate. Compiling costs far more than running, so one program
+serves all starts, decays, times and tolerances of a system: it takes batches of `LANES` starts, observed at `TIMES`
+times.
 """
 
 import itertools
@@ -30,7 +31,7 @@ METRICS = ("snc1", "snc2", "snc3", "distance", "relative_distance", "nc1", "nc1_
 
 
 class Point(NamedTuple):
-    """H, W and b in NumPy, on demand with leading axes."""
+    """H, W and b as NumPy arrays, possibly with leading axes."""
 
     H: Float[np.ndarray, "*batch p samples"]
     W: Float[np.ndarray, "*batch C p"]
@@ -62,7 +63,7 @@ class System(NamedTuple):
 
     @property
     def num_modes(self) -> int:
-        """How many modes of the targets there are."""
+        """The number of modes of the targets."""
         return self.C - 1 if self.use_bias else self.C
 
     @property
@@ -71,7 +72,7 @@ class System(NamedTuple):
         return np.eye(self.C) - (1 / self.C if self.use_bias else 0.0)
 
     def model(self, decay=(0.0, 0.0, 0.0)) -> UFM:
-        """The model, its decay always three numbers so that another decay is no other program."""
+        """The model. Its decay is always three numbers, so that another decay does not need another program."""
         return UFM(
             num_classes=self.C,
             samples_per_class=self.counts,
@@ -85,7 +86,7 @@ def balanced_system(C: int, N: int, p: int, use_bias: bool = True) -> System:
     return System((N,) * C, p, use_bias)
 
 
-# p above C - 1, at it and below.
+# Systems with p above C - 1, equal to it, and below it.
 ABOVE = (balanced_system(3, 3, 15), balanced_system(4, 7, 6), balanced_system(3, 2, 4))
 REACHED = (*ABOVE, balanced_system(4, 2, 3))
 EVERY = (*REACHED, balanced_system(5, 2, 3))
@@ -94,7 +95,7 @@ IMBALANCED = (System((5, 1, 3), 4), System((1, 2, 3, 4), 3), System((6, 2), 2))
 
 
 class Paths(NamedTuple):
-    """Runs, one a lane: metrics and states with axes (lane, time)."""
+    """Runs, one per lane: metrics and states with axes (lane, time)."""
 
     metrics: dict[str, Float[np.ndarray, "lanes time"]]
     states: Point
@@ -112,24 +113,24 @@ class Lab:
         self._kept: dict[Any, Any] = {}
 
     def keep(self, make, *key):
-        """`make(self, *key)`, made once."""
+        """`make(self, *key)`, computed once."""
         if (make, *key) not in self._kept:
             self._kept[make, *key] = make(self, *key)
         return self._kept[make, *key]
 
     def program(self, function, *key, quick=True):
-        """`function` compiled once a key, which names all that it closes over; in little time unless it runs long."""
+        """`function`, compiled once per key; the key must name everything it closes over. `quick` for short runs."""
         if key not in self._programs:
             self._programs[key] = jax.jit(function, compiler_options=QUICK if quick else None)
         return self._programs[key]
 
     def flow(self, system: System, starts: list[Point], ts, *, decays=(0.0, 0.0, 0.0), rtol=1e-12) -> Paths:
-        """`fc.simulate` with `fc.Flow` from each start at the times `ts`, one row of them for all or one a lane.
+        """`fc.simulate` with `fc.Flow` from each start at the times `ts`: one row of times for all lanes, or one each.
 
-        The default solver where classes are balanced and have a bias. An explicit one elsewhere, which takes less
-        time to compile: the default has been measured then. What `fc.simulate` decides by numbers, which are unknown
-        inside of a program, is decided here as it would be: explicit steps to the end. Systems that run a thousand
-        starts (`rms`) are worth a compilation that takes longer.
+        Balanced systems with a bias use the default solver. The others use an explicit solver, which compiles faster;
+        the balanced systems already test the default one. `fc.simulate` chooses the approach by numbers that are
+        unknown inside a program, so it is set here to its usual choice, explicit steps to the end. Systems that run a
+        thousand starts (`rms`) are compiled with full optimisation.
         """
         solver, many = "exponential" if system in EVERY else "tsit5", system in REACHED
 
@@ -141,7 +142,7 @@ class Lab:
     def descent(
         self, system: System, starts: list[Point], steps, rates, *, decays=(0.0, 0.0, 0.0), coordinates="auto"
     ) -> Paths:
-        """`fc.simulate` with gradient descent from each start, at the numbers of steps `steps` of at most 2000."""
+        """`fc.simulate` with gradient descent from each start, saved after `steps` steps, at most 2000."""
         rates = np.broadcast_to(rates, len(starts))
 
         def method(rate) -> Descent:
@@ -151,7 +152,7 @@ class Lab:
         return self._run(system, method, f"descent, {coordinates}", starts, ts, decays, rates)
 
     def _run(self, system, method, name, starts, ts, decays, number, quick=True) -> Paths:
-        """Runs of `method(number)`, a program for each `name` of a method."""
+        """Runs of `method(number)`, with one program for each `name` of a method."""
         lanes = len(starts)
         names = tuple(name for name in METRICS if system.balanced or not name.startswith(("snc", "dist", "rel")))
 
@@ -166,7 +167,7 @@ class Lab:
         decays, number = np.broadcast_to(decays, (lanes, 3)), np.broadcast_to(number, lanes)
         batches = []
         for first in range(0, lanes, LANES):
-            index = np.minimum(np.arange(first, first + LANES), lanes - 1)  # the last one fills the last batch
+            index = np.minimum(np.arange(first, first + LANES), lanes - 1)  # the last lane fills the last batch
             start = State(*(jnp.asarray(np.stack([starts[i][part] for i in index])) for part in range(3)))
             batches.append(jax.device_get(program(start, ts[index], decays[index], number[index])))
         metrics, states = jax.tree.map(lambda *parts: np.concatenate(parts)[:lanes], *batches)
@@ -177,7 +178,7 @@ class Lab:
 
 
 def as_state(point: Point) -> State:
-    """The point as the package takes it."""
+    """The point as a state of the package."""
     return State(*map(jnp.asarray, point))
 
 
@@ -187,7 +188,7 @@ def as_point(state: State) -> Point:
 
 
 def split(system: System, H: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """`(B, H_dev)`: the class means times `sqrt n`, and what is within the classes, one column a sample."""
+    """`(B, H_dev)`: the class means times `sqrt n`, and the within-class part with one column per sample."""
     edges = np.cumsum((0, *system.counts[:-1]))
     means = np.add.reduceat(H, edges, axis=-1) / np.array(system.counts)
     return means * np.sqrt(system.counts), H - np.repeat(means, system.counts, axis=-1)
@@ -206,7 +207,7 @@ def on_subspace(system: System, W: np.ndarray, beta: float) -> Point:
 
 
 def random_on_subspace(system: System, size: float, seed: int, beta: float = 0.0, rank: int | None = None) -> Point:
-    """A random point of S with `||W|| = size`, on demand of a lower rank."""
+    """A random point of S with `||W|| = size`, of full rank or of a given rank."""
     W = system.P @ np.random.default_rng([seed, *system.counts, system.p]).standard_normal((system.C, system.p))
     U, sigma, Vt = np.linalg.svd(W, full_matrices=False)
     rank = min(system.num_modes, system.p) if rank is None else rank
@@ -223,7 +224,7 @@ def modes(system: System, start: Point) -> tuple[np.ndarray, np.ndarray, np.ndar
 
 
 def mean_modes(system: System, start: Point, turned: bool = True) -> tuple[np.ndarray, np.ndarray]:
-    """`u = W^T 1/sqrt C` and `v = B 1/sqrt C`, on demand turned by what the bias does while it relaxes."""
+    """`u = W^T 1/sqrt C` and `v = B 1/sqrt C`; with `turned`, after the turn that the relaxing bias gives them."""
     B, _ = split(system, start.H)
     u, v = start.W.sum(axis=0) / math.sqrt(system.C), B.sum(axis=1) / math.sqrt(system.C)
     c = (1 - system.C * float(start.b.mean())) / (system.C * system.s) if turned else 0.0
@@ -231,12 +232,12 @@ def mean_modes(system: System, start: Point, turned: bool = True) -> tuple[np.nd
 
 
 def end_time(system: System, start: Point, decay: float) -> float:
-    """The time by which every mode has escaped and what decays has fallen by `e^-decay`."""
+    """The time by which every mode has escaped and the decaying parts have fallen by `e^-decay`."""
     return (math.log(math.sqrt(system.s) / modes(system, start)[1][-1]) + decay) / system.s
 
 
 def gap(found, expected) -> float:
-    """The distance between two points over the norm of the second."""
+    """The distance between two points, divided by the norm of the second."""
     difference = sum(np.sum((np.asarray(f) - np.asarray(e)) ** 2) for f, e in zip(found, expected, strict=True))
     return float(np.sqrt(difference / sum(np.sum(np.asarray(e) ** 2) for e in expected)))
 
@@ -247,7 +248,7 @@ SIZES = (1e-2, 3e-3, 1e-3)
 
 
 class SmallStarts(NamedTuple):
-    """Starts of the sizes `SIZES`, two directions of each, their flow to the plateau, and the plateau of the theory."""
+    """Starts of the sizes `SIZES`, two directions each, with their flow to the plateau and their predicted plateau."""
 
     sizes: np.ndarray
     starts: list[Point]
@@ -262,12 +263,12 @@ def _directions(system: System) -> Iterator[Point]:
 
 
 def _is_generic(system: System, start: Point) -> bool:
-    """Whether every mode is of the order of the start. Where one is far below, the next orders are relative to it."""
+    """Whether every mode is of the order of the start. A much smaller mode would make the next orders larger."""
     return bool(modes(system, start)[1][-1] > 0.03)
 
 
 def small_starts(lab: Lab, system: System) -> SmallStarts:
-    """The small starts of a system. NC1 by the pseudo-inverse, of order eps^6, needs the exponent 30."""
+    """The small starts of a system. The exponent is 30 because NC1 by the pseudo-inverse is of order eps^6."""
     sizes = np.repeat(SIZES, 2)
     directions = itertools.islice(filter(lambda start: _is_generic(system, start), _directions(system)), 2)
     starts = [Point(eps * z.H, eps * z.W, z.b) for eps, z in zip(sizes, itertools.cycle(directions), strict=False)]

@@ -12,7 +12,7 @@ from .registry import DERIVED, ON_THE_PAPER, PAPER, Comparisons, law
 
 ROUNDED = 1e4 * EPS
 INTEGRATED = 1e-9
-"""What a run at rtol 1e-12 may be off after the escape from the origin."""
+"""The error allowed for a run at rtol 1e-12 after the escape from the origin."""
 
 
 @law("subspace-flow", "on S, mu_i(t) = s mu_i e^{2st} / (s + mu_i (e^{2st} - 1)), b relaxes as e^{-CNt}", ON_THE_PAPER)
@@ -22,7 +22,7 @@ def subspace_flow(lab: Lab) -> Comparisons:
 
 @law(
     "subspace-flow-decay",
-    "with equal decay lam, s - lam stands for s in mu_i(t), and b goes to N/(CN + lam_b)",
+    "with equal decay lam, s - lam replaces s in mu_i(t), and b goes to N/(CN + lam_b)",
     DERIVED,
 )
 def subspace_flow_decay(lab: Lab) -> Comparisons:
@@ -58,7 +58,7 @@ def subspace_descent(lab: Lab) -> Comparisons:
     f"{PAPER}; the risk at rank r {DERIVED}",
 )
 def rank_condition(lab: Lab) -> Comparisons:
-    """The ends of runs. The modes that are missing come from rounding, and stay below 1e-16 e^{st} so long."""
+    """Compare the ends of runs. Rounding seeds the missing modes, but they stay below 1e-16 e^{st}."""
     for system in lab_module.EVERY:
         highest, model = min(system.num_modes, system.p), system.model()
         starts = [random_on_subspace(system, 0.5, seed=6, rank=rank) for rank in range(1, highest + 1)]
@@ -97,7 +97,7 @@ def _imbalance(point: Point) -> np.ndarray:
     DERIVED,
 )
 def reduced_descent(lab: Lab) -> Comparisons:
-    """The last system has more rows than move, and these are compressed too."""
+    """In the last system not all rows move, so the rows are compressed too."""
     wide = lab_module.balanced_system(3, 2, 20)
     for system in (*lab_module.EVERY[:2], lab_module.IMBALANCED[0], wide):
         start, steps = [sphere(system, 0.5, seed=8, b=0.1)], [0, 1, 2, 5, 10, 20, 50, 100, 200]
@@ -112,9 +112,9 @@ def reduced_descent(lab: Lab) -> Comparisons:
 
 
 def balanced_start(system, lam: float, beta: float | None, *, centred: bool = False, size: float = 0.4) -> Point:
-    """A random start with `W^T W - H H^T = lam I`; with a bias `H 1 = 0`, and on demand `1^T W = 0`.
+    """A random start with `W^T W - H H^T = lam I`; with a bias also `H 1 = 0`, and if `centred` also `1^T W = 0`.
 
-    `beta` is what b is off `n / n_tot`, the same for all classes.
+    `beta` is the offset of b from `n / n_tot`, the same for all classes.
     """
     rng, n = np.random.default_rng([9, *system.counts, system.p]), sum(system.counts)
 
@@ -133,7 +133,7 @@ def balanced_start(system, lam: float, beta: float | None, *, centred: bool = Fa
 
 
 def _riccati(lab: Lab, system, starts: list[Point], decays=(0.0, 0.0, 0.0)) -> Comparisons:
-    """`Q Q^T`, `Q = [W; H^T]`, of the run against the closed form, which leaves a rotation of the features open."""
+    """Compare `Q Q^T`, `Q = [W; H^T]`, of the run and of the closed form, which is unique up to a feature rotation."""
     ts = np.linspace(0.0, 6.0 / np.sqrt(max(system.counts)), TIMES)
     paths, decays = lab.flow(system, starts, ts, decays=decays), np.broadcast_to(decays, (len(starts), 3))
     for lane, (start, decay) in enumerate(zip(starts, decays, strict=True)):
@@ -187,7 +187,7 @@ def riccati_imbalanced(lab: Lab) -> Comparisons:
     DERIVED,
 )
 def second_phase(lab: Lab) -> Comparisons:
-    """`L L^T` instead of L, as the closed form leaves a rotation of the samples open; for p > C - 1 and N > 1."""
+    """Compare `L L^T`, since L is unique only up to a rotation of the samples; for p > C - 1 and N > 1."""
     for system in lab_module.ABOVE:
         rng = np.random.default_rng([10, *system.counts, system.p])
         U, _, Vt = modes(system, sphere(system, 1.0, seed=10))
@@ -199,7 +199,7 @@ def second_phase(lab: Lab) -> Comparisons:
         H = np.repeat(W.T, system.counts, axis=1) / system.s + dev
         start = Point(H, W + u / np.sqrt(system.C), np.full(system.C, 1 / system.C))
         ts = np.linspace(0.0, 40.0, TIMES)
-        # In class-mean columns, where the rotation is one of the columns of L alone.
+        # In class-mean columns, where the rotation only mixes the columns of L.
         form = exact.second_phase(system.model(), to_class_means(system.model(), as_state(start)), ts)
         paths = lab.flow(system, [start], ts)
         B, L = split(system, paths.states.H[0])

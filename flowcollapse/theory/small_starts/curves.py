@@ -1,4 +1,4 @@
-"""Learning curves of small starts in closed form: the modes, the bias and the risk in time, for flow and descent."""
+"""Learning curves of small starts in closed form: modes, bias and risk as functions of time, for flow and descent."""
 
 from typing import Any, NamedTuple
 
@@ -24,24 +24,24 @@ class LearningCurve(NamedTuple):
 
 
 def learning_curve(model: UFM, start: State, ts: Any, *, corrected: bool = True) -> LearningCurve:
-    """The learning curve of the flow from a small start: the flow on S from the part of the start that grows.
+    """The learning curve of the flow from a small start: the flow on S from the growing part of the start.
 
         mu_i(t) = s mu_i e^{2st} / (s + mu_i (e^{2st} - 1)),    beta(t) = 1/C + (beta0 - 1/C) e^{-CNt},
         R(t) = 1/2 sum_i (mu_i(t) - s)^2 + N/2 (1 - C beta0)^2 e^{-2CNt},
 
-    where `mu_i(0)` are the eigenvalues of `V0 V0^T`, `V0 = P (W0 + B0^T)/2`, and of zero modes if p < C - 1.
+    where `mu_i(0)` are the eigenvalues of `V0 V0^T`, `V0 = P (W0 + B0^T)/2`. If p < C - 1, the sum includes zero modes.
 
     Args:
         model: the model: balanced, without decay.
         start: one small state with `b0 = beta0 1`.
         ts: times, shape (time,).
-        corrected: take `V0 (I - t K2) V0^T` instead, `K2 = L0 L0^T + u u^T + v v^T / (C s + 1)`, to first order: the
-            growth that the rest of the start costs. The risk's error is then O(eps^2) of the risk at the start, instead
+        corrected: use `V0 (I - t K2) V0^T` instead, `K2 = L0 L0^T + u u^T + v v^T / (C s + 1)`, to first order: the
+            rest of the start slows the growth. The error of the risk is then O(eps^2) of the risk at the start, instead
             of O(eps^2 ln 1/eps).
 
     Raises:
         UsageError: for a model with decay or unequal counts, a start that is neither small (see `fc.predict`) nor on S,
-            or times that do not fit.
+            or invalid times.
 
     On S the curve is exact at any size (the flow of `W' = -(W W^T - s P) W`, after the paper); that a small start
     shadows it, and K2, are derived here.
@@ -75,13 +75,13 @@ def descent_curve(model: UFM, start: State, learning_rate: Number, num_steps: in
         model: the model: balanced, without decay.
         start: one small state with `b0 = beta0 1`.
         learning_rate: eta.
-        num_steps: how many steps; the curve has one point more, the start.
+        num_steps: the number of steps; the curve has one more point, the start.
 
     Returns:
         The curve, with `ts = eta k`.
 
     Raises:
-        UsageError: as for `learning_curve`, and for a learning rate that is not positive.
+        UsageError: for the reasons `learning_curve` has, and for a learning rate that is not positive.
 
     On S the curve is exact at any size; that a small start shadows it is derived here.
 
@@ -112,13 +112,13 @@ def _descent_curve(model: UFM, start: State, eta: Float[Array, ""], num_steps: i
 
 
 def mean_modes(model: UFM, start: State, ts: Any) -> tuple[Float[Array, "time p"], Float[Array, "time p"]]:
-    """The mean modes `u = W^T 1/sqrt C` and `v = B 1/sqrt C`, `B = sqrt N Hbar`, from a small start in time.
+    """The mean modes `u = W^T 1/sqrt C` and `v = B 1/sqrt C`, `B = sqrt N Hbar`, of the flow from a small start.
 
-    While the bias relaxes they turn hyperbolically, by the angle `c (1 - e^{-CNt})` with `c = (1 - C beta0)/(C s)`:
+    While the bias relaxes, they turn hyperbolically by the angle `c (1 - e^{-CNt})` with `c = (1 - C beta0)/(C s)`:
 
-        (u, v) = (u0 cosh + v0 sinh, v0 cosh + u0 sinh),
+        (u, v) = (u0 cosh + v0 sinh, v0 cosh + u0 sinh).
 
-    and as the modes escape, u loses what lies in their span and v keeps `2F1(1/2, -1/2; (1 + C s)/2; mu/s)` of it.
+    As the modes escape, u loses its part in their span, and v keeps `2F1(1/2, -1/2; (1 + C s)/2; mu/s)` of its part.
 
     Args:
         model: the model: balanced, without decay.
@@ -129,7 +129,7 @@ def mean_modes(model: UFM, start: State, ts: Any) -> tuple[Float[Array, "time p"
         `(u, v)`, each of shape (time, p); zero without a bias.
 
     Raises:
-        UsageError: as for `learning_curve`.
+        UsageError: for the reasons `learning_curve` has.
 
     Derived here.
 
@@ -152,7 +152,7 @@ def _mean_modes(model: UFM, start: State, ts: Float[Array, " time"]):
 
 
 def _curve(escape: Escape, ts, mu, fast) -> LearningCurve:
-    """The curve with `fast` for what is left of the bias's way."""
+    """The curve, where `fast` is the remaining fraction of the bias's distance to 1/C."""
     C, N, s, beta0 = escape.model.num_classes, escape.model.counts[0], escape.s, escape.beta
     missing = escape.basis.shape[1] - mu.shape[1]
     risk = 0.5 * jnp.sum((mu - s) ** 2, axis=1) + 0.5 * N * (missing + (1 - C * beta0) ** 2 * fast**2)

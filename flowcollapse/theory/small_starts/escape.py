@@ -1,25 +1,26 @@
-"""How a small start leaves the origin, in closed form: what grows, what decays with it, and what rests.
+"""How a small start leaves the origin, in closed form: which parts grow, decay or stay.
 
-Balanced classes, no decay. With `s = sqrt N`, `B = s Hbar` (class means) and `P = I - 11^T/C`, a start splits into
+Classes are balanced and there is no weight decay. With `s = sqrt N`, `B = s Hbar` (class means) and `P = I - 11^T/C`, a
+start splits into
 
     W = A + 1 u^T / sqrt C,    B = D^T + v 1^T / sqrt C,    H - Hbar (x) 1^T = L Q^T,
     V = (A + D)/2,             Y = (A - D)/2,
 
-with `1^T A = 1^T D = 0`. Only V grows; its singular vectors `V0 = sum sigma_i o_i r_i^T` are the modes. All else is of
-the start's size eps and moves for as long as a mode needs to escape (derived here, relative error O(eps^2 ln 1/eps)):
+with `1^T A = 1^T D = 0`. Only V grows; its singular vectors `V0 = sum sigma_i o_i r_i^T` are the modes. All other parts
+stay of the start's size eps and change until the modes have escaped (derived here, relative error O(eps^2 ln 1/eps)):
 
 - mode:       `sigma_i^2 = s x_i`, `x_i = x0_i / (e^{-2st} (1 + k_i t) + x0_i (1 - e^{-2st}))`. Without k_i this is the
-              flow on S, `mu' = 2 mu (s - mu)`; `k_i = |L^T r_i|^2 + (u r_i)^2 + (v r_i)^2 / (C s + 1)` is the growth
-              that the rest of the start costs.
-- L and u:    the part along r_i is divided by `sqrt(1 + x0_i (e^{2st} - 1))`, what is off all modes stays.
-- v:          the part along r_i obeys Gauss's equation in x and is multiplied by
-              `F(x_i)/F(x0_i)`, `F(x) = 2F1(1/2, -1/2; (1 + C s)/2; x)`, `kappa = F(1)`; what is off all modes stays.
+              flow on S, `mu' = 2 mu (s - mu)`; `k_i = |L^T r_i|^2 + (u r_i)^2 + (v r_i)^2 / (C s + 1)` is how much the
+              rest of the start slows the growth.
+- L and u:    the part along r_i is divided by `sqrt(1 + x0_i (e^{2st} - 1))`; the part orthogonal to all modes stays.
+- v:          the part along r_i obeys Gauss's equation in x and is multiplied by `F(x_i)/F(x0_i)`,
+              `F(x) = 2F1(1/2, -1/2; (1 + C s)/2; x)`, `kappa = F(1)`; the part orthogonal to all modes stays.
 - b:          `P b = (q - A v) / (s sqrt C)`, where q lags behind v by `-2 (1 - x) F'(x)`;
-              `mean b = 1/C + (beta0 - 1/C) e^{-CNt}`, less `u v / (s C)`, and while it relaxes u and v turn
+              `mean b = 1/C + (beta0 - 1/C) e^{-CNt}` minus `u v / (s C)`. While it relaxes, u and v turn
               hyperbolically by `(1 - C beta0) / (C s)`.
-- Y:          decays as `e^{-st}` until `W^T W - B B^T - L L^T`, which is conserved, holds it at O(eps^2).
+- Y:          decays as `e^{-st}` until the conserved `W^T W - B B^T - L L^T` holds it at O(eps^2).
 
-Without a bias `P = I`, there are C modes, and neither u nor v nor b.
+Without a bias, `P = I`, there are C modes, and u, v and b do not exist.
 """
 
 import functools
@@ -47,25 +48,25 @@ from ...programs import Program
 from ..bias import _elapsed, checked_times
 
 SMALL = 1 / 32
-"""Up to this `(||H0||^2 + ||W0||^2)/(2 sqrt N)` a start counts as small."""
+"""A start is small if `(||H0||^2 + ||W0||^2)/(2 sqrt N)` is at most this."""
 
 FAINT = 100.0
-"""A growing mode fainter than the start by this factor is seeded by the rest of the start, at the order eps^3, as much
-as the other errors amount to; measured."""
+"""The rest of the start seeds growing modes, at order eps^3. For a mode fainter than the start by this factor, that
+seed matters as much as the other errors (measured)."""
 
 LATE = 30.0
-"""The decay by which every metric has reached the plateau, NC1 too: predictions hold until then in any case."""
+"""The decay exponent after which every metric, including NC1, is at its plateau. Predictions always hold until then."""
 
 DRIFT = 0.3
-"""The drift of u and L, of first order in `t eps^2`, is followed up to here, where it is wrong by a tenth of itself."""
+"""The drift of u and L, to first order in `t eps^2`, is used up to this value, where its relative error is a tenth."""
 
 
 class Modes(NamedTuple):
-    """How far each mode has come, one number a mode.
+    """The progress of each mode, one number per mode.
 
-    `x` is its share of its limit; `fade` is what is left of L and u along it, `kept` of v, and `drive` is q over
-    `sigma v`. `shrink` is `sigma(0) / sigma(t)`; `fade_lag` and `kept_lag` are `(1 - fade) / sigma` and
-    `(1 - kept) / sigma`, written so that a mode which the start lacks is no 0/0.
+    `x` is its fraction of its limit. `fade` is the remaining fraction of L and u along it, `kept` that of v, and
+    `drive` is q over `sigma v`. `shrink` is `sigma(0) / sigma(t)`. `fade_lag` and `kept_lag` are `(1 - fade) / sigma`
+    and `(1 - kept) / sigma`, written so that a mode that the start lacks does not give 0/0.
     """
 
     x: Float[Array, " k"]
@@ -79,7 +80,7 @@ class Modes(NamedTuple):
 
 
 class Parts(NamedTuple):
-    """A predicted point in its parts: `A` and `D` by `V + Y` and `V - Y`, in the basis of the modes and off it."""
+    """A predicted point and its parts: `A = V + Y`, `D = V - Y`, where `Y_off` is the part of Y off the modes."""
 
     sigma: Float[Array, " k"]
     Y: Float[Array, "k k"]
@@ -91,7 +92,7 @@ class Parts(NamedTuple):
 
 
 class Escape(eqx.Module):
-    """A small start taken apart: `sigma`, `left` (o_i as columns) and `right` (r_i as rows) are its modes."""
+    """The decomposition of a small start: `sigma`, `left` (o_i as columns) and `right` (r_i as rows) are its modes."""
 
     model: UFM
     columns: Columns | None
@@ -109,7 +110,7 @@ class Escape(eqx.Module):
 
     @classmethod
     def of(cls, model: UFM, start: State) -> "Escape":
-        """The start's own. Its features are taken in class-mean columns, whatever it has."""
+        """The decomposition of a start, which is first converted to class-mean columns."""
         start = to_class_means(model, start)
         C, dtype = model.num_classes, start.X.dtype
         basis = within_class_basis((C,), dtype) if model.use_bias else jnp.eye(C, dtype=dtype)
@@ -132,12 +133,12 @@ class Escape(eqx.Module):
 
     @property
     def Cs(self) -> float:
-        """`C sqrt N`, by which the bias is faster than the modes."""
+        """`C sqrt N`, the ratio of the bias's rate to that of the modes."""
         return self.model.num_classes * self.s
 
     @property
     def beta(self) -> Float[Array, ""]:
-        """The mean of the bias at the start; without a bias, where it rests."""
+        """The mean of the bias at the start; without a bias 1/C, its resting value."""
         return jnp.mean(self.b) if self.model.use_bias else jnp.asarray(1 / self.model.num_classes, self.b.dtype)
 
     def mean_modes(self, fast) -> tuple[Float[Array, " p"], Float[Array, " p"]]:
@@ -147,12 +148,12 @@ class Escape(eqx.Module):
         return self.u * cosh + self.v * sinh, self.v * cosh + self.u * sinh
 
     def modes(self, t: Float[Array, ""], corrected: bool = True) -> Modes:
-        """The modes at time t, with or without the growth that the rest of the start costs."""
+        """The modes at time t; `corrected` includes how the rest of the start slows their growth."""
         s, dtype = self.s, self.sigma.dtype
         u, v = (self.right @ mode for mode in self.mean_modes(0.0))
         cost = jnp.sum((self.right @ self.L) ** 2, axis=1) + u**2 + v**2 / (self.Cs + 1)
         slowed = 1 + cost * t if corrected else jnp.ones_like(cost)
-        # Kept off zero for a mode that the start lacks, which then is 0 over something at all times.
+        # Kept above zero, so that a mode that the start lacks is 0 divided by a positive number at all times.
         young = jnp.maximum(jnp.exp(-2 * s * t), jnp.finfo(dtype).tiny)
         old, x0 = -jnp.expm1(-2 * s * t), self.sigma**2 / s
         total = young * slowed + x0 * old
@@ -165,9 +166,9 @@ class Escape(eqx.Module):
         return Modes(x, s * root, shrink, fade, root * old / (1 + fade), F / F0, kept_lag, rest * drive)
 
     def at(self, t: Float[Array, ""], drift: bool = True) -> Parts:
-        """The start's parts at time t, and the point that they make up.
+        """The parts of the start at time t, and the point they form.
 
-        With `drift`, u and L go on moving once they are off all modes, at the rate eps^2: `u' = -L L^T u`,
+        With `drift`, u and L keep moving at the rate eps^2 once they are orthogonal to all modes: `u' = -L L^T u`,
         `L' = -u u^T L`, to first order and bounded.
         """
         s, N, C = self.s, self.model.counts[0], self.model.num_classes
@@ -175,14 +176,14 @@ class Escape(eqx.Module):
         modes, (u, v) = self.modes(t), self.mean_modes(fast)
         sigma, right = modes.sigma, self.right
 
-        # u and L fade alike, and stand with opposite signs in what is conserved. What they and v lost is over sigma.
+        # u and L fade alike, but enter the conserved quantity with opposite signs. The losses are divided by sigma.
         resting, signs = jnp.column_stack([u, self.L]), jnp.ones(1 + self.L.shape[1], u.dtype).at[0].set(-1)
         inside, v_inside = right @ resting, right @ v
         outside, v_off = resting - right.T @ inside, v - right.T @ v_inside
         faded, v_kept = modes.fade[:, None] * inside, modes.kept * v_inside
         lost, v_lost = modes.fade_lag[:, None] * inside * signs, modes.kept_lag * v_inside
 
-        # W^T W - B B^T - L L^T = 2 (V^T Y + Y^T V) + u u^T - v v^T - L L^T gives Y but for one part, the free one.
+        # W^T W - B B^T - L L^T = 2 (V^T Y + Y^T V) + u u^T - v v^T - L L^T determines Y except for one free part.
         Y0, Y0_off = self._in_modes(self.Y)
         change = sigma[:, None] * (lost @ faded.T + jnp.outer(v_lost, v_kept))
         change += (inside @ lost.T + jnp.outer(v_inside, v_lost)) * sigma
@@ -194,7 +195,7 @@ class Escape(eqx.Module):
         Y_off = modes.shrink[:, None] * Y0_off - (lost @ outside.T + jnp.outer(v_lost, v_off)) / 2
         Y_dying = slow * ((self.Y - self.left @ (self.left.T @ self.Y)) @ right.T * modes.fade) @ right
 
-        # The modes turn by Y_off on the way, in opposite directions for A and D: L ends off A, and u off D.
+        # The modes turn by Y_off on the way, in opposite directions for A and D: L ends orthogonal to A, and u to D.
         faded -= modes.fade_lag[:, None] * (Y_off @ outside) * signs
         if drift:
             outside = _drifted(outside, t)
@@ -208,13 +209,13 @@ class Escape(eqx.Module):
         return Parts(sigma, Y, Y_off, u, v, L, Point(W, jnp.concatenate([B, L], axis=1), b))
 
     def _in_modes(self, Y: Float[Array, "K p"]) -> tuple[Float[Array, "k k"], Float[Array, "k p"]]:
-        """`(o_i Y r_j)`, and the rows `o_i Y` less what lies along the r_j."""
+        """`(o_i Y r_j)`, and the rows `o_i Y` minus their parts along the r_j."""
         rows = self.left.T @ Y
         inside = rows @ self.right.T
         return inside, rows - inside @ self.right
 
     def _bias(self, modes: Modes, fast, slow, A, u, v) -> Float[Array, " C"]:
-        """b from what the residual has along the mean: `P G 1 = q` and `1^T G 1 / C`, both gone after the escape."""
+        """b from the residual along the mean, `P G 1 = q` and `1^T G 1 / C`, which both vanish after the escape."""
         C, s, first = self.model.num_classes, self.s, self.modes(jnp.zeros_like(fast))
 
         def lagging(modes: Modes, v, size):
@@ -248,7 +249,7 @@ def mean_mode_average(
     with `t = tanh^2 z`), where the trapezoidal rule converges exponentially at every x in [0, 1] (derived here).
     """
     t, one_minus_t, weights = (jnp.asarray(array, x.dtype) for array in mean_mode_nodes(Cs))
-    # Above 1, where a mode is larger than its limit, the value at 1 stands in: nothing small has such a mode.
+    # For x above 1 (a mode larger than its limit) the value at 1 is used: no small start has such a mode.
     root = jnp.sqrt(jnp.maximum(rest[:, None] + x[:, None] * one_minus_t, one_minus_t))
     return (t / (1 + root)) @ weights, (t / root) @ weights
 
@@ -257,8 +258,8 @@ def mean_mode_average(
 def mean_mode_nodes(Cs: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """`(tanh^2 z, sech^2 z, weights)` of the trapezoidal rule, to double precision for `C s >= 2`.
 
-    The step resolves both the strip |Im z| < pi/2 and the width 1/sqrt(C s); the end is where `sech^{C s - 1}`, the
-    largest integrand, has fallen to e^-40.
+    The step resolves both the strip |Im z| < pi/2 and the width 1/sqrt(C s). The range ends where the largest
+    integrand, `sech^{C s - 1}`, has fallen to e^-40.
     """
     step = min(0.19, 0.5 / math.sqrt(Cs))
     z = step * np.arange(math.ceil(math.acosh(math.exp(40 / (Cs - 1))) / step) + 1)
@@ -269,7 +270,7 @@ def mean_mode_nodes(Cs: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 @Program
 def _reach(model: UFM, start: State) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]:
-    """How small a start is, zero on S; the last time that the drift is known to; how far the bias is from the mean."""
+    """The smallness of a start (0 on S), the last time at which its drift is known, and the unevenness of its bias."""
     with jax.default_matmul_precision("highest"):
         escape, norm = Escape.of(model, start), jnp.linalg.norm
         turned = [
@@ -302,12 +303,12 @@ def require_plain(model: UFM) -> None:
 def check_small_start(model: UFM, start: State, ts: Any = None) -> Any:
     """The times as an array, after making sure that the theory of small starts covers model, start and times.
 
-    It needs equal counts, the squared error, no decay, `b0 = beta0 1` up to the order of the start squared, a start
-    that is small or on S, and times that end while the drift of u and L is of first order. Inside jit and vmap a start
-    has no size yet, and is let through.
+    The theory needs equal counts, the squared error, no decay, `b0 = beta0 1` up to the order of the start squared, a
+    start that is small or on S, and times that end while the drift of u and L is of first order. Inside jit and vmap
+    the size of a start is not known, and the start passes.
 
     Raises:
-        UsageError: where the theory does not hold.
+        UsageError: if the theory does not apply.
     """
     require_plain(model)
     check_state(model, start)
@@ -316,9 +317,9 @@ def check_small_start(model: UFM, start: State, ts: Any = None) -> Any:
     if any(is_traced(x) for x in jax.tree.leaves((model, start))):
         return times
     if not all(np.all(np.isfinite(np.asarray(x))) for x in (start.W, start.X, start.b)):
-        raise UsageError("start holds NaN or infinity, which nothing can be predicted from: give finite numbers.")
+        raise UsageError("start holds NaN or infinity, so nothing can be predicted: give finite numbers.")
     reach = _reach(*floating(model, start), quick=is_small(start))
-    if any(is_traced(x) for x in reach):  # inside jit even a start that is known
+    if any(is_traced(x) for x in reach):  # inside jit, even for a known start
         return times
     smallness, latest, uneven = (float(x) for x in reach)
     if model.use_bias and uneven > 2:

@@ -1,8 +1,8 @@
-"""Where small starts end, and when: the plateau of a start, and what imbalance and weight decay make of it.
+"""Where and when small starts end: the plateau of a start, and the limits under imbalance and weight decay.
 
-The plateau is what the flow shows after the escape and long before 1/eps^2, the time of the slow motion of u and L
-that remains if p > C - 1 and N > 1. Notation as in `escape.py`: `s = sqrt N`, `B = s Hbar`, `P = I - 11^T/C`. Limits as
-eps -> 0, derived here.
+The plateau is the state of the flow after the escape and long before times of order 1/eps^2, the time scale of the slow
+motion of u and L (which exists if p > C - 1 and N > 1). The notation is that of `escape.py`: `s = sqrt N`,
+`B = s Hbar`, `P = I - 11^T/C`. Limits are for eps -> 0 and derived here.
 """
 
 import math
@@ -34,8 +34,8 @@ class Plateau(NamedTuple):
 
     - `state`: the predicted state in class-mean columns, its class means `state.B` and within-class part `state.L`.
     - `u`, `v`: its mean modes `W^T 1/sqrt C` and `B 1/sqrt C`, zero without a bias.
-    - `metrics`: the leading order of each metric, by the names of `fc.metrics`. It loses no digits at any eps, as the
-      metrics of `state` do; zero where the metric decays to zero.
+    - `metrics`: the leading order of each metric, by the names of `fc.metrics`; zero if the metric decays to zero.
+      Unlike the metrics of `state`, these values keep all digits at any eps.
     """
 
     state: State
@@ -45,7 +45,7 @@ class Plateau(NamedTuple):
 
 
 class Limit(NamedTuple):
-    """What every generic small start ends at: `gram` is `W W^T`, `b` the bias, `mean` is x in `gram`'s `x 11^T/C`."""
+    """The limit of every generic small start: `gram` is `W W^T`, `b` the bias, `mean` is x in `gram`'s `x 11^T/C`."""
 
     gram: Float[Array, "C C"]
     b: Float[Array, " C"]
@@ -58,9 +58,9 @@ def plateau(model: UFM, start: State) -> Plateau:
         W = sqrt(s) polar(V0) + 1 u^T/sqrt C,    B = sqrt(s) polar(V0)^T + v 1^T/sqrt C,    b = 1/C - W v / (s sqrt C),
         u = Pi_ u0,    v = Pi_ v0 + kappa Pi v0,    L = Pi_ L0,
 
-    with `V0 = P (W0 + B0^T)/2`, Pi the projector on its rows and `Pi_ = I - Pi`; u0 and v0 after the turn by
+    with `V0 = P (W0 + B0^T)/2`, Pi the projector on its rows and `Pi_ = I - Pi`; u0 and v0 are taken after the turn by
     `(1 - C beta0)/(C s)` that the bias gives them. With `O = polar(V0)` and `X = O (W0^T W0 - H0 H0^T + v v^T)`, W and
-    B^T also hold the next order, `+- X (Pi/4 + Pi_/2)/sqrt s`, which SNC1 needs. Hence, with `k = min(C - 1, p)`,
+    B^T also include the next order, `+- X (Pi/4 + Pi_/2)/sqrt s`, which SNC1 needs. Hence, with `k = min(C - 1, p)`,
 
         SNC1^2 = N (C-1-k) + ||X O^T||^2/4 + |u|^4         SNC2^2 = (||L||^2 + |u - v|^2 + d^2) / (s k)
         SNC3^2 = |Pi v|^2/(s C)                            dist^2 = ||L||^2 + |u|^2 + |v|^2 + SNC3^2 + d^2/2
@@ -68,9 +68,9 @@ def plateau(model: UFM, start: State) -> Plateau:
         NC3^2 = (|u|^2 + d^2 - (tr X O^T)^2/(4 s k)) / (s k)    risk = |L^T u|^2/2 + N (C-1-k)/2
         |grad|^2 = |L L^T u|^2 + |u|^2 |L^T u|^2           CDNV = ||L||^2/(2 s C)
 
-    where `d^2 = ||B - W^T||^2` without the mean modes is `(||X O^T||^2/4 + ||X Pi_||^2)/s`. If p <= C - 1 then u and L
-    vanish; if p < C - 1 the modes that are missing cost the risk. Without a bias the same holds with `P = I`, C modes
-    and no u, v, b.
+    where `d^2 = ||B - W^T||^2` without the mean modes is `(||X O^T||^2/4 + ||X Pi_||^2)/s`. If p <= C - 1, u and L
+    vanish; if p < C - 1, the missing modes add to the risk. Without a bias the same holds with `P = I`, C modes and no
+    u, v, b.
 
     Args:
         model: the model: balanced, without decay.
@@ -102,13 +102,13 @@ def plateau(model: UFM, start: State) -> Plateau:
 def _plateau(model: UFM, start: State) -> Plateau:
     with jax.default_matmul_precision("highest"):
         escape = Escape.of(model, start)
-        # So late that nothing is left of what decays, in double precision too.
+        # So late that everything that decays has vanished, even in double precision.
         parts = escape.at(jnp.asarray(400 / escape.s, escape.sigma.dtype), drift=False)
         return Plateau(escape.state(parts.point), parts.u, parts.v, _leading_metrics(escape, parts))
 
 
 def _leading_metrics(escape: Escape, parts: Parts) -> dict[str, Float[Array, ""]]:
-    """The metrics at the plateau from its parts: `X O^T = 4 sqrt(s) Y` and `X Pi_ = 2 sqrt(s) Y_off`."""
+    """The metrics at the plateau, from its parts: `X O^T = 4 sqrt(s) Y` and `X Pi_ = 2 sqrt(s) Y_off`."""
     model, s = escape.model, escape.s
     C, N, (K, k) = model.num_classes, model.counts[0], escape.left.shape
     (u, v, L, Y, off), missing = (parts.u, parts.v, parts.L, parts.Y, parts.Y_off), K - k
@@ -142,10 +142,10 @@ def _leading_metrics(escape: Escape, parts: Parts) -> dict[str, Float[Array, ""]
 
 
 def imbalanced_limit(model: UFM) -> Limit:
-    """`W W^T` and b of a small start for any counts: `W W^T = (Z Z^T)^{1/2}`, `b = n / n_tot`.
+    """The limits of `W W^T` and b from a small start, for any counts: `W W^T = (Z Z^T)^{1/2}`, `b = n / n_tot`.
 
-    `Z = diag(sqrt n)(I - sqrt(n) sqrt(n)^T / n_tot)`; `sqrt(N) P` and `1/C` for equal counts. Without a bias
-    `Z = diag(sqrt n)` and b = 0.
+    Here `Z = diag(sqrt n)(I - sqrt(n) sqrt(n)^T / n_tot)`. For equal counts the limits are `sqrt(N) P` and `1/C`.
+    Without a bias, `Z = diag(sqrt n)` and b = 0.
 
     Args:
         model: the model, without decay, with as many features as Z has modes: `p >= C - 1`, or C without a bias.
@@ -170,17 +170,17 @@ def imbalanced_limit(model: UFM) -> Limit:
 
 
 def decay_limit(model: UFM) -> Limit:
-    """`W W^T` and b of a small start with weight decay `(lam_W, lam_H, lam_b)`, for equal counts.
+    """The limits of `W W^T` and b from a small start with weight decay `(lam_W, lam_H, lam_b)`, for equal counts.
 
         W W^T = sqrt(lam_H/lam_W) [max(0, s - g) P + x 11^T/C],    g = sqrt(lam_W lam_H),
         x = max(0, s - g - C N g/lam_b),    b = min(N/(C N + lam_b), s g/lam_b)
 
-    with x = 0 and `b = N/(C N + lam_b)` if lam_b = 0 or p = C - 1. The features are `B^T = sqrt(lam_W/lam_H) W`, and L
-    is gone. No collapse remains if `g >= s`; if x > 0 the bias leaves the mean to the features (the side of the
-    orthogonal frame), and S is a saddle. Without a bias P is the identity, x and b are zero.
+    with x = 0 and `b = N/(C N + lam_b)` if lam_b = 0 or p = C - 1. The features are `B^T = sqrt(lam_W/lam_H) W`, and
+    L = 0. If `g >= s`, no collapse remains. If x > 0, the features take over the mean from the bias (towards an
+    orthogonal frame), and S is a saddle. Without a bias, P is the identity, and x and b are zero.
 
     Args:
-        model: the model: balanced, `p >= C - 1` (or C without a bias); W and H decay both, or neither of them.
+        model: the model: balanced, `p >= C - 1` (or C without a bias); both W and H decay, or neither.
 
     Raises:
         UsageError: for unequal counts, fewer features, a decay of only one of W and H, or another loss.
@@ -201,8 +201,8 @@ def decay_limit(model: UFM) -> Limit:
     lam_W, lam_H, _ = model.decays
     if not (is_traced(lam_W) or is_traced(lam_H)) and (float(lam_W) > 0) != (float(lam_H) > 0):
         raise UsageError(
-            f"weight_decay is {model.weight_decay!r}: a decay of only one of W and H lets the other grow without end; "
-            "give both, or neither."
+            f"weight_decay is {model.weight_decay!r}: with a decay of only one of W and H the other grows without "
+            "bound; give both, or neither."
         )
     return _decay_limit(jax.tree.map(jnp.asarray, model), quick=True)
 
@@ -224,10 +224,11 @@ def _decay_limit(model: UFM) -> Limit:
 
 
 def plateau_time(model: UFM, start: State, decay: float = DECAY) -> Float[Array, ""]:
-    """The time by which every mode of a start has escaped and what decays has fallen by `e^-decay`.
+    """The time by which every mode of a start has escaped and the decaying parts have fallen by `e^-decay`.
 
-    `T = (ln(sqrt s/sigma_min) + 20)/s` with the smallest growing singular value `sigma_min` of `V0`; where weight decay
-    or unequal counts change the rates, those of the model. NC1 by the pseudo-inverse, of order eps^6, needs 30.
+    `T = (ln(sqrt s/sigma_min) + 20)/s`, where `sigma_min` is the smallest growing singular value of `V0`. If weight
+    decay or unequal counts change the rates, the model's rates are used. NC1 by the pseudo-inverse, of order eps^6,
+    needs an exponent of 30.
 
     Args:
         model: the model.
@@ -266,11 +267,11 @@ def plateau_steps(model: UFM, start: State, learning_rate: Number, decay: float 
     Args:
         model: the model: balanced, without decay.
         start: one small state.
-        learning_rate: eta, below `2/(C N + s)`, above which collapse repels descent.
+        learning_rate: eta, below `2/(C N + s)`; above that, collapse is unstable under descent.
         decay: the exponent, 20 by default.
 
     Returns:
-        The number, whole, as a float.
+        The number of steps, a whole number as a float.
 
     Raises:
         UsageError: for a learning rate out of range, decay or unequal counts, or a start that does not fit.

@@ -1,4 +1,4 @@
-"""The flow from a small start, predicted: states in closed form, and from them every metric."""
+"""Predictions of the flow from a small start: states in closed form, and every metric of these states."""
 
 import dataclasses
 from typing import TYPE_CHECKING, Any
@@ -30,42 +30,43 @@ if TYPE_CHECKING:
 
 
 class Prediction(eqx.Module):
-    """What stands for the method of a run that never ran."""
+    """Takes the place of the method in the result of a prediction."""
 
     name = "prediction"
     label = "prediction (small start), not a run"
 
 
 def predict(model: UFM, start: State, ts: Any = None, *, metrics: Any = None) -> "xr.Dataset":
-    """What the flow from a small start will show, without running it: `fc.simulate(...).to_xarray()`, predicted.
+    """Predict the flow from a small start without running it: the result replaces `fc.simulate(...).to_xarray()`.
 
     The state is predicted in closed form at each time, from the saddle at the origin through the escape to the plateau
-    and on (see `states`), and the metrics are those of the predicted states. With
-    `x = (||H0||^2 + ||W0||^2)/(2 sqrt N)` the relative error of each is O(x ln 1/x) at all times up to the plateau, so
-    a start must have `x <= 1/32`: an eps of 0.17 at N = 1, 0.23 at N = 3 and 0.55 at N = 100. A start on S, where the
-    prediction is exact, may have any size.
+    and beyond (see `states`), and the metrics are those of the predicted states. With
+    `x = (||H0||^2 + ||W0||^2)/(2 sqrt N)`, the relative error of each metric is O(x ln 1/x) at all times up to the
+    plateau. A start must therefore have `x <= 1/32`: an eps of 0.17 at N = 1, 0.23 at N = 3 and 0.55 at N = 100. A
+    start on S, where the prediction is exact, may have any size.
 
     Args:
         model: the model: balanced, without decay, at any p, with or without a bias.
         start: one small state with `b0 = beta0 1`.
-        ts: times, shape (time,). Default: 101 equal times up to the plateau.
+        ts: times, shape (time,). Default: 101 equally spaced times up to the plateau.
         metrics: names of the metrics, as for `fc.simulate`.
 
     Returns:
-        An `xarray.Dataset` with dimension `time`, one variable a metric, and the verdict.
+        An `xarray.Dataset` with dimension `time`, one variable per metric, and the verdict.
 
     Raises:
         UsageError: for a model with decay or unequal counts, a start that is not small or has a mode so faint that the
-            rest of the start drives it, times that are no times or too late for the slow motion after the plateau, or
-            unknown metrics. Inside jit and vmap a start has no values yet, and whether it is small is not checked.
+            rest of the start drives it, times that are invalid or too late for the slow motion after the plateau, or
+            unknown metrics. Inside jit and vmap the start is not known, so its size is not checked.
 
     Derived here. Measured against the flow (rtol 1e-12) at C = N = 3, p = 15, as the largest relative error over all
-    times to the plateau, the worst of 12 starts: at eps = 1e-2 and 1e-3 at most 3 eps^2 for SNC1-SNC3, the distance to
-    S, the ratio of traces and the risk, at most 20 eps^2 for every other metric; at 1e-4 the same 3 eps^2 for what is
-    of order eps and for the ratio of traces, while of smaller metrics the flow itself has no more digits. At the bound,
-    x = 1/32, the state is off by at most 3 %, SNC1-SNC3 and the distance to S by 12 %, and the risk by 0.5 % of that at
-    the start, the worst of 6 starts at each of six sizes (C from 2 to 10, N from 1 to 100, p from 2 to 30); at x = 1
-    SNC1 is off by 20 to 80 %. What decays to zero is predicted down to its next order, the risk down to O(eps^8).
+    times to the plateau and over 12 starts: at eps = 1e-2 and 1e-3, at most 3 eps^2 for SNC1-SNC3, the distance to S,
+    the ratio of traces and the risk, and at most 20 eps^2 for every other metric. At 1e-4, again 3 eps^2 for metrics of
+    order eps and for the ratio of traces; for smaller metrics the flow itself has too few digits. At the bound
+    x = 1/32, the state is off by at most 3 %, SNC1-SNC3 and the distance to S by at most 12 %, and the risk by at most
+    0.5 % of the risk at the start, over 6 starts at each of six sizes (C from 2 to 10, N from 1 to 100, p from 2 to
+    30). At x = 1, SNC1 is off by 20 to 80 %. Metrics that decay to zero are predicted down to their next order, the
+    risk down to O(eps^8).
 
     Example:
         >>> import jax, flowcollapse as fc
@@ -97,7 +98,7 @@ def trajectory(model: UFM, start: State, ts: Any = None, *, metrics: Any = None)
 
 @Program
 def _trajectory(model: UFM, start: State, ts: Float[Array, " time"] | None, names: tuple[str, ...]):
-    """The predicted run, and its frame without what leads back to the samples."""
+    """The predicted run, and its frame without the arrays that lead back to the samples."""
     with jax.default_matmul_precision("highest"):
         escape, start = Escape.of(model, start), to_class_means(model, start)
         problem, first = problem_of(model, start)
@@ -110,7 +111,7 @@ def _trajectory(model: UFM, start: State, ts: Float[Array, " time"] | None, name
             return observe(ready, escape.at(t).point, names, origin)
 
         values = in_blocks(observed, ts, observed_size(first))
-        # It is conserved: what the predicted states show of it is their own error.
+        # Balancedness is conserved; a nonzero value would only be the error of the prediction.
         values |= {name: jnp.zeros_like(ts) for name in names if name == "balancedness"}
         end = escape.at(ts[-1]).point
         code = verdict(problem, first, Ending(end, ts[-1], jnp.asarray(False), jnp.asarray(False)), Verdict.time_limit)
@@ -133,8 +134,8 @@ def _trajectory(model: UFM, start: State, ts: Float[Array, " time"] | None, name
 def states(model: UFM, start: State, ts: Any) -> State:
     """The predicted states at `ts`, with a leading axis of times, in class-mean columns.
 
-    They are exact at t = 0, and on S at all times. `escape.py` has the formulas of the modes, u, v, L and b. Off the
-    modes, u and L drift at the rate eps^2, to first order in `t eps^2`.
+    They are exact at t = 0, and at all times on S. `escape.py` has the formulas for the modes, u, v, L and b.
+    Orthogonal to the modes, u and L drift at the rate eps^2; the drift is predicted to first order in `t eps^2`.
 
     Args:
         model: the model: balanced, without decay.
@@ -142,7 +143,7 @@ def states(model: UFM, start: State, ts: Any) -> State:
         ts: times, shape (time,).
 
     Raises:
-        UsageError: as for `predict`.
+        UsageError: for the reasons `predict` has.
 
     Derived here.
 

@@ -1,4 +1,4 @@
-"""How the plateau scales with the size eps of the start: powers of eps, and exact constants over random starts."""
+"""How the plateau scales with the size eps of the start: powers of eps, and exact averages over random starts."""
 
 import math
 from typing import Any
@@ -14,10 +14,10 @@ from .escape import check_small_eps, mean_mode_nodes, require_plain
 
 
 def kappa(model: UFM) -> float:
-    """What the escape leaves of the mean mode v in the span of the modes, and with it of SNC3.
+    """The fraction of the mean mode v in the span of the modes that remains after the escape; SNC3 scales with it.
 
-    `kappa = Gamma(a)^2 / (Gamma(a - 1/2) Gamma(a + 1/2))`, `a = (1 + C s)/2`; computed as the mean of `sech z` over the
-    density `sech(z)^{C s}`, to full precision at any size.
+    `kappa = Gamma(a)^2 / (Gamma(a - 1/2) Gamma(a + 1/2))`, `a = (1 + C s)/2`. It is computed as the mean of `sech z`
+    over the density `sech(z)^{C s}`, to full precision at any size.
 
     Raises:
         UsageError: for unequal counts, or another loss than the squared error.
@@ -37,14 +37,14 @@ def kappa(model: UFM) -> float:
 def powers(model: UFM) -> dict[str, int]:
     """The power of eps of each metric at the plateau, from random starts of size eps.
 
-    A metric that ends at zero has none; without a bias those of NC2 and NC3 are left out. Fit them from eps = 1e-2
-    down: above, the next orders bend them.
+    A metric that ends at zero has no power. Without a bias, NC2 and NC3 are left out. Fit the powers at eps = 1e-2 and
+    below, because higher orders bend the curves above that.
 
     Args:
         model: the model: balanced, without decay.
 
     Returns:
-        Metric name to power; 0 where collapse lacks features.
+        A mapping from metric names to powers; the power is 0 if collapse lacks features.
 
     Raises:
         UsageError: for a model with decay or unequal counts.
@@ -99,7 +99,7 @@ def rms(model: UFM, eps: Any) -> dict[str, Float[Array, "*sizes"]]:
         `nc1_trace`, the mean. `nc3` is 0 if p = C - 1, where it is of order eps^2.
 
     Raises:
-        UsageError: for a model out of these bounds or an eps that is not positive, or not small.
+        UsageError: for a model outside these bounds, or an eps that is not positive or not small.
 
     Leading order in eps; derived here.
 

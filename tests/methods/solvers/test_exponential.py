@@ -1,4 +1,4 @@
-"""The exponential solver on the model: as accurate as its tolerance, equal to other methods, its cost and control."""
+"""The exponential solver on the model: its accuracy, agreement with other methods, cost and step control."""
 
 import itertools
 import math
@@ -20,7 +20,7 @@ from flowcollapse.methods.solvers.control import BlockControl
 N, C, P = 100, 3, 5
 RATE = C * N
 DECAY = (0.01, 0.02, 0.03)
-# Fine in the initial layer, where the bias jumps to 1/C within a few 1/(CN), and over the whole run.
+# Times are dense in the initial layer, where the bias jumps to 1/C within a few 1/(CN), and cover the whole run.
 TIMES = np.concatenate([[0.0], np.geomspace(1e-2 / RATE, 20 / RATE, 30), np.linspace(0.1, 2.5, 41)])
 LAYER = slice(1, 31)
 
@@ -38,7 +38,7 @@ def field(W, B, L, b):
 
 
 def norms(x) -> np.ndarray:
-    """The norm of a block at every time, the leading axis."""
+    """The norm of a block at every time; the leading axis is time."""
     return np.sqrt(np.sum(np.asarray(x).reshape(len(x), -1) ** 2, axis=1))
 
 
@@ -50,7 +50,7 @@ def start():
 
 @pytest.fixture(scope="module")
 def reference(start):
-    """`(W, B, L, b)` at `TIMES` by SciPy's DOP853, restarted at every time so that its own output plays no part."""
+    """`(W, B, L, b)` at `TIMES` by SciPy's DOP853, restarted at every time so that its interpolation plays no part."""
     parts = [np.asarray(x) for x in (start[1].W, start[1].B, start[1].L, start[1].b)]
     cuts = np.cumsum([x.size for x in parts])[:-1]
 
@@ -88,7 +88,7 @@ def flow(start):
 def test_states_at_all_times_are_those_of_scipy_to_the_tolerance(flow, reference, rtol):
     found = flow(rtol)
     for name, x, exact in zip("WBL", found, reference, strict=False):
-        # Against the block's size so far, as the steps are controlled; times lie anywhere inside the steps.
+        # Relative to the size of the block so far, as in the step control; the times are anywhere inside the steps.
         scale = norms(exact) + norms(exact)[0]
         assert np.max(norms(x - exact) / scale) < 5 * rtol, name
 
@@ -98,14 +98,16 @@ def test_the_bias_is_accurate_to_the_tolerance_throughout_the_initial_layer(flow
     bias, exact = flow(rtol)[3], reference[3]
     assert np.max(norms(exact)[LAYER]) > 0.99 * math.sqrt(1 / C)
     assert np.max(norms(bias - exact)[LAYER] / norms(exact)[LAYER]) < rtol
-    # The mean residual is measured against B: the bias keeps its digits while B is still small, and after it.
+    # The mean residual is measured relative to B, so the bias keeps its digits while B is small and afterwards.
     scale = norms(reference[1]) + norms(reference[1])[0]
     assert np.max(norms(bias - exact) / scale) < rtol
 
 
 def kencarp5(parts, times, rtol):
-    """The flow in `(W, B, L, e)` by the implicit-explicit pair of Kennedy and Carpenter, its diagonal part solved
-    exactly, with steps controlled block by block. Returns the states at `times`."""
+    """The states at `times` of the flow in `(W, B, L, e)`, by the implicit-explicit pair of Kennedy and Carpenter.
+
+    The diagonal part is solved exactly, and steps are controlled block by block.
+    """
     explicit, implicit = dfx.KenCarp5.tableau.tableaus
     assert implicit.a_diagonal is not None
     gamma, s = implicit.a_diagonal[1], math.sqrt(N)
@@ -192,7 +194,7 @@ def test_states_are_right_to_a_hundred_rtol_with_unequal_counts_decay_and_large_
 
 @pytest.fixture(scope="module")
 def paths():
-    """C = 10, p = 64, rtol 1e-8, to the plateau, with a hundred and with a million samples a class."""
+    """C = 10, p = 64, rtol 1e-8, to the plateau, with a hundred and with a million samples per class."""
     found = {}
     for samples in (100, 10**6):
         model = fc.UFM(num_classes=10, samples_per_class=samples, num_features=64)
@@ -212,7 +214,7 @@ def test_evaluations_hardly_grow_from_a_hundred_to_a_million_samples_a_class(pat
 def test_the_end_of_a_run_of_a_million_samples_is_held_in_class_means_and_refuses_to_be_samples(paths):
     final = paths[10**6].final
     assert final.B.shape == (64, 10)
-    # To eps: W W^T = s P and W^T = B.
+    # Up to eps, W W^T = s P and W^T = B.
     s, P_ = 1e3, np.eye(10) - 1 / 10
     np.testing.assert_allclose(final.W @ final.W.T / s, P_, atol=1e-4)
     np.testing.assert_allclose(final.B.T, final.W, atol=1e-2)
@@ -224,7 +226,7 @@ def test_the_end_of_a_run_of_a_million_samples_is_held_in_class_means_and_refuse
 
 
 def control_decision(errors, before, after, h=0.5):
-    """Whether a step is kept, and the factor to the next, for blocks of given norms."""
+    """Whether a step is kept, and the factor for the next step, for blocks of given norms."""
     control = BlockControl(  # pyright: ignore[reportCallIssue]: diffrax's abstract fields atol and norm are properties
         rtol=jnp.asarray(1e-3),
         block_atol=jnp.asarray([1e-6, 1e-3]),
@@ -241,7 +243,7 @@ def control_decision(errors, before, after, h=0.5):
 @pytest.mark.parametrize(
     ("errors", "keep"),
     [
-        # The first block: 1e-6 + 1e-3 max(2, 4). The second: 1e-3 + 1e-3 * 4, measured against the first one's size.
+        # First block: 1e-6 + 1e-3 max(2, 4). Second block: 1e-3 + 1e-3 * 4, measured relative to the first one's size.
         ((4.000e-3, 0.0), True),
         ((4.002e-3, 0.0), False),
         ((0.0, 4.999e-3), True),

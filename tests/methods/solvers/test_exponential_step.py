@@ -1,4 +1,4 @@
-"""One step of the exponential solver: exact where the problem is stiff, and of its order elsewhere."""
+"""One step of the exponential solver: exact for the stiff part, and of its order otherwise."""
 
 import decimal
 import math
@@ -42,7 +42,7 @@ def test_phi_functions_are_right_for_every_rate(k):
     z = np.concatenate([[0.0], np.geomspace(1e-12, 1e12, 97), [0.999999, 1.0, 1.000001]])
     found = np.asarray(jax.jit(lambda z: phi(z, 6))(jnp.asarray(z))[k])
     wanted = np.array([exact_phi(k, x) for x in z])
-    # exp(-z) itself carries the rounding of z; above z = 1 the recursion's first terms lose at most three digits.
+    # exp(-z) has the rounding of z; above z = 1 the first terms of the recursion lose at most three digits.
     np.testing.assert_allclose(found, wanted, rtol=1e-12 if k else 1e3 * EPS, atol=1e-300)
 
 
@@ -71,7 +71,7 @@ def exact_response(rate: float, e0: float, t: float) -> float:
 
 @pytest.fixture(scope="module")
 def stiff_step():
-    """One step of size 0.7 of the linear problem at every rate: its end, and its output at some fractions inside."""
+    """One step of size 0.7 of the linear problem at every rate: its end, and its output at several points inside."""
 
     xs, h, zero = (0.01, 0.3, 0.83, 1.0), jnp.asarray(0.7), jnp.zeros(())
 
@@ -108,7 +108,7 @@ def test_output_inside_a_step_is_exact_for_a_linear_mode_of_any_rate(stiff_step)
 def driven_rotation(coupling):
     """A problem with the solution `slow = (cos t, sin t)`, `e = exp(-t/2) cos 3t`, and its two terms.
 
-    With `coupling = 1` the two parts drive each other; with 0 the slow part is on its own.
+    With `coupling = 1` the two parts drive each other; with 0 the slow part does not depend on the fast one.
     """
 
     def slow(t):
@@ -129,8 +129,8 @@ def driven_rotation(coupling):
 
 @compiled
 def rotation_errors(coupling, num_steps):
-    """The largest errors, with a rate of 1: of the slow and fast part after each step up to `t = 2`, and of the output
-    of both at four places inside each step."""
+    """The largest errors with a rate of 1, of the slow and the fast part after each step up to `t = 2`, and of the
+    output of both at four points inside each step."""
     terms, slow, fast = driven_rotation(coupling)
     solver, rate, h = ExponentialDOP853(), jnp.ones(()), 2.0 / num_steps
     zero = jnp.zeros(())
@@ -173,8 +173,8 @@ def test_parts_that_drive_each_other_converge_with_order_six_and_a_half_at_least
 
 @pytest.mark.parametrize("rate", [1.0, 1e5])
 def test_the_estimate_of_the_error_falls_with_the_eighth_power_of_the_step(rate):
-    """For a forced linear mode, whose relaxation is slow or much faster than the step. A fast one forgets all but the
-    end of the step, where the forcing is known, and the share `1/(a h)^2` of the error stays."""
+    """For a forced linear mode, whose relaxation is slow or much faster than the step. A fast mode depends only on the
+    end of the step, where the forcing is known, and the fraction `1/(a h)^2` of the error remains."""
 
     def forcing(t, y, a):
         return jnp.zeros_like(y[0]), jnp.cos(3 * t + jnp.arange(2.0))
@@ -205,7 +205,7 @@ Z = np.array([0.0, 1e-8, 1e-3, 0.1, 0.7, 1.0, 1.6, 2.5, 3.3, 5.0, 7.9, 8.1, 30.0
 
 @pytest.fixture(scope="module")
 def rows():
-    """`exp(-z x)` and the weights of the step's rows, and of the further stages, for each of `Z`."""
+    """`exp(-z x)` and the weights of the step's rows, and of the further stages, for each z in `Z`."""
     step, further = compiled(jax.vmap(lambda z: (weights.step_weights(z), weights.FURTHER.weights(z))))(jnp.asarray(Z))
     return [np.asarray(x) for x in step], [np.asarray(x) for x in further]
 
@@ -220,7 +220,7 @@ def test_without_a_rate_the_rows_are_those_of_dop853(rows):
 
 
 def test_a_part_without_a_rate_is_stepped_like_the_slow_part():
-    """Two equal unknowns, each driven by a function of the other, of which one has a rate of zero."""
+    """Two equal unknowns drive each other; one of them is the fast part with a rate of zero."""
 
     def forcing(t, y, rate):
         return jnp.cos(3 * y[1]) + t, jnp.cos(3 * y[0]) + t
@@ -242,7 +242,7 @@ def test_a_part_without_a_rate_is_stepped_like_the_slow_part():
 
 
 def test_every_row_integrates_polynomials_exactly_at_any_rate(rows):
-    """Below the number of the row's stages. Constants above all, which keep fixed points where they are."""
+    """For degrees below the number of the row's stages. Constants matter most: they keep fixed points in place."""
     (_, step), (_, further) = rows
     nodes = [*C[1:NUM_STAGES], 1.0]
     tables = [(step, nodes, STEP_SETS), (further, C[NUM_STAGES + 1 :], [weights.FURTHER_SET] * 3)]
@@ -255,7 +255,7 @@ def test_every_row_integrates_polynomials_exactly_at_any_rate(rows):
 
 
 def test_a_fixed_point_is_kept_and_errs_by_nothing():
-    """`slow' = 0` and `g = a fast`, the relaxation being the stronger: a step changes nothing but the last digits."""
+    """At a stable fixed point, `slow' = 0` and `g = a fast`, a step changes only the last digits."""
 
     def forcing(t, y, rate):
         return jnp.sin(y[0]), rate * jnp.exp(y[0][0]) * jnp.sqrt(y[1])
@@ -279,7 +279,7 @@ def test_a_fixed_point_is_kept_and_errs_by_nothing():
 
 
 def exact_weights(x: float, coefficients, stages, z: float) -> list[float]:
-    """The formula of the weights in a hundred digits."""
+    """The weights by their formula, in a hundred digits."""
     with decimal.localcontext() as context:
         context.prec = 100
         c, a, z_, x_ = ([decimal.Decimal(float(v)) for v in values] for values in (C, coefficients, [z], [x]))
@@ -297,7 +297,7 @@ def exact_weights(x: float, coefficients, stages, z: float) -> list[float]:
             return powers
 
         def integral(powers):
-            """`int_0^x exp(-z (x - t)) p(t) dt`, by parts; by series where z is small."""
+            """`int_0^x exp(-z (x - t)) p(t) dt`, by parts, or by series if z is small."""
             if z < 1e-2:
                 terms = range(40)
                 return sum(
@@ -326,7 +326,7 @@ def exact_weights(x: float, coefficients, stages, z: float) -> list[float]:
 
 
 def test_weights_have_the_digits_of_double_precision(rows):
-    """Row 5, which is a mixture of two, and differences of rows apart."""
+    """Row 5, a mixture of two, and differences of rows are checked separately."""
     (_, step), (_, further) = rows
     cases = [(step, row, C[row + 1], A[row + 1, :NUM_STAGES]) for row in range(weights.END) if row + 1 != 5]
     sets = {row: weights.STAGE_SETS[row] for row in range(weights.END)} | {weights.END: weights.END_SET}
@@ -334,7 +334,7 @@ def test_weights_have_the_digits_of_double_precision(rows):
     for table, row, x, coefficients in cases:
         for z, found in zip(Z, table[:, row], strict=True):
             exact = np.array(exact_weights(x, coefficients, sets[row], float(z)))
-            # The tables hold numbers of the size of a_j / (c_i - c_k), of which sixteen digits are known.
+            # The tables hold numbers of the size of a_j / (c_i - c_k), known to sixteen digits.
             np.testing.assert_allclose(found, exact, rtol=0, atol=1e-12 * np.abs(exact).max())
     for z, found in zip(Z, further[:, 2], strict=True):
         exact = np.array(exact_weights(C[15], A[15], weights.FURTHER_SET, float(z)))
@@ -342,7 +342,7 @@ def test_weights_have_the_digits_of_double_precision(rows):
 
 
 def test_weights_in_single_precision_are_those_of_double_precision(rows):
-    """Against the largest weight of a row, or of the step end for the differences to it. The recursion of the phi
+    """Relative to the largest weight of a row, or of the step end for differences from it. The recursion of the phi
     functions may lose three digits near z = 1, and their sum one more."""
     (_, step), _ = rows
     single = compiled(jax.vmap(lambda z: weights.step_weights(z)[1]))(jnp.asarray(Z, jnp.float32))

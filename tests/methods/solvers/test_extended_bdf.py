@@ -1,4 +1,4 @@
-"""The extended formula with conjugate gradients: order, stability, curved valleys, and systems without solution."""
+"""The extended formula with conjugate gradients: order, stability, curved valleys, and systems without a solution."""
 
 from typing import Any, cast
 
@@ -25,14 +25,14 @@ def field(t, y, args):
 
 
 def growing(steps: int) -> np.ndarray:
-    """Times from 0 to 1, in steps that grow by a fifth from 1e-8 on and then are equal."""
+    """Times from 0 to 1: steps start at 1e-8, grow by a fifth each, and are equal in the end."""
     lengths = np.minimum(1e-8 * 1.2 ** np.arange(120.0), 1.0 / steps)
     times = np.concatenate([[0.0], np.cumsum(np.concatenate([lengths, np.full(steps, 1.0 / steps)]))])
     return np.append(times[times < 1.0], 1.0)
 
 
 def solve(steps: int, ts, rate=field, y0=START, solver=None, control=None) -> Any:
-    """The flow to t = 1, in steps that grow up to `1 / steps` unless they are controlled."""
+    """The flow to t = 1, in steps that grow up to `1 / steps` or follow a step control."""
     control = control or dfx.StepTo(jnp.asarray(growing(steps)))
     return dfx.diffeqsolve(
         dfx.ODETerm(rate),
@@ -54,7 +54,7 @@ def exact():
 
 
 def test_a_step_from_exact_points_errs_by_its_seventh_power():
-    """In `w' = -w^3` and `v' = -2 v`, turned against each other; the estimate is that of order 5."""
+    """For `w' = -w^3` and `v' = -2 v` in rotated coordinates; the error estimate has order 5."""
     Q = np.linalg.qr(np.random.default_rng(1).standard_normal((2, 2)))[0]
 
     def at(t):
@@ -78,7 +78,7 @@ def test_a_step_from_exact_points_errs_by_its_seventh_power():
 
 
 def test_the_error_of_a_run_falls_with_the_order(exact):
-    """At the steps and between; those that grow hide some of the order."""
+    """At the steps and between them; growing steps hide some of the order."""
     ts, truth = exact
     counts = np.array([32, 64, 128])
     runs = [np.abs(np.concatenate(solve(int(n), ts), axis=1) - truth) for n in counts]
@@ -88,13 +88,13 @@ def test_the_error_of_a_run_falls_with_the_order(exact):
 
 
 def test_formulas_are_exact_for_polynomials():
-    """Up to degree 5 and, with the slope at 2, up to 6: the polynomial solves each stage, at unequal steps."""
+    """Up to degree 5, and with the slope at 2 up to degree 6, the polynomial solves each stage, at unequal steps."""
     weights, slopes = (np.asarray(x) for x in formulas(NODES))
     places, at = np.concatenate([[1.0], NODES, [2.0, 1.0]]), (1.0, 2.0, 1.0)
     for stage, (x, degree) in enumerate(zip(at, (5, 5, 6), strict=True)):
         for m in range(degree + 1):
             slope = m * x ** max(m - 1, 0)
-            # The slope at 2 is the one that the stage at 2 has, which is exact up to degree 5.
+            # The slope at 2 comes from the stage at 2, which is exact up to degree 5.
             values = places**m
             if m == 6:
                 known = weights[1, 1] @ values
@@ -108,7 +108,7 @@ def test_formulas_are_exact_for_polynomials():
 
 @pytest.mark.parametrize("growth", [1.0, 1.1])
 def test_it_is_stable_for_every_decay(growth):
-    """On `y' = -r y` the step's matrix contracts for every r: by `e^{-rh}` for small r h, to nothing for large."""
+    """For `y' = -r y` the matrix of a step contracts for every r: by `e^{-rh}` for small r h, to 0 for large r h."""
     nodes = -np.concatenate([[0.0], np.cumsum(growth ** -np.arange(1.0, 6.0))])
     weights, slopes = (np.asarray(x) for x in formulas(jnp.asarray(nodes)))
     for z in -np.logspace(-2, 10, 60):
@@ -121,7 +121,7 @@ def test_it_is_stable_for_every_decay(growth):
 
 
 def test_a_curved_valley_costs_no_accuracy():
-    """`(x, y)` slides along `x y = 1` at unequal decays, and walls a million times as steep take no more steps."""
+    """`(x, y)` slides along `x y = 1` under unequal decays; walls a million times as steep need no more steps."""
     steps = {}
     ratio = solve_ivp(lambda t, q: 2 * (q - 0.01 * q**3) / (1 + q**2), (0, 5), [1.0], rtol=1e-10, atol=1e-12)
     quotient = float(ratio.y[0, -1])
@@ -138,7 +138,7 @@ def test_a_curved_valley_costs_no_accuracy():
         )
         steps[steep] = int(run.stats["num_steps"])
         x, y = cast(Any, run.ys)[-1]
-        # On the floor `x y = 1` the quotient `q = y / x` obeys `q' = 2 (q - 0.01 q^3) / (1 + q^2)` (derived here).
+        # On the valley floor `x y = 1`, `q = y / x` obeys `q' = 2 (q - 0.01 q^3) / (1 + q^2)` (derived here).
         assert steep == 1e2 or abs(x * y - 1) < 1e-7
         assert steep == 1e2 or abs(float(y / x) - quotient) < 1e-5 * quotient
     assert steps[1e8] < steps[1e2] + 60
@@ -163,7 +163,7 @@ def test_conjugate_gradients_solve_or_say_that_they_cannot():
         return A @ v
 
     x = conjugate_gradients(matrix, rhs, jnp.asarray(1e-10))
-    # Beside the tolerance, the residual has the rounding of a matrix of norm 1e7.
+    # The residual is bounded by the tolerance plus the rounding of a matrix of norm 1e7.
     assert float(jnp.linalg.norm(A @ x - rhs)) < (1e-10 + 10 * EPS * 1e7) * float(jnp.linalg.norm(rhs))
     indefinite = jnp.asarray(Q * np.where(np.arange(30) < 15, 1.0, -1.0) @ Q.T)
     assert np.all(np.isnan(conjugate_gradients(lambda v: indefinite @ v, rhs, jnp.asarray(1e-10))))

@@ -25,13 +25,13 @@ PAIRS = {
 
 
 def pendulum(t, y, args):
-    """A driven pendulum: not linear, not autonomous, a state of two leaves."""
+    """A driven pendulum: nonlinear, not autonomous, with a state of two leaves."""
     return {"angle": y["speed"], "speed": -jnp.sin(y["angle"]) + 0.3 * jnp.cos(2 * t)}
 
 
 @pytest.fixture(scope="module", params=PAIRS)
 def pair(request):
-    """What our solver and diffrax's make of the pendulum: in constant steps with dense output, and of a single step."""
+    """The pendulum by our solver and by diffrax's: constant steps with dense output, and a single step."""
     times = jnp.linspace(0.0, 5.0, 57)
     y0 = {"angle": jnp.array([1.0, 2.5]), "speed": jnp.array([0.0, -0.4])}
     terms = dfx.ODETerm(pendulum)
@@ -51,7 +51,7 @@ def pair(request):
 
 @pytest.mark.parametrize("quantity", ["end", "between the steps", "slopes", "error estimate"])
 def test_written_out_stages_are_those_of_diffrax(pair, quantity):
-    """The same numbers up to the order of sums: fifty steps of them, of order one; a slope divides by a step of 0.1."""
+    """The numbers agree up to the order of summation in fifty steps; a slope divides by a step of 0.1."""
     ours, theirs = (result[quantity] for result in pair)
     for name in ("angle", "speed"):
         assert np.max(np.abs(theirs[name])) > 0
@@ -59,7 +59,7 @@ def test_written_out_stages_are_those_of_diffrax(pair, quantity):
 
 
 def test_written_out_stages_see_a_jump():
-    """After a jump of the field the last stage of the step before must not be used again."""
+    """After a jump of the field, the last stage of the previous step must not be reused."""
     solver, y = solvers.Tsit5(), jnp.array([1.0])
     before, after = dfx.ODETerm(lambda t, y, args: y), dfx.ODETerm(lambda t, y, args: -y)
     memory = solver.init(before, 0.0, 0.1, y, None)
@@ -74,9 +74,9 @@ ORDERS = {"exponential": 8, "tsit5": 5, "dopri5": 5, "dopri8": 8, "kvaerno5": 5,
 
 @pytest.mark.parametrize("name", solvers.SOLVERS)
 def test_order_of_convergence(name, key):
-    """Constant steps on S, where the exact solution is known: the slope of log error in log step is the order.
+    """With constant steps on S, where the exact solution is known, the slope of log error over log step is the order.
 
-    On S the mean residual feels no forcing, so that what is measured of the exponential solver is its slow part.
+    On S the mean residual has no forcing, so for the exponential solver the test measures the slow part.
     """
     order = ORDERS[name]
     model = fc.UFM(num_classes=3, samples_per_class=2, num_features=4)
@@ -86,7 +86,7 @@ def test_order_of_convergence(name, key):
 
     solver = solvers.solver_of(name)
     if isinstance(solver, dfx.AbstractImplicitSolver):
-        # Without step control there is no tolerance to take over; diffrax's own root finder stops after two iterations.
+        # Without step control, the root finder has no tolerance to inherit, and diffrax's stops after two iterations.
         solver = eqx.tree_at(lambda s: s.root_finder, solver, optx.Newton(rtol=1e-11, atol=1e-11))
     problem, point = problem_of(model, start)
 
@@ -122,7 +122,7 @@ def test_order_of_convergence(name, key):
 
 @pytest.mark.parametrize("name", ["dopri8", "kvaerno5", "kencarp5"])
 def test_every_name_solves_the_flow_to_its_tolerance(name, key):
-    """Against the closed form on S at times between the steps. The default is held to it elsewhere."""
+    """Against the closed form on S at times between the steps. Other tests cover the default solver."""
     rtol = 1e-6
     model = fc.UFM(num_classes=3, samples_per_class=2, num_features=4)
     start = fc.initial.on_subspace(model, eps=0.1, key=key)
@@ -133,7 +133,7 @@ def test_every_name_solves_the_flow_to_its_tolerance(name, key):
 
 
 def test_a_diffrax_solver_can_be_passed_itself(key):
-    """One that has no name here, and is of third order only."""
+    """A solver without a name in this package, of third order."""
     model = fc.UFM(num_classes=3, samples_per_class=2, num_features=4)
     start = fc.initial.on_subspace(model, eps=0.1, key=key)
     path = fc.simulate(model, start, fc.Flow(dfx.Bosh3(), rtol=1e-4), metrics=())

@@ -1,4 +1,4 @@
-"""Limits of small starts: constants against special functions and random starts, other models against SciPy's flow."""
+"""Limits of small starts: constants against special functions and random starts; other models against SciPy's flow."""
 
 import math
 
@@ -21,7 +21,7 @@ def model_of(C: int, N, p: int, **options) -> fc.UFM:
     return fc.UFM(num_classes=C, samples_per_class=N, num_features=p, **options)
 
 
-# ---- what the escape leaves of the mean mode
+# ---- the mean mode after the escape
 
 
 @pytest.mark.parametrize(("C", "N"), [(2, 1), (3, 1), (3, 3), (3, 9), (5, 2), (10, 100), (100, 500)])
@@ -51,7 +51,7 @@ def test_the_mean_mode_follows_gauss(Cs):
 
 @pytest.mark.parametrize("sizes", [(3, 3, 15), (4, 2, 3)])
 def test_root_mean_squares_over_random_starts(sizes):
-    """The squares are averages over starts: each within five standard errors of the mean."""
+    """The averages of the squares over starts are within five standard errors of the prediction."""
     model, eps, lanes = model_of(*sizes), 1e-6, 4000
 
     @systems.compiled
@@ -81,7 +81,7 @@ def test_root_mean_squares_at_the_sizes_of_the_paper():
 
 
 def test_powers_of_two_classes():
-    """Two class means always form a simplex, and the classifier's lengths miss it in higher order only."""
+    """Two class means always form a simplex, and the classifier deviates from it only in higher order."""
     model, sizes = model_of(2, 3, 4), np.array([3e-3, 1e-3])
     known = limits.powers(model)
 
@@ -105,7 +105,7 @@ def test_metrics_that_have_no_power_are_left_out():
 
 
 def end_of_flow(counts, p: int, t: float, size: float, **options) -> systems.Arrays:
-    """Where SciPy's flow is at time t from a random start of entries of the given size."""
+    """SciPy's flow at time t, from a random start with entries of the given size."""
     rng = np.random.default_rng(7)
     C, total = len(counts), sum(counts)
     start = systems.Arrays(size * rng.normal(size=(p, total)), size * rng.normal(size=(C, p)), np.zeros(C))
@@ -128,7 +128,7 @@ def test_equal_counts_are_a_special_case():
     np.testing.assert_allclose(limit.b, 0.25, rtol=EPS)
 
 
-# The mean mode off, off for want of features, on; on with unequal decays; more decay than collapse bears; no bias.
+# Mean mode: off, off for lack of features, on, on with unequal decays. Then so much decay that W vanishes; no bias.
 @pytest.mark.parametrize(
     ("p", "decay", "use_bias", "mean_is_on"),
     [
@@ -156,7 +156,7 @@ def test_decay_of_the_bias_alone():
     np.testing.assert_array_equal(limit.b, 0)
 
 
-# ---- times, and what is refused
+# ---- times, and bad input
 
 
 def test_the_plateau_time():
@@ -168,7 +168,7 @@ def test_the_plateau_time():
     for decay in (20.0, 30.0):
         wanted = (math.log(3**0.25 / smallest) + decay) / math.sqrt(3)
         np.testing.assert_allclose(limits.plateau_time(model, start, decay), wanted, rtol=1e4 * EPS)
-    # Descent at small steps takes as long.
+    # Descent with small steps takes the same time.
     steps = limits.plateau_steps(model, start, 1e-4)
     np.testing.assert_allclose(steps * 1e-4, limits.plateau_time(model, start), rtol=1e-3)
 

@@ -1,7 +1,7 @@
 """Where small starts end: the limits as eps -> 0 in closed form, with decay, without balance, without a bias.
 
-The formulas are derived here unless said otherwise. `s = sqrt N`, `P = I - 11^T/C`; of a start, `B = s Hbar` holds the
-scaled class means, `L` the part within the classes, and `V0 = P (W + B^T)/2` is what grows; its row span is `span`.
+The formulas are derived here unless stated otherwise. `s = sqrt N`, `P = I - 11^T/C`; for a start, `B = s Hbar` holds
+the scaled class means, `L` is the within-class part, and `V0 = P (W + B^T)/2` grows; its row span is `span`.
 """
 
 import functools
@@ -20,7 +20,7 @@ from flowcollapse.endings.plateau import plateau_time
 from flowcollapse.model.columns import within_class_basis
 from flowcollapse.model.problem import problem_of
 
-# These programs are short: most of their time is the compiler's, which this saves a third of.
+# These programs are short, and this saves a third of the compilation, which takes most of their time.
 compiled = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
@@ -29,14 +29,14 @@ def centring(C: int) -> np.ndarray:
 
 
 def small_starts(model, eps, lanes):
-    """Full draws, one a lane, of norm eps each (or one eps for each lane), stacked."""
+    """Full draws, stacked with one per lane, of norm eps (which may differ between lanes)."""
     sizes = np.broadcast_to(eps, lanes)
     starts = [fc.initial.sphere(model, e, key=jax.random.key(i), reduced=False) for i, e in enumerate(sizes)]
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts)
 
 
 def runner(model, solver="exponential"):
-    """A function `(starts, rtol, t1, decays) -> paths`, one lane a start, compiled once. Without t1: to the plateau."""
+    """A function `(starts, rtol, t1, decays) -> paths`, one lane per start; by default, runs end at the plateau."""
 
     @compiled
     @functools.partial(jax.vmap, in_axes=(0, None, 0, 0))
@@ -77,7 +77,7 @@ def polar(V):
 
 
 def kappa(C, s):
-    """What the escape leaves of the mean mode v inside the span: `Gamma(a)^2 / (Gamma(a - 1/2) Gamma(a + 1/2))`."""
+    """The fraction of v in the span that remains after the escape: `Gamma(a)^2 / (Gamma(a - 1/2) Gamma(a + 1/2))`."""
     a = (1 + C * s) / 2
     return math.exp(2 * gammaln(a) - gammaln(a - 0.5) - gammaln(a + 0.5))
 
@@ -101,13 +101,13 @@ def run_paper():
 
 @pytest.fixture(scope="module")
 def plateau(run_paper):
-    """Eight lanes of the paper's sizes at the plateau: the starts and the paths."""
+    """The starts and the paths to the plateau of eight lanes with the paper's sizes."""
     starts = small_starts(PAPER, EPS, 8)
     return starts, run_paper(starts, 1e-10)
 
 
 def paper_limit(W, B, L):
-    """`(W, B, L, b)` at the plateau, to O(eps^2) relative; what stays of L, u and v is what the span does not see."""
+    """`(W, B, L, b)` at the plateau, to a relative O(eps^2); only the parts of L, u and v outside the span remain."""
     C = len(W)
     frame, inside = polar(centring(C) @ (W + B.T) / 2)
     outside = np.eye(len(inside)) - inside
@@ -162,7 +162,7 @@ def test_metrics_at_the_plateau(plateau):
             "risk": 0.5 * np.sum((L.T @ u) ** 2),
         }
         for name in names:
-            # SNC1 is of order eps^2 and the risk of order eps^4, next to numbers of order one: fewer digits are left.
+            # SNC1 is of order eps^2 and the risk of order eps^4, from numbers of order one: fewer digits remain.
             tolerance = 1e-4 if name in ("snc1", "risk") else 1e-6
             np.testing.assert_allclose(found[name][i], wanted[name], rtol=tolerance, err_msg=name)
 
@@ -171,7 +171,7 @@ def test_metrics_at_the_plateau(plateau):
 
 
 def snc3_errors(paths, starts):
-    """The relative error of SNC3 = ||b - 1/C|| against its limit, lane by lane."""
+    """The relative error of SNC3 = ||b - 1/C|| with respect to its limit, lane by lane."""
     errors = []
     for (_, _, _, b), (W0, B0, L0, _) in zip(lanes_of(paths.final), lanes_of(class_means(PAPER, starts)), strict=True):
         errors.append(np.linalg.norm(b - 1 / 3) / np.linalg.norm(paper_limit(W0, B0, L0)[3] - 1 / 3) - 1)
@@ -209,7 +209,7 @@ def test_the_second_phase_is_an_exact_invariant_manifold(run_paper):
         W = star + np.outer(np.ones(C), u) / math.sqrt(C)
         H = np.repeat(star.T, N, axis=1) / S + L @ Q.T
         states.append(fc.State(H=jnp.asarray(H), W=jnp.asarray(W), b=jnp.full(C, 1 / C)))
-        # D = u u^T - L L^T stays, and u(t) = e^{Dt} u / sqrt(1 + 2 u^T (int_0^t e^{2Ds} ds) u).
+        # D = u u^T - L L^T is conserved, and u(t) = e^{Dt} u / sqrt(1 + 2 u^T (int_0^t e^{2Ds} ds) u).
         D = np.outer(u, u) - L @ L.T
         block = expm(np.block([[2 * D, np.eye(p)], [np.zeros((p, 2 * p))]]) * t)
         ut = expm(D * t) @ u / math.sqrt(1 + 2 * u @ block[:p, p:] @ u)
@@ -224,7 +224,7 @@ def test_the_second_phase_is_an_exact_invariant_manifold(run_paper):
 
 
 def projector(V):
-    """On the column span of V."""
+    """The projector on the column span of V."""
     U = np.linalg.svd(V, full_matrices=False)[0]
     return U @ U.T
 
@@ -262,7 +262,7 @@ def test_unequal_classes():
 
 @pytest.mark.parametrize("p", [4, 2])
 def test_without_a_bias(p):
-    # All C modes grow, V0 = (W + B^T)/2, and there is no slow phase: the risk is what the missing features cost.
+    # All C modes grow, V0 = (W + B^T)/2, and there is no slow phase: the missing features determine the risk.
     C, N, s = 3, 4, 2.0
     model = fc.UFM(num_classes=C, samples_per_class=N, num_features=p, use_bias=False)
     starts = small_starts(model, EPS, 4)
@@ -280,9 +280,9 @@ def test_without_a_bias(p):
 
 
 def decay_limit(decay, C, N, p):
-    """`W W^T` and b of a small start, with `g = sqrt(lam_W lam_H)`: collapse is smaller by g, and gone for `g >= s`.
+    """Limits of `W W^T` and b of a small start: with `g = sqrt(lam_W lam_H)`, collapse shrinks by g, to 0 at `g >= s`.
 
-    Where the decay of the bias makes it worth while and a feature is left for it, the mean mode grows too, to x.
+    If the decay of the bias is strong enough and a feature is free, the mean mode grows too, to x.
     """
     lam_W, lam_H, lam_b = decay
     s, g = math.sqrt(N), math.sqrt(lam_W * lam_H)
@@ -295,7 +295,7 @@ def decay_limit(decay, C, N, p):
     return WW, np.full(C, b), x
 
 
-# Without and with a decay of the bias; the mean mode off, on, on with unequal decays; more decay than collapse bears.
+# Without and with a decay of the bias; mean mode off, on, on with unequal decays; so much decay that W vanishes.
 DECAYS = np.array(
     [(0.5, 0.5, 0.0), (0.4, 0.9, 0.0), (0.5, 0.5, 1.0), (0.1, 0.1, 2.0), (0.2, 0.05, 1.5), (2.5, 2.5, 0.3)]
 )
@@ -303,13 +303,13 @@ DECAYS = np.array(
 
 @pytest.fixture(scope="module")
 def run_with_frame_alone():
-    """p = C - 1: what the frame needs and no feature more."""
+    """p = C - 1: exactly the features that the frame needs."""
     return runner(fc.UFM(num_classes=3, samples_per_class=4, num_features=2))
 
 
 @pytest.fixture(scope="module")
 def run_with_room():
-    """Features enough for the frame and the mean mode."""
+    """Enough features for the frame and the mean mode."""
     return runner(fc.UFM(num_classes=3, samples_per_class=4, num_features=5))
 
 
@@ -325,7 +325,7 @@ def test_the_limits_with_decay(p, run_with_frame_alone, run_with_room):
     for (W, _, L, b), decay in zip(lanes_of(paths.final), DECAYS, strict=True):
         WW, b_limit, x = decay_limit(decay, C, N, p)
         mean_mode_is_on.append(x > 0)
-        # The limits attract at the rates of the decay, the mean mode's as slowly as it grew; the last steps leave rtol.
+        # The limits attract at the rates of the decay, the mean mode as slowly as it grew; the last steps leave rtol.
         tolerance = 1e-6 if x > 0 else rtol
         assert np.linalg.norm(W @ W.T - WW) < tolerance
         assert np.linalg.norm(b - b_limit) < tolerance
@@ -336,7 +336,7 @@ def test_the_limits_with_decay(p, run_with_frame_alone, run_with_room):
 def test_a_bias_that_decays_alone_leaves_the_mean_to_the_features(run_with_room):
     """Only b decays: it falls to 0, the mean mode grows at `s lam_b / (CN + lam_b)`, and W ends as an orthogonal frame.
 
-    A start on S has nothing of the mean mode, and stays at what is a saddle then; half the time is too short.
+    A start on S has no mean mode and stays at the saddle on S; half the time is too short.
     """
     model = fc.UFM(num_classes=3, samples_per_class=4, num_features=5)
     on_S = fc.initial.on_subspace(model, EPS, key=jax.random.key(0))
@@ -353,7 +353,7 @@ def test_a_bias_that_decays_alone_leaves_the_mean_to_the_features(run_with_room)
 
 
 def test_as_many_features_as_the_frame_needs(run_with_frame_alone):
-    # The span is everything: L and u vanish, so NC1 = 0, but the mean mode v stays and collapse is inexact for ever.
+    # The span is the whole space: L and u vanish, so NC1 = 0, but the mean mode v stays and collapse is never exact.
     C, N, s = 3, 4, 2.0
     model = fc.UFM(num_classes=C, samples_per_class=N, num_features=2)
     starts = small_starts(model, EPS, len(DECAYS))

@@ -1,7 +1,7 @@
 """The prediction of small starts against the flow itself: paths, plateaus and learning curves, at every p.
 
-The theory is of leading order in the size eps of the start, with a relative error of O(eps^2 ln 1/eps) at all times up
-to the plateau: the laws below are bounds `K eps^2` with K of order one, at three sizes a factor of ten apart.
+The theory holds to leading order in the size eps of the start, with a relative error of O(eps^2 ln 1/eps) at all times
+up to the plateau. The laws below are bounds `K eps^2` with K of order one, at three sizes a factor of ten apart.
 """
 
 import functools
@@ -38,7 +38,7 @@ METRICS += ("nc2_angle_h", "nc2_angle_w", "nc2_etf_h", "nc2_etf_w", "nc3", "cdnv
 
 
 class Runs(NamedTuple):
-    """One direction at each of the `SIZES`: metrics along the path, with axes (size, time), and where it ended."""
+    """One direction at each of the `SIZES`: metrics along the path, with axes (size, time), and the end."""
 
     found: dict[str, np.ndarray]
     end: dict[str, np.ndarray]
@@ -54,7 +54,7 @@ def starts_of(model: fc.UFM) -> fc.State:
 
 @functools.cache
 def programs(name: str):
-    """`(starts, ts)` to the flow's path and to the theory's, one lane a start, each compiled once a system."""
+    """Functions from `(starts, ts)` to the paths of the flow and of the theory, one lane per start, compiled once."""
     model = SYSTEMS[name]
 
     def simulate(start, ts):
@@ -97,7 +97,7 @@ def lane(batch, i: int):
 
 
 def measured(model: fc.UFM, point: systems.Arrays, start: systems.Arrays) -> dict[str, float]:
-    """All metrics by their papers' formulas; without a bias P is the identity, and 1/C is 0."""
+    """All metrics by the formulas of their papers; without a bias, P is the identity and 1/C is replaced by 0."""
     values = formulas.of_point(point, model.counts, start)
     if model.use_bias:
         return values
@@ -127,11 +127,12 @@ def parts_of(model: fc.UFM, states: fc.State) -> dict[str, np.ndarray]:
 
 
 def accuracy(metric: str, name: str, found, sizes):
-    """The error of the flow itself, whose state is of order one and right to ten times its rtol, on any CPU.
+    """The error of the flow itself, whose state is of order one and accurate to ten times its rtol, on any CPU.
 
-    Most metrics are norms of differences of the state's parts, and have that error. A metric that is a square has it in
-    its root, and NC1 in the factor `W - B^T` of its root, of which the other is L, of order eps. SciPy does not bound
-    the error of each block by its own norm, as the package does, so that squares have the state's error there.
+    Most metrics are norms of differences of parts of the state and have this error. A metric that is a square has this
+    error in its root. The root of NC1 is a product of `W - B^T`, which has this error, and L, which is of order eps.
+    SciPy does not bound the error of each block by the block's norm, as the package does, so with SciPy squares have
+    the error of the state.
     """
     if SYSTEMS[name] is not PAPER:
         return STATE_ERROR
@@ -140,7 +141,7 @@ def accuracy(metric: str, name: str, found, sizes):
 
 
 def errors(metric: str, name: str, found, predicted):
-    """`|predicted - found|` over `K eps^2`; K is larger for what is of order eps^3 and eps^6."""
+    """`|predicted - found|` divided by `K eps^2`; K is larger for metrics of order eps^3 and eps^6."""
     K, sizes = 60 if metric in ("nc1", "grad_norm") else 10, SIZES[:, None]
     return np.maximum(np.abs(predicted - found) - accuracy(metric, name, found, sizes), 0.0) / (K * sizes**2)
 
@@ -155,13 +156,13 @@ def test_every_metric_at_every_time(name):
             continue
         error = errors(metric, name, found, predicted)
         assert np.all(error < np.max(found, axis=1, keepdims=True)), metric
-        # What decays to zero is not predicted to its last digit.
+        # Metrics that decay to zero are not predicted to their last digit.
         assert metric not in limits.powers(SYSTEMS[name]) or np.all(error < found), metric
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_the_powers_of_eps(name):
-    """Fitted to the flow's own ends. NC1 by the pseudo-inverse is 1e-20 at the smallest size, and has fewer digits."""
+    """Fitted to the ends of the flow. NC1 by the pseudo-inverse is 1e-20 at the smallest size, with fewer digits."""
     ends = {metric: values[:, -1] for metric, values in runs(name).found.items()}
     for metric, power in limits.powers(SYSTEMS[name]).items():
         fitted = np.polyfit(np.log(SIZES), np.log(ends[metric]), 1)[0]
@@ -170,7 +171,7 @@ def test_the_powers_of_eps(name):
 
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_the_plateau(name):
-    """The parts to the order that each has, and the closed forms of the metrics: off by the drift on the way there."""
+    """Each part to its order, and the closed forms of the metrics, which are off by the drift before the plateau."""
     run = runs(name)
     parts = parts_of(SYSTEMS[name], run.plateau.state)
     for part, order in (("W", 2), ("B", 2), ("LLt", 4), ("b", 3)):
@@ -187,7 +188,7 @@ def test_the_plateau(name):
 
 
 def test_the_slow_phase_to_first_order():
-    """At the time f/eps^2 the drift of u and L is off by f^2; left out it would be off by f."""
+    """At the time f/eps^2 the drift of u and L has the error f^2; without drift the error would be f."""
     fractions, start = np.array([0.03, 0.1, 0.3]), lane(starts_of(PAPER), 0)
     starts = jax.tree.map(lambda x: jnp.stack([x] * 3), start)
     ts = jnp.asarray(fractions)[:, None] / SIZES[0] ** 2 * jnp.linspace(0, 1, NUM_TIMES)
@@ -200,7 +201,7 @@ def test_the_slow_phase_to_first_order():
 
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_learning_curves(name):
-    """Once the bias has relaxed the error is 0.01 eps^2 of the risk at the start, and has a logarithm without K2."""
+    """Once the bias has relaxed, the error is 0.01 eps^2 of the risk at the start; without K2 it has a logarithm."""
     run = runs(name)
     scale = SIZES**2 * run.found["risk"][:, 0]
     corrected, plain = (
@@ -213,7 +214,7 @@ def test_learning_curves(name):
 
 @pytest.mark.parametrize("large", ["L", "u", "v"])
 def test_each_part_of_the_correction(large):
-    """One mode, watched at the same phases of its escape: the error over eps^2 is one number, with K2 only."""
+    """For one mode at the same phases of its escape, the error divided by eps^2 is constant, but only with K2."""
     model, rng = fc.UFM(num_classes=2, samples_per_class=3, num_features=4), np.random.default_rng(3)
     W, Hbar, L = rng.normal(size=(2, 4)), rng.normal(size=(4, 2)), rng.normal(size=(4, 6))
     L -= np.repeat(L.reshape(4, 2, 3).mean(axis=2), 3, axis=1)
@@ -298,7 +299,7 @@ def test_descent_on_the_subspace_is_exact_at_any_size():
 
 @pytest.mark.parametrize("rate", [0.02, 0.1])
 def test_descent_from_a_small_start_and_its_number_of_steps(rate):
-    """The risk follows the recursion on S, and L is down to e^-20 at the number of steps, to within one step."""
+    """The risk follows the recursion on S, and L falls to e^-20 at the predicted step, to within one step."""
     start = lane(starts_of(SYSTEMS["p = C - 1"]), 2)
     model = SYSTEMS["p = C - 1"]
     steps = int(limits.plateau_steps(model, start, rate))
@@ -338,7 +339,7 @@ def test_the_dataset_is_laid_out_like_that_of_a_run():
 
 
 def test_by_default_a_prediction_has_what_a_run_has():
-    """The metrics that the start knows, nothing of single samples for one, at 101 times up to the plateau."""
+    """The metrics that the start allows (for example, none of single samples), at 101 times up to the plateau."""
     start = fc.initial.sphere(PAPER, 1e-2, key=jax.random.key(0), reduced=True)
     path = jax.eval_shape(lambda: prediction.trajectory(PAPER, start))
     affordable = {name for name, metric in fc.metrics.METRICS.items() if not metric.costly}
@@ -363,7 +364,7 @@ def test_in_single_precision():
     path = systems.compiled(lambda: prediction.trajectory(PAPER, start, metrics=("risk", "distance")).metrics)()
     assert path["risk"].dtype == np.float32
     np.testing.assert_allclose(path["risk"][0], 4.5, rtol=1e-5)
-    # The root mean square over starts, which one start is near to: 1.004 eps.
+    # The root mean square over starts is 1.004 eps, and a single start is close to it.
     assert 0.5e-2 < path["distance"][-1] < 1.5e-2
 
 

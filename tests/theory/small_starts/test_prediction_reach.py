@@ -1,4 +1,4 @@
-"""How far predictions reach: the error where they are given, against SciPy's flow, and what is refused beyond.
+"""The range of predictions: their error within it, against SciPy's flow, and the refusals beyond it.
 
 With `x = (||H0||^2 + ||W0||^2)/(2 sqrt N)` a start is small up to x = 1/32. The errors below are those that
 `fc.predict` claims there.
@@ -19,7 +19,7 @@ KEY = jax.random.key(0)
 BOUND = 1 / 32
 STATE, SNC1 = 0.03, 0.12
 
-# p above and at C - 1, two classes with the largest error of all that were measured, one sample a class.
+# p above and at C - 1, two classes with the largest measured error, one sample per class.
 SIZES = [(3, 3, 15), (3, 3, 2), (2, 10, 4), (3, 1, 5)]
 PAPER = fc.UFM(num_classes=3, samples_per_class=3, num_features=15)
 
@@ -35,7 +35,7 @@ def start_of(model: fc.UFM, x: float, seed: int = 0) -> fc.State:
 
 @functools.cache
 def predicted(model: fc.UFM):
-    """The states, compiled: inside jit no start is refused."""
+    """The predicted states as a compiled function: inside jit, no start is refused."""
     return systems.compiled(lambda start, ts: prediction.states(model, start, ts))
 
 
@@ -108,7 +108,7 @@ def test_norms_of_small_starts_are_refused_when_they_are_not():
 
 
 def test_on_the_subspace_any_size_is_predicted():
-    """Both are the closed form of the flow on S, which holds at any size."""
+    """On S both equal the closed form of the flow, which holds at any size."""
     start, ts = fc.initial.on_subspace(PAPER, 3.0, key=KEY), np.array([0.0, 0.1, 1.0])
     exact = systems.flow_on_subspace(np.asarray(start.W), 0.0, 3, ts)
     found = prediction.states(PAPER, start, ts)
@@ -116,7 +116,7 @@ def test_on_the_subspace_any_size_is_predicted():
 
 
 def test_a_mode_that_is_too_faint_is_refused():
-    """The rest of the start seeds it, at the order eps^3, so its own part does not say when it escapes."""
+    """The rest of the start seeds it, at order eps^3, so the mode's part of the start does not determine its escape."""
     start = start_of(PAPER, 1e-3)
     means = systems.arrays(start).H.reshape(15, 3, 3).mean(axis=2) * np.sqrt(3)
     growing = systems.centring(3) @ (systems.arrays(start).W + means.T) / 2
@@ -133,7 +133,7 @@ def test_times_after_which_the_slow_motion_is_unknown_are_refused():
     start = start_of(PAPER, 1e-3)
     with pytest.raises(fc.UsageError, match=r"ts ends at 1e\+06.*slow motion.*fc\.simulate"):
         fc.predict(PAPER, start, [0.0, 1e6])
-    # With p = C - 1 nothing is left off the modes, and nothing moves.
+    # With p = C - 1, no part is orthogonal to the modes, so nothing moves.
     model = model_of(3, 3, 2)
     risk = fc.predict(model, start_of(model, 1e-3), [0.0, 1e6], metrics=["risk"])["risk"]
     assert float(risk[-1]) < (1e-3 * 3**0.5) ** 4  # the next order, eps^8
