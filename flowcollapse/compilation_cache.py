@@ -34,11 +34,11 @@ SMALLEST = {"jax_persistent_cache_min_compile_time_secs": 0.0, "jax_persistent_c
 
 
 def enable_compilation_cache(folder: str | os.PathLike[str] | None = None) -> Path | None:
-    """Keep compiled programs on disk, so that the same calls start faster in later processes. Call it before any run.
+    """Keep compiled programs on disk, so that the same calls start faster in later processes.
 
-    The command line does so by itself. Above 1 GiB, the entries that were not used for longest go first; damaged ones
-    are compiled anew. Several processes may share a folder. It holds machine code that JAX runs: let nobody write to
-    it whom you do not trust.
+    Call it before any run. The command line does so by itself. Above 1 GiB, the entries that were not used for longest
+    go first; damaged ones are compiled anew. Several processes may share a folder. It holds machine code that JAX runs:
+    let nobody write to it whom you do not trust.
 
     Args:
         folder: where to keep them. Default: where JAX keeps them already (`JAX_COMPILATION_CACHE_DIR`), which is left

@@ -16,6 +16,8 @@ from .model.state import State
 from .model.ufm import UFM, loss_of
 from .programs import Program
 
+__all__ = ["balanced", "collapsed", "on_subspace", "sphere"]
+
 REDUCED_FROM = 2**22
 """From this many entries of H on, `sphere` draws the start already reduced unless told otherwise."""
 
@@ -129,7 +131,7 @@ def balanced(model: UFM, eps, *, key: PRNGKeyArray, dtype=None) -> State:
     """A random balanced start: `W^T W = H H^T`, `||H0||_F = ||W0||_F = eps`, `b0 = 0`.
 
     `W = eps U S V^T` and `H = eps V S R^T` with random orthonormal `U`, `V`, `R`: the two share the singular values
-    and the side of the features (standard in the theory of deep linear networks; derived here for this model).
+    and the side of the features.
 
     Args:
         model: the model.
@@ -142,6 +144,8 @@ def balanced(model: UFM, eps, *, key: PRNGKeyArray, dtype=None) -> State:
 
     Raises:
         UsageError: if eps is not above 0 or key is not a key.
+
+    Source: standard in the theory of deep linear networks; derived here for this model.
 
     Example:
         >>> import jax, flowcollapse as fc

@@ -15,9 +15,9 @@ from ._errors import DevicesWarning, PrecisionWarning, UsageError
 
 
 def enable_x64(enable: bool = True) -> None:
-    """Let JAX compute in float64, or forbid it again. Call it before any state is made.
+    """Let JAX compute in float64, or forbid it again.
 
-    float32 loses `b - 1/C`, `B - W^T` and SNC1 for eps <= 1e-2, whatever the solver.
+    Call it before any state is made: float32 loses `b - 1/C`, `B - W^T` and SNC1 for eps <= 1e-2, whatever the solver.
 
     Args:
         enable: True or False.
@@ -50,11 +50,11 @@ def tell_precision(dtype: Any, stacklevel: int = 3) -> dict[str, str]:
 
 
 def use_cpu_cores(count: int | None = None) -> None:
-    """Make each CPU core a device of its own, so that a sweep uses all of them. Call it before JAX is first used.
+    """Make each CPU core a device, so that a sweep uses all of them.
 
-    `fc.sweep`, `fc.compare` and `reproduce.run` do so by themselves where JAX has not been used yet and nothing else
-    was chosen: by this function, `jax_num_cpu_devices`, `--xla_force_host_platform_device_count` or `devices=1`. With
-    an accelerator they leave the CPU alone.
+    Call it before JAX is first used. `fc.sweep`, `fc.compare` and `reproduce.run` do so by themselves where JAX has not
+    been used yet and nothing else was chosen: by this function, `jax_num_cpu_devices`,
+    `--xla_force_host_platform_device_count` or `devices=1`. With an accelerator they leave the CPU alone.
 
     Each of several devices then runs on one thread: what it computes is not split any further. A single large problem
     is better left to one device and all threads, without this call.

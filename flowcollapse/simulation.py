@@ -45,8 +45,8 @@ def simulate(
         model: the model.
         start: one state of it (use `jax.vmap` for more).
         method: `fc.Flow(...)`, `fc.Descent(...)`, `fc.ModifiedFlow(...)` or `fc.HeavyBallFlow(...)`.
-        ts: increasing times, from 0 on, at which metrics are saved, or how many times that show
-            the run: equal up to the escape from the origin, logarithmic in a slow approach after it.
+        ts: increasing times, from 0 on, at which metrics are saved, shape (time,), or how many times that show the
+            run: equal up to the escape from the origin, logarithmic in a slow approach after it.
         save_states: keep `path.states`, the state at every time of `ts`.
         metrics: names of the metrics to save, as a text with commas or any iterable of texts; default all that the
             model and the start have but `sharpness`, and for more than 2^20 entries of H but those of single samples.
@@ -61,6 +61,8 @@ def simulate(
 
     Works inside `jax.jit`, `jax.vmap` and `jax.grad`. One compilation serves all values of eps, rtol, t1, learning
     rates and decays.
+
+    Source: the paper's flow and descent; each method names the source of its equation.
 
     Example:
         >>> import jax, flowcollapse as fc

@@ -197,10 +197,10 @@ kept = dict(eps=[0.1], ts=2, metrics=["risk"], progress=False)
 """
 
 SPLIT = """
-import flowcollapse.simulation, flowcollapse.comparison, flowcollapse.reproduce, flowcollapse.sweeps.run
+import flowcollapse.comparison.compare, flowcollapse.reproduce, flowcollapse.sweeps.sweep
 def begin(*_, **__): raise StopIteration
-flowcollapse.simulation._simulate = flowcollapse.comparison._grid = begin
-flowcollapse.reproduce.plateau_times = flowcollapse.sweeps.run.default_lanes = begin
+flowcollapse.simulation._simulate = flowcollapse.comparison.compare._grid = begin
+flowcollapse.reproduce.plateau_times = flowcollapse.sweeps.sweep.default_lanes = begin
 for program in sys.argv[1:]:
     sys.stdout.flush()
     if child := os.fork():

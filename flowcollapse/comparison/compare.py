@@ -78,9 +78,9 @@ def compare(
             (`"adam:learning_rate=0.01,b1=0.8"`), a ready optimizer (`optax.sgd(0.05)`), or a method (`fc.Descent(...)`,
             `fc.ModifiedFlow(0.05)`; as a text `"modified-flow:learning_rate=0.05"`). Or a list of texts, which are then
             the names too.
-        ts: times at which all are saved, or about how many of them, up to the latest plateau time of the starts, or the
-            flow's `t1`. The latter are times of steps of the descent that takes the fewest, unless its step size is an
-            axis.
+        ts: times at which all are saved, shape (time,), or about how many of them, up to the latest plateau time of the
+            starts, or the flow's `t1`. The latter are times of steps of the descent that takes the fewest, unless its
+            step size is an axis.
         eps, seeds: norms and seeds of the random starts, as for `fc.sweep`; default 16 seeds.
         metrics: names of the metrics. Default: all that there are.
         flow: what the others are compared with, a flow or its text.

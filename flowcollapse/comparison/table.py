@@ -25,7 +25,7 @@ def table(dataset: "xr.Dataset") -> str:
 
     Example:
         >>> import xarray
-        >>> from flowcollapse.comparison_table import table
+        >>> from flowcollapse.comparison.table import table
         >>> ends = {"verdict": 0, "steps": 30, "max_distance_to_flow": 0.0}
         >>> data = xarray.Dataset({name: ("method", [value]) for name, value in ends.items()}, {"method": ["flow"]})
         >>> print(table(data.assign_coords(time=[1.0])))

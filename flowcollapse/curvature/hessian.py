@@ -38,7 +38,7 @@ def hessian_vector_product(model: UFM, state: State, direction: State) -> State:
 
     Example:
         >>> import jax, flowcollapse as fc
-        >>> from flowcollapse.hessian import hessian_vector_product
+        >>> from flowcollapse.curvature import hessian_vector_product
         >>> model = fc.UFM(num_classes=3, samples_per_class=3, num_features=4)
         >>> state = fc.initial.collapsed(model, key=jax.random.key(0))
         >>> along_b = fc.State(H=0 * state.H, W=0 * state.W, b=state.b)
@@ -87,7 +87,7 @@ def sharpness(model: UFM, state: State, *, iterations: int = ITERATIONS) -> Floa
 
     Example:
         >>> import jax, flowcollapse as fc
-        >>> from flowcollapse.hessian import sharpness
+        >>> from flowcollapse.curvature import sharpness
         >>> model = fc.UFM(num_classes=3, samples_per_class=4, num_features=5)
         >>> round(float(sharpness(model, fc.initial.collapsed(model, key=jax.random.key(0)))), 4)
         14.0
@@ -119,7 +119,7 @@ def hessian_trace(model: UFM, state: State) -> Float[Array, "*batch"]:
     """The trace of the Hessian, the sum of all its eigenvalues, in closed form.
 
     `C ||H||^2 + n_tot ||W||^2 + C n_tot` (the last with a bias) `+ lam_W C p + lam_H p n_tot + lam_b C`: the residual
-    enters the Hessian off the diagonal alone (derived here).
+    enters the Hessian off the diagonal alone.
 
     Args:
         model: the model.
@@ -128,9 +128,11 @@ def hessian_trace(model: UFM, state: State) -> Float[Array, "*batch"]:
     Raises:
         UsageError: if the state does not fit the model, or the loss is not the squared error.
 
+    Source: derived here.
+
     Example:
         >>> import jax, flowcollapse as fc
-        >>> from flowcollapse.hessian import hessian_trace
+        >>> from flowcollapse.curvature import hessian_trace
         >>> model = fc.UFM(num_classes=3, samples_per_class=4, num_features=5)
         >>> round(float(hessian_trace(model, fc.initial.collapsed(model, key=jax.random.key(0)))), 3)
         96.0

@@ -57,7 +57,7 @@ class Descent(Method):
 
     Class means and compressed rows are used where the program of the update is shown to be made of sums of gradients,
     parameters and earlier updates times norms, inner products and numbers: then all steps commute with the isometries
-    between the coordinates, at every magnitude and however many there are (see `flowcollapse/equivariance.py`).
+    between the coordinates, at every magnitude and however many there are (see `flowcollapse/methods/equivariance.py`).
 
     Raises:
         UsageError: for an unknown optimizer, numbers that do not fit it, a num_steps that is not a positive integer, a

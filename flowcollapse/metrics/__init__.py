@@ -24,6 +24,6 @@ less their unweighted mean; `s = sqrt N`; `P = I - 1 1^T / C` (the identity with
 
 Ratios whose denominator vanishes (near H = 0) are NaN."""
 
-from .evaluation import evaluate as evaluate, observe as observe, observe_many as observe_many, snc as snc
+from .evaluation import evaluate as evaluate, snc as snc
 from .features import from_features as from_features
-from .registry import METRICS as METRICS, available as available
+from .registry import METRICS as METRICS

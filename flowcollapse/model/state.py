@@ -29,6 +29,8 @@ class State(eqx.Module):
         H: features, shape (p, n_tot), one column a sample, classes one after the other.
         W: classifier, shape (C, p).
         b: bias, shape (C,). Default: zeros.
+        X: the features in other columns, in place of `H`, shape (p, n).
+        columns: what the columns of `X` are, as another state has them. Default: samples.
 
     Leading axes (time, lanes) are allowed on all three alike. Each is an array of JAX or NumPy, a list, or a tensor of
     another framework, which is detached and copied. All three get the widest precision among them, at least float32;
@@ -40,6 +42,8 @@ class State(eqx.Module):
     Raises:
         UsageError: for a part that is missing or holds anything but real numbers. Whether the shapes fit a model is
             checked where the state meets one.
+
+    Source: the paper's variables; the columns are derived here.
 
     Example:
         >>> import flowcollapse as fc

@@ -28,6 +28,8 @@ class UFM(eqx.Module):
         UsageError: for sizes that are not positive integers, counts that do not match `num_classes`, a decay that is
             negative or not finite, a use_bias that is neither True nor False, or an unknown loss.
 
+    Source: Mixon, Parshall and Pi, "Neural collapse with unconstrained features" (arXiv 2011.11619).
+
     Example:
         >>> import flowcollapse as fc
         >>> fc.UFM(num_classes=3, samples_per_class=3, num_features=15).num_samples

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 class Trajectory(eqx.Module):
     """One run, or a batch of runs under `jax.vmap` (every array then has the lanes in front).
 
+    - `model`, `method`: those of the run, with their numbers as arrays.
     - `ts`: times of the saves; for descent, the time of a step is the sum of the step sizes up to it.
     - `metrics`: name to values at `ts`, see `fc.metrics`.
     - `final`: the `State` at the end, at time `t_end`; its `H` is made only when asked for.
@@ -33,6 +34,16 @@ class Trajectory(eqx.Module):
     - `result`: the `Verdict`, which has a `message`; under jit, vmap or in a batch, the array of codes.
     - `stats`: steps accepted and rejected, and evaluations of the vector field where the solver tells.
     - `coordinates`: the columns, and rows, that the run took place in.
+
+    `code`, `frame`, `end` and `points` are the raw form of `result`, `coordinates`, `final` and `states`.
+
+    Example:
+        >>> import jax, flowcollapse as fc
+        >>> model = fc.UFM(num_classes=3, samples_per_class=3, num_features=15)
+        >>> start = fc.initial.sphere(model, eps=0.1, key=jax.random.key(0))
+        >>> path = fc.simulate(model, start, fc.Descent("sgd", 10, learning_rate=0.05), ts=3, metrics="risk")
+        >>> path.ts.round(2).tolist(), path.final.W.shape, path.result.name
+        ([0.0, 0.25, 0.5], (3, 15), 'time_limit')
     """
 
     ts: Float[Array, "*lanes time"]

@@ -40,7 +40,16 @@ NUM_SAVES = 41
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C during a sweep. What was finished by then is in `dataset`; the message says how to go on."""
+    """Ctrl-C during a sweep: `dataset` holds the lanes that were finished, and the message says how to go on.
+
+    Example:
+        >>> import flowcollapse as fc
+        >>> def patient(**options):
+        ...     try:
+        ...         return fc.sweep(**options)
+        ...     except fc.Interrupted as stop:
+        ...         return stop.dataset
+    """
 
     def __init__(self, message: str, dataset: "xr.Dataset"):
         super().__init__(message)
@@ -74,7 +83,8 @@ def sweep(
         eps: norms of the starts, in a list, an array of any library, a generator; or a single one.
         seeds: how many, or which. The start of a lane is `fc.initial.sphere(model, eps, key=jax.random.key(seed))`, so
             that it depends on its seed and eps alone.
-        ts: save times that all lanes share, or how many equal times each lane has up to its own end; default 41.
+        ts: save times that all lanes share, shape (time,), or how many equal times each lane has up to its end;
+            default 41.
         metrics: names of the metrics to keep; default all that every lane can have but `sharpness`.
         store: a folder of this machine that the sweep is written to while it runs. The same call resumes it. A call
             with more seeds, or other values on any axis, adds them and computes the lanes that are new; one with fewer

@@ -35,6 +35,8 @@ from .bias import Times, bias, bias_rate, checked_times, integral, least
 from .riccati import balanced_flow as balanced_flow, second_phase as second_phase
 from .subspace import check_balanced, check_on_subspace, point_with
 
+__all__ = ["balanced_flow", "half_time", "second_phase", "subspace_descent", "subspace_flow"]
+
 
 def subspace_flow(model: UFM, start: State, ts: Times, *, rtol: Number | None = None) -> State:
     """The gradient flow on the invariant subspace S.
@@ -92,7 +94,7 @@ def subspace_descent(
     Args:
         model: the model, with balanced classes and equal decay of W and H.
         start: a state on S, in any columns, without leading axes.
-        steps: the numbers of steps after which states are wanted, 0 or more each.
+        steps: the numbers of steps after which states are wanted, 0 or more each, shape (kept,).
         learning_rate: the step size, also one so large that descent does not follow the flow.
         rtol: how far the start may be off S, see `fc.theory.subspace.contains`.
 

@@ -37,6 +37,8 @@ from ..model.requirements import check_squared_error
 from ..model.state import State
 from ..model.ufm import UFM
 
+__all__ = ["critical_point", "divergence_threshold", "settled_eigenvalue", "spectrum", "stability_threshold"]
+
 
 def spectrum(model: UFM, rank: int | None = None) -> Spectrum:
     """The Hessian's eigenvalues at every critical point of a rank on S, in closed form.
@@ -136,6 +138,9 @@ def stability_threshold(model: UFM) -> Float[Array, ""]:
     Two over the largest eigenvalue at the critical points of the highest rank: `2 / (C N + sqrt N)` without decay,
     and `1 / sqrt N` without a bias. Below it descent is linearly stable there.
 
+    Args:
+        model: the model, with balanced classes, equal decays of W and H and none of b.
+
     Raises:
         UsageError: as `spectrum`.
 
@@ -156,7 +161,10 @@ def divergence_threshold(model: UFM) -> Float[Array, ""]:
     Along b the Hessian's quadratic form is `n_tot + lam_b` wherever the state is, so its largest eigenvalue is never
     less; on S the mean of b obeys `beta <- beta - eta (n_tot + lam_b) (beta - beta_inf)` and diverges. Descent that
     starts off S may diverge from a smaller step on. For balanced classes without decay this is `1 + 1/(C sqrt N)`
-    times the stability threshold. Any counts and decays are allowed.
+    times the stability threshold.
+
+    Args:
+        model: the model, with a bias; any counts and decays are allowed.
 
     Raises:
         UsageError: for a model without a bias, in which nothing bounds the curvature from below.

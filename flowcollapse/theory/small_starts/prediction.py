@@ -27,6 +27,8 @@ from .escape import Escape, check_small_start
 if TYPE_CHECKING:
     import xarray as xr
 
+__all__ = ["predict", "states", "trajectory"]
+
 
 class Prediction(eqx.Module):
     """What stands for the method of a run that never ran."""
@@ -58,13 +60,15 @@ def predict(model: UFM, start: State, ts: Any = None, *, metrics: Any = None) ->
             rest of the start drives it, times that are no times or too late for the slow motion after the plateau, or
             unknown metrics. Inside jit and vmap a start has no values yet, and whether it is small is not checked.
 
-    Derived here. Measured against the flow (rtol 1e-12) at C = N = 3, p = 15, as the largest relative error over all
+    Measured against the flow (rtol 1e-12) at C = N = 3, p = 15, as the largest relative error over all
     times to the plateau, the worst of 12 starts: at eps = 1e-2 and 1e-3 at most 3 eps^2 for SNC1-SNC3, the distance to
     S, the ratio of traces and the risk, at most 20 eps^2 for every other metric; at 1e-4 the same 3 eps^2 for what is
     of order eps and for the ratio of traces, while of smaller metrics the flow itself has no more digits. At the bound,
     x = 1/32, the state is off by at most 3 %, SNC1-SNC3 and the distance to S by 12 %, and the risk by 0.5 % of that at
     the start, the worst of 6 starts at each of six sizes (C from 2 to 10, N from 1 to 100, p from 2 to 30); at x = 1
     SNC1 is off by 20 to 80 %. What decays to zero is predicted down to its next order, the risk down to O(eps^8).
+
+    Source: derived here.
 
     Example:
         >>> import jax, flowcollapse as fc
@@ -78,7 +82,18 @@ def predict(model: UFM, start: State, ts: Any = None, *, metrics: Any = None) ->
 
 
 def trajectory(model: UFM, start: State, ts: Any = None, *, metrics: Any = None) -> Trajectory:
-    """The prediction as a `Trajectory`, for use inside `jax.jit` and `jax.vmap`; arguments as for `predict`.
+    """The prediction as a `Trajectory`, for use inside `jax.jit` and `jax.vmap`.
+
+    Args:
+        model: the model: balanced, without decay, at any p, with or without a bias.
+        start: one small state with `b0 = beta0 1`.
+        ts: times, shape (time,). Default: 101 equal times up to the plateau.
+        metrics: names of the metrics, as for `fc.simulate`.
+
+    Raises:
+        UsageError: as for `predict`.
+
+    Source: derived here.
 
     Example:
         >>> import jax, flowcollapse as fc
@@ -143,7 +158,7 @@ def states(model: UFM, start: State, ts: Any) -> State:
     Raises:
         UsageError: as for `predict`.
 
-    Derived here.
+    Source: derived here.
 
     Example:
         >>> import jax, flowcollapse as fc

@@ -13,6 +13,8 @@ from ...model.requirements import check_features, check_plain, check_squared_err
 from ...model.ufm import UFM
 from .escape import check_small_eps, mean_mode_nodes
 
+__all__ = ["kappa", "powers", "rms"]
+
 
 def kappa(model: UFM) -> float:
     """What the escape leaves of the mean mode v in the span of the modes, and with it of SNC3.
@@ -20,10 +22,13 @@ def kappa(model: UFM) -> float:
     `kappa = Gamma(a)^2 / (Gamma(a - 1/2) Gamma(a + 1/2))`, `a = (1 + C s)/2`; computed as the mean of `sech z` over the
     density `sech(z)^{C s}`, to full precision at any size.
 
+    Args:
+        model: the model, with balanced classes.
+
     Raises:
         UsageError: for unequal counts, or another loss than the squared error.
 
-    Derived here.
+    Source: derived here.
 
     Example:
         >>> import flowcollapse as fc
@@ -52,7 +57,7 @@ def powers(model: UFM) -> dict[str, int]:
     Raises:
         UsageError: for a model with decay or unequal counts.
 
-    Derived here.
+    Source: derived here.
 
     Example:
         >>> import flowcollapse as fc
@@ -104,7 +109,7 @@ def rms(model: UFM, eps: Any) -> dict[str, Float[Array, "*sizes"]]:
     Raises:
         UsageError: for a model out of these bounds or an eps that is not positive, or not small.
 
-    Leading order in eps; derived here.
+    Source: derived here, to leading order in eps.
 
     Example:
         >>> import flowcollapse as fc
