@@ -158,12 +158,13 @@ def comparison(dataset: Source, name: str | None = None) -> np.ndarray:
         UsageError: for a metric that the Dataset has not.
 
     Example:
-        >>> import xarray, flowcollapse as fc
+        >>> import xarray
+        >>> from flowcollapse.plot.comparison import comparison
         >>> names, flags = ("method", "eps", "time"), {"flag_values": [0], "flag_meanings": "plateau"}
         >>> curves = {name: (names, [[[1.0, 0.1]], [[1.0, 0.2]]]) for name in ("snc1", "distance_to_flow")}
         >>> ends = {"verdict": (names[:2], [[0], [0]], flags)}
         >>> data = xarray.Dataset(curves | ends, {"method": ["flow", "gd"], "eps": [0.1], "time": [0.0, 1.0]})
-        >>> fc.plot.comparison(data).shape
+        >>> comparison(data).shape
         (2,)
     """
     dataset = read(dataset)

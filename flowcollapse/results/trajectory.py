@@ -43,7 +43,7 @@ class Trajectory(eqx.Module):
         >>> start = fc.initial.sphere(model, eps=0.1, key=jax.random.key(0))
         >>> path = fc.simulate(model, start, fc.Descent("sgd", 10, learning_rate=0.05), ts=3, metrics="risk")
         >>> path.ts.round(2).tolist(), path.final.W.shape, path.result.name
-        ([0.0, 0.25, 0.5], (3, 15), 'time_limit')
+        ([0.0, 0.25, 0.5], (3, 15), 'step_limit')
     """
 
     ts: Float[Array, "*lanes time"]

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float
 
 from .._checks import Number, check_number, is_traced
 from .._errors import UsageError
-from ..metrics.evaluation import observe
+from ..metrics.evaluation import evaluate, observe
 from ..metrics.view import View
 from ..model.batch import of_states
 from ..model.columns import root_counts
@@ -129,7 +129,7 @@ def distance(model: UFM, state: State) -> Float[Array, "*batch"]:
         >>> bool(fc.theory.subspace.distance(model, state) < 1e-6)
         True
     """
-    return metrics.evaluate(model, state, ("distance",))["distance"]
+    return evaluate(model, state, ("distance",))["distance"]
 
 
 def relative_distance(model: UFM, state: State) -> Float[Array, "*batch"]:
@@ -151,7 +151,7 @@ def relative_distance(model: UFM, state: State) -> Float[Array, "*batch"]:
         >>> bool(0.5 < fc.theory.subspace.relative_distance(model, state) < 1)
         True
     """
-    return metrics.evaluate(model, state, ("relative_distance",))["relative_distance"]
+    return evaluate(model, state, ("relative_distance",))["relative_distance"]
 
 
 def contains(model: UFM, state: State, rtol: Number | None = None) -> Bool[Array, "*batch"]:
