@@ -249,7 +249,7 @@ def _checked_eps(eps) -> Array:
     try:
         check_number("eps", eps)
     except UsageError as error:
-        raise UsageError(f"{str(error)[:-1]}: it is the norm of H0 and of W0.") from None
+        raise UsageError(f"{str(error)[:-1]}; it is the norm of H0 and of W0.") from None
     return jnp.asarray(eps)
 
 

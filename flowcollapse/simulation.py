@@ -205,12 +205,14 @@ def checked_times(ts, method: Method, dtype) -> Array:
     times = real_numbers(ts)
     if times is None or times.ndim != 1 or times.size == 0:
         shape = "" if times is None else f" of shape {times.shape}"
-        raise UsageError(f"ts must be a list of increasing times or a number of them, got {shown(ts)}{shape}.")
+        raise UsageError(
+            f"ts must be a list of increasing times or a number of them, got {shown(ts)}{shape}: give one of these."
+        )
     times = times.astype(dtype)
     if not (np.all(np.isfinite(times)) and np.all(np.diff(times) > 0)):
-        raise UsageError(f"ts must be finite and increase, got {times}.")
+        raise UsageError(f"ts must be finite and increase, got {times}: sort the times and keep each once.")
     if times[0] < 0:
-        raise UsageError(f"ts starts at {times[0]}, before 0: the run starts at time 0.")
+        raise UsageError(f"ts starts at {times[0]}, before 0: start it at 0 or later.")
     t1 = getattr(method, "t1", None)
     if t1 is not None and not is_traced(t1) and np.any(times[-1] > np.asarray(t1, dtype)):
         raise UsageError(f"ts ends at {times[-1]}, after t1={t1}: raise t1 or leave it out.")

@@ -73,7 +73,9 @@ def check_output(path: Path | None, *, states: str = "") -> None:
         return
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
-        raise UsageError(f"out {path} does not end in {', '.join(SUFFIXES)}: the ending says in which form to write.")
+        raise UsageError(
+            f"out {path} does not end in {', '.join(SUFFIXES)}: choose one of these, which says in which form to write."
+        )
     if suffix in TABLES and states:
         raise UsageError(f"out {path} is a table, which has no place for H, W and b: end it in .nc, or drop {states}.")
     if suffix == ".parquet" and not any(map(importlib.util.find_spec, ("pyarrow", "fastparquet"))):

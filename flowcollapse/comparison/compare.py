@@ -130,7 +130,9 @@ def compare(
     axes = {name: checked_axis(name, values) for name, values in axes.items()}
     reference = candidate("flow", flow, axes)
     if not isinstance(reference.method, AbstractFlow):
-        raise UsageError(f"flow must be a flow, such as fc.Flow() or fc.ModifiedFlow(0.05), got {shown(flow)}.")
+        raise UsageError(
+            f"flow must be a flow, such as fc.Flow() or fc.ModifiedFlow(0.05), got {shown(flow)}: pass one."
+        )
     candidates = candidates_of(optimizers, axes, num_steps, reference._replace(name=reference.method.name))
     check_axes(candidates, axes)
     grid, starts = _grid(model, start, eps, seeds, candidates, axes)
@@ -168,7 +170,9 @@ def _grid(model, start, eps, seeds, candidates: list[Candidate], axes) -> tuple[
     allowed = [name for name in dict.fromkeys((*axes, *MODEL_AXES)) if name not in SHAPE_AXES]
     if isinstance(start, str):
         if start not in STARTS:
-            raise UsageError(f"start {start!r} is not one of {', '.join(STARTS)}{nearest(start, STARTS) or '.'}")
+            raise UsageError(
+                f"start {start!r} is not one of {', '.join(STARTS)}: choose one of these{nearest(start, STARTS) or '.'}"
+            )
         if eps is None:
             raise UsageError("eps is missing: give the norms of the random starts, as eps=[0.1], or a state as start.")
         checked = checked_axes(allowed, eps, NUM_SEEDS if seeds is None else seeds, axes)

@@ -47,7 +47,7 @@ class Spectrum(eqx.Module):
     Example:
         >>> import flowcollapse as fc
         >>> model = fc.UFM(num_classes=2, samples_per_class=1, num_features=1)
-        >>> fc.theory.landscape.spectrum(model).eigenvalues.round(3).tolist()
+        >>> fc.theory.landscape.spectrum(model).eigenvalues.round().tolist()
         [0.0, 0.0, 1.0, 2.0, 2.0, 3.0]
     """
 

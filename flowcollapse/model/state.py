@@ -59,13 +59,13 @@ class State(eqx.Module):
 
     def __init__(self, H: Any = None, W: Any = None, b: Any = None, *, X: Any = None, columns: Columns | None = None):
         if columns is not None and not isinstance(columns, Columns):
-            raise UsageError(f"columns must be those of another state, or None for samples, got {shown(columns)}.")
+            raise UsageError(f"columns must be those of a state, or None, got {shown(columns)}: leave them out.")
         X, W, b = (_part(f"state.{name}", value) for name, value in (("H", H if X is None else X), ("W", W), ("b", b)))
         arrays = any(hasattr(part, "shape") for part in (X, W, b))
         for name, part in (("H", X), ("W", W)):
             if part is None and arrays:
                 raise UsageError(
-                    f"state.{name} is missing: a state is fc.State(H=..., W=..., b=...), and b is 0 by default."
+                    f"state.{name} is missing: give H and W, as in fc.State(H=..., W=..., b=...); b is 0 by default."
                 )
         if b is None and hasattr(W, "shape"):
             b = jnp.zeros(W.shape[:-1], jnp.float32)  # the narrowest: it gets the precision of the others

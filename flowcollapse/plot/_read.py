@@ -28,7 +28,7 @@ def read_many(source: Any) -> xr.Dataset:
     """
     dataset = read(source)
     if kind_of(dataset) == "run":
-        raise UsageError(f"dataset has neither eps nor seeds; it is {KINDS['run']}.")
+        raise UsageError(f"dataset has neither eps nor seeds; it is {KINDS['run']}: draw it with fc.plot.path.")
     return dataset
 
 
@@ -68,7 +68,7 @@ def _open(path: str | Path) -> xr.Dataset:
         return xr.open_dataset(place, engine="h5netcdf")
     except (OSError, ValueError, KeyError) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
-        raise UsageError(f"{place} is not a netCDF file: {reason}; pictures are drawn from .nc and .zarr.") from None
+        raise UsageError(f"{place} is not a netCDF file: {reason}; give a .nc file or a .zarr store.") from None
 
 
 def _open_folder(place: Path) -> xr.Dataset:
@@ -111,5 +111,5 @@ def known_name(name: Any, known: list[str], argument: str = "metric") -> str:
         for one in (name, name.lower()):
             if one in known:
                 return one
-    choices = f"which has {', '.join(known) or 'none over time'}"
-    raise UsageError(f"{argument} {name!r} is not in the dataset, {choices}{nearest(str(name).lower(), known) or '.'}")
+    cure = f"choose from {', '.join(known)}" if known else "keep metrics over time"
+    raise UsageError(f"{argument} {name!r} is not in the dataset: {cure}{nearest(str(name).lower(), known) or '.'}")

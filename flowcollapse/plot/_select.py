@@ -133,7 +133,7 @@ def only(values: xr.DataArray, *axes: str) -> xr.DataArray:
 def drawable(axis: Any) -> None:
     """Raise `UsageError` unless `axis` is None, or a name, and that of no axis which each curve, point or cell has."""
     if axis is not None and not isinstance(axis, str):
-        raise UsageError(f"axis must be a name, such as 'eps', got {shown(axis)}.")
+        raise UsageError(f"axis must be a name, got {shown(axis)}: choose one, such as 'eps'.")
     if axis in ("seed", "time"):
         raise UsageError(f"axis {axis!r} cannot be chosen here: choose another, such as 'eps'.")
 

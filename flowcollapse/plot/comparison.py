@@ -211,7 +211,7 @@ def _starts_last(dataset: xr.Dataset, name: str, along: str) -> xr.DataArray:
     """The variable with the dimensions (method, along, starts), all other axes at their only value."""
     values = dataset[_checked(dataset, name)]
     if along not in values.dims:
-        raise UsageError(f"{name!r} has no axis {along!r}: it has {', '.join(map(str, values.dims))}.")
+        raise UsageError(f"{name!r} has no axis {along!r}: choose from {', '.join(map(str, values.dims))}.")
     others = [axis for axis in values.dims if axis not in ("method", along, *OVER)]
     several = [str(axis) for axis in others if values.sizes[axis] > 1]
     if several:

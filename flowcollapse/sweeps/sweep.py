@@ -168,10 +168,12 @@ def _plan(grid: Grid, start: Any, ts: Any, metrics: Any, keep_final: Any) -> Pla
     if not isinstance(start, str):
         raise UsageError(
             f"start must be the name of a random start, {', '.join(map(repr, STARTS))}, got {type(start).__name__}: "
-            "fc.sweep draws its starts by eps and seed; fc.compare and fc.simulate take states."
+            "give eps and seeds, or pass states to fc.compare or fc.simulate."
         )
     if start not in STARTS:
-        raise UsageError(f"start {start!r} is not one of {', '.join(STARTS)}{nearest(start, STARTS) or '.'}")
+        raise UsageError(
+            f"start {start!r} is not one of {', '.join(STARTS)}: choose one of these{nearest(start, STARTS) or '.'}"
+        )
     times = _times(NUM_SAVES if ts is None else ts, grid)
     names = tuple(dict.fromkeys(common_metrics(grid, start, metrics)))
     return Plan(grid, start, times, names, bool(keep_final))
@@ -271,7 +273,9 @@ def _times(ts: Any, grid: Grid) -> tuple[float, ...] | int:
         ts = np.asarray(list(ts) if isinstance(ts, Iterator) else ts)
         ts = ts if ts.ndim else ts.item()
     except Exception:  # whatever objects of other libraries raise in their conversions
-        raise UsageError(f"ts must be a list of increasing times or a number of them, got {shown(ts)}.") from None
+        raise UsageError(
+            f"ts must be a list of increasing times or a number of them, got {shown(ts)}: give one of these."
+        ) from None
     if isinstance(ts, int | np.integer) and not isinstance(ts, bool):
         check_integer("ts", ts)
         first = {name: grid.axes[name][0] for name in grid.method.numbers if name in grid.axes}

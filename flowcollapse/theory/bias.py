@@ -18,7 +18,9 @@ def checked_times(ts, dtype) -> Float[Array, " time"]:
     """Times in the precision of the start."""
     times = np.zeros(np.shape(ts)) if is_traced(ts) else real_numbers(ts)
     if times is None or times.ndim != 1 or not np.all(np.isfinite(times) & (times >= 0)):
-        raise UsageError(f"ts must be a list of times, finite and from 0 on, got {shown(ts)}.")
+        raise UsageError(
+            f"ts must be a list of times, finite and from 0 on, got {shown(ts)}: give one, such as [0.0, 5.0]."
+        )
     return jnp.asarray(ts, dtype)
 
 

@@ -134,15 +134,15 @@ def verify(only: str | Iterable[str] | None = None, *, report: Callable[[Row], N
         True
     """
     if report is not None and not callable(report):
-        raise UsageError(f"report must be a function of a row, got {shown(report)}.")
+        raise UsageError(f"report must be a function of a row, got {shown(report)}: pass one, such as print.")
     try:
         names = list(LAWS) if only is None else [only] if isinstance(only, str) else list(only)
     except TypeError:  # what has no parts
-        raise UsageError(f"only must be a list of names of laws, got {shown(only)}.") from None
+        raise UsageError(f"only must be a list of names of laws, got {shown(only)}: choose from LAWS.") from None
     for name in names:
         if not isinstance(name, str) or name not in LAWS:
-            hint = nearest(name, LAWS) or f"; choose from {', '.join(LAWS)}."
-            raise UsageError(f"law {shown(name)} is not known{hint}")
+            cure = nearest(name, LAWS) or f"; choose from {', '.join(LAWS)}."
+            raise UsageError(f"law {shown(name)} is not known{cure}")
     if precision() != "float64":
         raise UsageError("verify needs float64 but JAX runs in 32 bits: call fc.enable_x64() first.")
     lab, rows = Lab(), []

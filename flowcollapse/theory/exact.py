@@ -121,7 +121,7 @@ def subspace_descent(
     check_number("learning_rate", learning_rate)
     given = real_numbers(list(steps) if isinstance(steps, Sequence) else steps)
     if given is None or given.ndim != 1:
-        raise UsageError(f"steps must be a list of numbers of steps, got {shown(steps)}.")
+        raise UsageError(f"steps must be a list of numbers of steps, got {shown(steps)}: give one, such as [0, 100].")
     steps = [check_integer("steps", k, least=0) for k in given]
     model, eta = as_arrays((model, learning_rate), start.W.dtype)
     return _subspace_descent(model, start, eta, jnp.asarray(steps, int), int(max(steps, default=0)))
@@ -167,13 +167,15 @@ def half_time(model: UFM, mu: Float[Array | np.ndarray, "*shape"] | Number) -> F
     check_balanced(model)
     _check_decay(model)
     if not is_traced(mu) and real_numbers(mu) is None:
-        raise UsageError(f"mu must hold numbers, got {shown(mu)}.")
+        raise UsageError(f"mu must hold numbers, got {shown(mu)}: give eigenvalues of W W^T.")
     mu = jnp.asarray(mu if is_traced(mu) else real_numbers(mu))
     mu = mu.astype(jnp.result_type(mu, float))
     r = _subspace_rate(model, mu.dtype)
     inside = (mu > 0) & (mu < r)
     if not is_traced(inside) and not bool(jnp.all(inside)):
-        raise UsageError(f"mu must lie between 0 and {float(r):g}, where a mode grows to, got {mu}.")
+        raise UsageError(
+            f"mu must lie between 0 and {float(r):g}, where a mode grows to, got {mu}: leave out the others."
+        )
     return jnp.log1p((r - 2 * mu) / mu) / (2 * r)
 
 

@@ -31,7 +31,7 @@ def solver_of(solver: str | dfx.AbstractSolver) -> dfx.AbstractSolver:
             raise UsageError(f"solver {solver!r} is not known: choose one of {known}, or pass a diffrax solver.")
         return _for_lanes(SOLVERS[solver.lower()]())
     if not isinstance(solver, dfx.AbstractAdaptiveSolver):
-        raise UsageError(f"solver must be a name or a diffrax solver with an error estimate, got {solver!r}.")
+        raise UsageError(f"solver must be a name or a diffrax solver with an error estimate, got {solver!r}: pass one.")
     return _for_lanes(solver)
 
 

@@ -343,11 +343,13 @@ def checked_times(ts: Any, dtype) -> Float[Array, " time"]:
     """The times in the state's precision; raises `UsageError` unless they are a list of finite numbers from 0 on."""
     if is_traced(ts):
         if ts.ndim != 1:
-            raise UsageError(f"ts must be a list of times, got an array of shape {ts.shape}.")
+            raise UsageError(f"ts must be a list of times, got an array of shape {ts.shape}: flatten it.")
         return ts.astype(dtype)
     times = real_numbers(ts)
     if times is None or times.ndim != 1 or times.size == 0:
-        raise UsageError(f"ts must be a list of times, got {shown(ts)}.")
+        raise UsageError(f"ts must be a list of times, got {shown(ts)}: give one, such as [0.0, 5.0].")
     if not np.all(np.isfinite(times) & (times >= 0)):
-        raise UsageError(f"ts must be finite and not below 0, where the start is, got {shown(ts)}.")
+        raise UsageError(
+            f"ts must be finite and not below 0, where the start is, got {shown(ts)}: leave out the others."
+        )
     return jnp.asarray(times, dtype)

@@ -224,7 +224,7 @@ def decay_limit(model: UFM) -> Limit:
     """
     check_squared_error(model)
     if not model.balanced:
-        raise UsageError(f"samples_per_class={model.samples_per_class} is imbalanced: decay_limit needs equal counts.")
+        raise UsageError(f"samples_per_class={model.samples_per_class} is imbalanced: use equal counts.")
     check_features(model, model.num_classes - 1 if model.use_bias else model.num_classes)
     lam_W, lam_H, _ = model.decays
     if not (is_traced(lam_W) or is_traced(lam_H)) and (float(lam_W) > 0) != (float(lam_H) > 0):
@@ -318,7 +318,9 @@ def plateau_steps(model: UFM, start: State, learning_rate: Number, decay: float 
     check_number("decay", decay)
     highest = 2 / (model.num_samples + math.sqrt(model.counts[0]))
     if not is_traced(learning_rate) and np.any(np.asarray(learning_rate) >= highest):
-        raise UsageError(f"learning_rate is {learning_rate!r}, but collapse attracts descent only below {highest:.6g}.")
+        raise UsageError(
+            f"learning_rate is {learning_rate!r}, but collapse attracts descent only below {highest:.6g}: lower it."
+        )
     model, start = floating(model, start)
     numbers = (jnp.asarray(number, start.X.dtype) for number in (learning_rate, decay))
     return _plateau_steps(model, start, *numbers, quick=is_small(start))

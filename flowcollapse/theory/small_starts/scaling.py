@@ -37,7 +37,7 @@ def kappa(model: UFM) -> float:
     """
     check_squared_error(model)
     if not model.balanced:
-        raise UsageError(f"samples_per_class={model.samples_per_class} is imbalanced: kappa needs equal counts.")
+        raise UsageError(f"samples_per_class={model.samples_per_class} is imbalanced: use equal counts.")
     _, sech_squared, weights = mean_mode_nodes(model.num_classes * math.sqrt(model.counts[0]))
     return float(np.sqrt(sech_squared) @ weights)
 
@@ -121,7 +121,7 @@ def rms(model: UFM, eps: Any) -> dict[str, Float[Array, "*sizes"]]:
     check_positive("eps", eps, optional=False)
     check_small_eps(model, eps)
     if not model.use_bias:
-        raise UsageError("use_bias is False: the constants of rms are those of the model with a bias.")
+        raise UsageError("use_bias is False: use a model with a bias, whose constants these are.")
     C, N, p, s = model.num_classes, model.counts[0], model.num_features, math.sqrt(model.counts[0])
     check_features(model, C - 1)
     off, c, k = (p - C + 1) / p, 1 / (C * s), kappa(model)
