@@ -111,5 +111,5 @@ def known_name(name: Any, known: list[str], argument: str = "metric") -> str:
         for one in (name, name.lower()):
             if one in known:
                 return one
-    cure = f"choose from {', '.join(known)}" if known else "keep metrics over time"
+    cure = f"choose from {', '.join(known)}" if known else "save some first, as it has none over time"
     raise UsageError(f"{argument} {name!r} is not in the dataset: {cure}{nearest(str(name).lower(), known) or '.'}")
