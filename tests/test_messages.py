@@ -55,7 +55,7 @@ def cures(tree: ast.AST) -> Iterator[tuple[int, str]]:
     """`(line, text)` of each text that a name with `cure` in it stands for, or a function of such a name returns."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Assign) and "cure" in ast.unparse(node.targets[0]).lower():
-            values = [node.value]
+            values = node.value.values if isinstance(node.value, ast.Dict) else [node.value]
         elif isinstance(node, ast.FunctionDef) and "cure" in node.name.lower():
             values = [inner.value for inner in ast.walk(node) if isinstance(inner, ast.Return) and inner.value]
         else:
@@ -122,6 +122,8 @@ def test_the_law_can_fail(program, cured):
         ('cure = "give numbers"', True),
         ('CURE = "give numbers" if x else f"pass {x}"', True),
         ('cure = "give numbers" if x else f"it is {x}"', False),
+        ('CURES = {"many": "many lanes: map over them"}', True),
+        ('CURES = {"many": "many lanes", "none": "none: add one"}', False),
         ('def _cure(x):\n    return f": leave {x} out"', True),
         ('def _cure(x):\n    return "numbers"', False),
     ],

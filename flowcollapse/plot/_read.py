@@ -11,7 +11,7 @@ from .._files import local_path
 Source: TypeAlias = Any
 """An `xarray.Dataset`, a `Trajectory`, or the path of the file or store that holds one."""
 
-KINDS = {
+CURES = {
     "run": "one run: draw it with fc.plot.path",
     "sweep": "a sweep: draw it with fc.plot.sweep",
     "comparison": "a comparison: draw it with fc.plot.comparison",
@@ -28,7 +28,7 @@ def read_many(source: Any) -> xr.Dataset:
     """
     dataset = read(source)
     if kind_of(dataset) == "run":
-        raise UsageError(f"dataset has neither eps nor seeds; it is {KINDS['run']}: draw it with fc.plot.path.")
+        raise UsageError(f"dataset has neither eps nor seeds; it is {CURES['run']}.")
     return dataset
 
 
@@ -87,7 +87,7 @@ def _open_folder(place: Path) -> xr.Dataset:
 
 
 def kind_of(dataset: xr.Dataset) -> str:
-    """Which of `KINDS` a Dataset is, or `""`."""
+    """Which of `CURES` a Dataset is, or `""`."""
     if "method" in dataset.dims:
         return "comparison" if "distance_to_flow" in dataset else "figures"
     if {"seed", "eps"} & {*dataset.dims, *dataset.coords}:  # one run that was selected is drawn as a sweep, too
@@ -98,7 +98,7 @@ def kind_of(dataset: xr.Dataset) -> str:
 def another_picture(dataset: xr.Dataset, *kinds: str) -> str:
     """The end of an error for a Dataset that another function draws: `; it is one run: draw it with fc.plot.path`."""
     kind = kind_of(dataset)
-    return f"; it is {KINDS[kind]}" if kind and kind not in kinds else ""
+    return f"; it is {CURES[kind]}" if kind and kind not in kinds else ""
 
 
 def known_name(name: Any, known: list[str], argument: str = "metric") -> str:
