@@ -1,13 +1,16 @@
-"""The order of the house: what may import what, and how long a file may be."""
+"""The order of the house: what may import what, how long a file may be, and the map that contributors read."""
 
 import ast
+import re
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 TESTS = Path(__file__).parent
-PACKAGE = TESTS.parent / "flowcollapse"
+ROOT = TESTS.parent
+PACKAGE = ROOT / "flowcollapse"
 
 FLOORS = (
     ("_errors",),
@@ -38,7 +41,7 @@ def modules() -> dict[str, Path]:
     """The file of each module of the package, by the module's full name."""
     found = {}
     for file in sorted(PACKAGE.rglob("*.py")):
-        parts = file.relative_to(PACKAGE.parent).with_suffix("").parts
+        parts = file.relative_to(ROOT).with_suffix("").parts
         found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = file
     return found
 
@@ -113,9 +116,35 @@ def test_no_modules_import_each_other():
     assert cycles(ARROWS) == set()
 
 
+def test_the_map_shows_the_floors():
+    """The table in CONTRIBUTING.md, row by row; a row without a number is on the floor of the row above."""
+    rows = re.findall(r"^\| *(\d*) *\| `([a-z_]+)(?:/|\.py)` \|", read("CONTRIBUTING.md"), re.MULTILINE)
+    floors: list[set[str]] = []
+    for number, name in rows:
+        if number:
+            assert int(number) == len(floors) + 1
+            floors.append(set())
+        floors[-1].add(name)
+    assert [tuple(sorted(names)) for names in floors] == [
+        tuple(sorted(names)) for rooms in FLOORS if (names := set(rooms) - {"", "__main__"})
+    ]
+
+
+def test_the_version_is_the_same_everywhere():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    written = re.findall(
+        r'^(?:__version__ = |version: )"?([\d.]+)"?$', read("flowcollapse/__init__.py", "CITATION.cff"), re.M
+    )
+    assert written == [project["version"]] * 2
+
+
+def read(*files: str) -> str:
+    return "\n".join((ROOT / file).read_text() for file in files)
+
+
 def test_no_file_is_too_long():
     files = [file for folder in (PACKAGE, TESTS) for file in folder.rglob("*.py*") if file.suffix in (".py", ".pyi")]
-    lengths = {str(file.relative_to(PACKAGE.parent)): len(file.read_text().splitlines()) for file in files}
+    lengths = {str(file.relative_to(ROOT)): len(file.read_text().splitlines()) for file in files}
     assert len(files) > len(MODULES)
     assert {file: lines for file, lines in lengths.items() if lines > MAX_LINES} == {}
 
