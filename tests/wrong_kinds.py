@@ -181,6 +181,7 @@ CALLS: dict[str, Callable[[], dict[str, Any]]] = {
     "plot.comparison.comparison_ends": lambda: {
         "dataset": comparison_dataset(), "name": "snc1", "ax": None, "along": "eps"
     },
+    "plot.comparison.comparison": lambda: {"dataset": comparison_dataset(), "name": "snc1"},
     "plot.overview.sweep": lambda: {"dataset": sweep_dataset(), "name": "snc1"},
     "plot.paper.figure1": lambda: {"dataset": sweep_dataset(), "ax": None, "seed": 0},
     "plot.paper.figure2": lambda: {"dataset": sweep_dataset(), "ax": None, "seed": 0},
