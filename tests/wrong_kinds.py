@@ -2,9 +2,9 @@
 
 Run as a program, from an empty folder, because the suite's own shape checks would refuse such values before the
 package sees them. `python wrong_kinds.py FILE` writes, for each function, what gave neither a result nor a
-`UsageError`. Programs are traced and not compiled, and give zeros; sweeps end where they would begin to compute: by
-then all has been checked. A function is public if it is a public name of the package or has an example in its
-docstring.
+`UsageError` with a cure. Programs are traced and not compiled, and give zeros; sweeps end where they would begin to
+compute: by then all has been checked. A function is public if it is a public name of the package or has an example in
+its docstring.
 """
 
 import contextlib
@@ -64,6 +64,7 @@ if PROGRAM:  # before the rest of the package loads
     eqx.filter_jit = traced
     importlib.import_module("flowcollapse.programs").Program = traced  # pyright: ignore
 
+from cures import has_cure  # noqa: E402
 from wrong_values import KEY, KINDS, MODEL, NO_BIAS, ON_S, SIZES, START, nested  # noqa: E402
 
 import flowcollapse as fc  # noqa: E402
@@ -307,7 +308,7 @@ def throw_at(check: Callable[[Any, str], None], examples: int) -> None:
 
 
 def attempt(function: Callable, options: dict[str, Any], refusals: bool = True) -> str | None:
-    """What went wrong; None for a result or, if there may be `refusals`, a `UsageError` of one line."""
+    """What went wrong; None for a result or, if there may be `refusals`, a `UsageError` of one line with a cure."""
     from matplotlib import pyplot
 
     try:
@@ -317,7 +318,8 @@ def attempt(function: Callable, options: dict[str, Any], refusals: bool = True) 
     except Reached:
         return None
     except fc.UsageError as error:
-        return None if refusals and "\n" not in str(error) else f"a refusal: {error}"
+        fine = refusals and "\n" not in str(error) and has_cure(str(error))
+        return None if fine else f"a refusal: {error}"
     except Exception as error:
         return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
     finally:
