@@ -18,8 +18,9 @@ import jax
 import jax.numpy as jnp
 
 import flowcollapse as fc
+from flowcollapse.endings.choice import verdict
 from flowcollapse.endings.plateau import plateau_time
-from flowcollapse.endings.verdict import Ending, verdict
+from flowcollapse.endings.verdict import Ending
 from flowcollapse.metrics.evaluation import observe_many
 from flowcollapse.metrics.registry import checked_names
 from flowcollapse.model.coordinates import enter

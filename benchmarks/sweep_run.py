@@ -157,7 +157,7 @@ def width(spec: Row) -> Iterator[Row]:
         model = fc.UFM(num_classes=C, samples_per_class=N, num_features=p)
         eps = EPS[:: len(EPS) // 4]
         grid = make_grid(model, METHOD, eps, spec["lanes"] // len(eps), {})
-        plan = Plan(grid, "sphere", 1, (), True)
+        plan = Plan(grid, 1, (), True)
         [task] = tasks(grid, grid.shape)
         for lanes in spec["widths"]:
             local = Local(plan, task.num_lanes, jax.local_devices(), lanes)

@@ -1,7 +1,10 @@
 """Initial states: the paper's random sphere, points of the invariant subspace, balanced points and collapsed points."""
 
+import inspect
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,13 +13,14 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from ._checks import check_flag, check_key, check_number, checked_dtype
 from ._errors import UsageError
 from ._linalg.algebra import qr, svd
+from ._registry import Registry, arguments_of, described_by
 from .model.columns import ClassMeanColumns
-from .model.requirements import check_columns, check_model
+from .model.requirements import check_columns, check_model, require
 from .model.state import State
-from .model.ufm import UFM, loss_of
+from .model.ufm import UFM
 from .programs import Program
 
-__all__ = ["balanced", "collapsed", "on_subspace", "sphere"]
+__all__ = ["STARTS", "Start", "balanced", "collapsed", "on_subspace", "sphere"]
 
 REDUCED_FROM = 2**22
 """From this many entries of H on, `sphere` draws the start already reduced unless told otherwise."""
@@ -57,7 +61,7 @@ def sphere(model: UFM, eps, *, key: PRNGKeyArray, reduced: bool | None = None, d
     eps = _checked_eps(eps)
     p, num_samples = model.num_features, model.num_samples
     if reduced is None:
-        reduced = p * num_samples >= REDUCED_FROM and ClassMeanColumns(model.counts).admits(loss_of(model))
+        reduced = p * num_samples >= REDUCED_FROM and ClassMeanColumns(model.counts).admits(model.loss)
     reduced = check_flag("reduced", reduced)
     check_columns(model, ClassMeanColumns(model.counts) if reduced else None)
     return _sphere(model, eps, key, reduced, dtype, quick=_is_small(model))
@@ -117,7 +121,7 @@ def on_subspace(model: UFM, eps, *, key: PRNGKeyArray, dtype=None) -> State:
     """
     dtype = _checked(model, key, dtype)
     eps = _checked_eps(eps)
-    _check_balanced(model)
+    require(model, balanced=EQUAL_COUNTS)
     return _on_subspace(model, eps, key, dtype, quick=_is_small(model))
 
 
@@ -199,7 +203,7 @@ def collapsed(model: UFM, *, key: PRNGKeyArray, dtype=None) -> State:
     rank = model.num_classes - 1 if model.use_bias else model.num_classes
     if model.num_features < rank:
         raise UsageError(f"num_features is {model.num_features} but strong collapse needs at least {rank}: raise it.")
-    _check_balanced(model)
+    require(model, balanced=EQUAL_COUNTS)
     return _collapsed(model, key, dtype, quick=_is_small(model))
 
 
@@ -213,8 +217,71 @@ def _collapsed(model: UFM, key: PRNGKeyArray, dtype) -> State:
     return _collapsed_along(model, W, jnp.asarray(1 / model.num_classes if model.use_bias else 0.0))
 
 
-STARTS = {"sphere": sphere, "on-subspace": on_subspace, "balanced": balanced}
-"""The random starts of a given norm, by name."""
+STARTS: Registry[Callable[..., State]] = Registry(
+    "start", {"sphere": sphere, "on-subspace": on_subspace, "balanced": balanced}, instead="name a function module:name"
+)
+"""The random starts of a given norm, by name: functions of a model, eps and `key=`. Further keywords whose default is
+a float are the start's numbers, and can be axes of a sweep."""
+
+
+class Start(eqx.Module):
+    """A kind of random start with its numbers, as sweeps and comparisons draw it.
+
+    Args:
+        text: a name in `STARTS`, with numbers if it has any: `"name:number=value,number=value"`. A function of another
+            module is `"module:name"`.
+
+    Raises:
+        UsageError: for an unknown name, and for numbers that the start does not have.
+
+    Source: that of the function it draws by.
+
+    Example:
+        >>> import jax, flowcollapse as fc
+        >>> model = fc.UFM(num_classes=3, samples_per_class=3, num_features=15)
+        >>> fc.initial.Start("sphere")(model, 0.1, key=jax.random.key(0)).W.shape
+        (3, 15)
+    """
+
+    name: str = eqx.field(static=True)
+    draw: Callable[..., State] = eqx.field(static=True)
+    options: dict[str, Any]
+
+    def __init__(self, text: Any):
+        if isinstance(text, Start):
+            self.name, self.draw, self.options = text.name, text.draw, text.options
+            return
+        if not isinstance(text, str):
+            STARTS.name(text)  # raises
+        self.draw, rest = STARTS.find_with_rest(text)
+        self.name = next(name for name, draw in STARTS.items() if draw is self.draw)
+        parameters = inspect.signature(self.draw).parameters.values()
+        self.options = {one.name: one.default for one in parameters if type(one.default) is float}
+        self.options |= self._checked(arguments_of("start", text, rest))
+
+    @property
+    def numbers(self) -> tuple[str, ...]:
+        """The names of its numbers, which vary without a new compilation."""
+        return tuple(self.options)
+
+    def with_numbers(self, numbers: Mapping[str, Any]) -> "Start":
+        """The same start with some of its `numbers` replaced."""
+        return eqx.tree_at(lambda start: start.options, self, self.options | self._checked(numbers))
+
+    def described(self, without: Iterable[str] = ()) -> str:
+        """The start as a text with its numbers, without some of them."""
+        return described_by(self.name, self.options, without)
+
+    def _checked(self, numbers: Mapping[str, Any]) -> dict[str, Any]:
+        for name in numbers:
+            if name not in self.options:
+                known = ", ".join(self.options) or "none"
+                raise UsageError(f"start {self.name!r} has no number {name!r}: use one of its numbers, {known}.")
+        return dict(numbers)
+
+    def __call__(self, model: UFM, eps: Any, *, key: PRNGKeyArray) -> State:
+        """One start of norm eps."""
+        return self.draw(model, eps, key=key, **self.options)
 
 
 def _collapsed_along(model: UFM, W: Float[Array, "C p"], bias: Float[Array, ""]) -> State:
@@ -224,12 +291,7 @@ def _collapsed_along(model: UFM, W: Float[Array, "C p"], bias: Float[Array, ""])
     return State(H=H, W=W, b=jnp.full(model.num_classes, bias, W.dtype))
 
 
-def _check_balanced(model: UFM) -> None:
-    if not model.balanced:
-        raise UsageError(
-            f"samples_per_class={model.samples_per_class} is imbalanced, but the subspace S and strong collapse are "
-            "defined for equal counts: use fc.initial.sphere or equal counts."
-        )
+EQUAL_COUNTS = "the subspace S and strong collapse are defined for equal counts: use fc.initial.sphere or equal counts"
 
 
 def _is_small(model: UFM) -> bool:

@@ -11,7 +11,8 @@ from jaxtyping import Array, Int, Real
 
 from ._checks import check_flag, check_integer, is_traced, real_numbers, shown
 from ._errors import UsageError
-from .endings.verdict import Ending, Verdict, verdict
+from .endings.choice import verdict
+from .endings.verdict import Ending, Verdict
 from .methods.base import Method, check_method
 from .metrics.balance import Reference
 from .metrics.evaluation import observe, observe_many, prepared

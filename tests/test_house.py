@@ -15,7 +15,7 @@ PACKAGE = ROOT / "flowcollapse"
 FLOORS = (
     ("_errors",),
     ("_checks", "_files"),
-    ("programs", "settings"),
+    ("_registry", "programs", "settings"),
     ("_linalg", "compilation_cache"),
     ("losses",),
     ("model",),

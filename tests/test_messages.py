@@ -10,6 +10,9 @@ from cures import has_cure
 
 PACKAGE = Path(__file__).parents[1] / "flowcollapse"
 
+REASONS = {"balanced", "bias", "no_decay", "equal_decay", "EQUAL_COUNTS"}
+"""The arguments of `requirements.require` that are ends of messages, and a name for one of them."""
+
 HOLE = "{}"
 CURED = " {cure}"
 """What stands in a message for a value that is put in, and for a cure that depends on the value."""
@@ -25,7 +28,13 @@ def text_of(node: ast.expr) -> str:
         case ast.BinOp(left=left, op=ast.Add(), right=right):
             return text_of(left) + text_of(right)
         case _:
-            return CURED if re.search("cure", ast.unparse(node), re.IGNORECASE) else HOLE
+            return CURED if re.search("cure", ast.unparse(node), re.IGNORECASE) or is_reason(node) else HOLE
+
+
+def is_reason(node: ast.expr) -> bool:
+    """Whether a value is one of the texts that `require` is given for its messages, which end in a cure."""
+    value = node.value if isinstance(node, ast.FormattedValue) else node
+    return isinstance(value, ast.Name) and value.id in REASONS
 
 
 def messages(tree: ast.AST, repeated: str = "") -> Iterator[tuple[int, str]]:
@@ -43,12 +52,15 @@ def messages(tree: ast.AST, repeated: str = "") -> Iterator[tuple[int, str]]:
 
 
 def cures(tree: ast.AST) -> Iterator[tuple[int, str]]:
-    """`(line, text)` of each text that a name with `cure` in it stands for, or a function of such a name returns."""
+    """`(line, text)` of each text that a name with `cure` in it stands for, or a function of such a name returns, or
+    that `require` is given."""
     for node in ast.walk(tree):
-        if isinstance(node, ast.Assign) and "cure" in ast.unparse(node.targets[0]).lower():
+        if isinstance(node, ast.Assign) and re.search("cure|EQUAL_COUNTS", ast.unparse(node.targets[0]), re.IGNORECASE):
             values = node.value.values if isinstance(node.value, ast.Dict) else [node.value]
         elif isinstance(node, ast.FunctionDef) and "cure" in node.name.lower():
             values = [inner.value for inner in ast.walk(node) if isinstance(inner, ast.Return) and inner.value]
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) == "require":
+            values = [word.value for word in node.keywords if word.arg in REASONS]
         else:
             continue
         for value in values:
@@ -111,6 +123,8 @@ def test_the_law_can_fail(program, cured):
         ('cure = "give numbers" if x else f"it is {x}"', False),
         ('CURES = {"many": "many lanes: map over them"}', True),
         ('CURES = {"many": "many lanes", "none": "none: add one"}', False),
+        ('require(model, bias="the bound is the bias\'s: use a model with one", modes=3)', True),
+        ('require(model, bias="the bound is the bias\'s own", modes=3)', False),
         ('def _cure(x):\n    return f": leave {x} out"', True),
         ('def _cure(x):\n    return "numbers"', False),
     ],

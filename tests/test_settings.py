@@ -197,7 +197,7 @@ kept = dict(eps=[0.1], ts=2, metrics=["risk"], progress=False)
 """
 
 SPLIT = """
-import flowcollapse.comparison.compare, flowcollapse.reproduce, flowcollapse.sweeps.sweep
+import flowcollapse.simulation, flowcollapse.comparison.compare, flowcollapse.reproduce, flowcollapse.sweeps.sweep
 def begin(*_, **__): raise StopIteration
 flowcollapse.simulation._simulate = flowcollapse.comparison.compare._grid = begin
 flowcollapse.reproduce.plateau_times = flowcollapse.sweeps.sweep.default_lanes = begin

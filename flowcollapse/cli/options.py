@@ -65,7 +65,7 @@ class Model:
     use_bias: bool = True
     """Without a bias, b is zero and stays there."""
     loss: str = "squared"
-    """Loss of the logits."""
+    """Loss of the logits: squared, or module:name for one of your own, with its numbers as in name:number=0.1."""
 
     def build(self) -> "UFM":
         from ..model.ufm import UFM
@@ -76,7 +76,7 @@ class Model:
             num_features=self.num_features,
             weight_decay=one_or_all(self.weight_decay),
             use_bias=self.use_bias,
-            loss=self.loss.lower(),
+            loss=self.loss,
         )
 
 
@@ -84,8 +84,9 @@ class Model:
 class Start:
     """The start."""
 
-    start: Literal["sphere", "on-subspace", "balanced", "collapsed"] = "sphere"
-    """Random directions as in the paper; a point of the invariant subspace S; W^T W = H H^T; strong collapse itself."""
+    start: str = "sphere"
+    """sphere (random directions as in the paper), on-subspace (a point of the invariant subspace S), balanced
+    (W^T W = H H^T), collapsed (strong collapse itself), or module:name for one of your own."""
     eps: float = 0.1
     """Norm of H and of W (not for collapsed)."""
     seed: int = 0
@@ -105,10 +106,9 @@ class Start:
         key = jax.random.key(self.seed)
         if self.start == "collapsed":
             return initial.collapsed(model, key=key)
-        if self.start == "sphere":
+        if self.reduced is not None:
             return initial.sphere(model, self.eps, key=key, reduced=self.reduced)
-        make = {"on-subspace": initial.on_subspace, "balanced": initial.balanced}[self.start]
-        return make(model, self.eps, key=key)
+        return initial.Start(self.start)(model, self.eps, key=key)
 
 
 READ_BY = {
@@ -187,8 +187,9 @@ class Lanes:
     axis: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, Kind.AXES] = ()
     """A further axis, as in: --axis learning_rate=0.01,0.02 --axis samples_per_class=3,10,30. Values of several numbers
     are written with colons: --axis weight_decay=0:0:0,0.01:0.01:0. In a TOML file: the section [axes]."""
-    start: Literal["sphere", "on-subspace", "balanced"] = "sphere"
-    """Random directions as in the paper; a point of the invariant subspace S; W^T W = H H^T."""
+    start: str = "sphere"
+    """sphere (random directions as in the paper), on-subspace (a point of the invariant subspace S), balanced
+    (W^T W = H H^T), or module:name for one of your own."""
 
     def axes(self, function: Callable) -> dict[str, list[Any]]:
         """The further axes by name, for a function that takes them as keywords beside its own."""

@@ -10,8 +10,8 @@ import numpy as np
 from tqdm import tqdm
 
 from .._checks import check_flag, check_integer, shown
-from .._errors import UsageError, nearest
-from ..initial import STARTS
+from .._errors import UsageError
+from ..initial import Start
 from ..methods.base import Method
 from ..methods.flow import AbstractFlow
 from ..metrics.registry import checked_names
@@ -26,7 +26,7 @@ from ..settings import take_cpu_cores, tell_idle_cores, tell_precision
 from ..simulation import as_arrays, checked_starts
 from ..sweeps.capacity import CPU_WIDTH, LANES_A_TASK, block_width, expected_cost
 from ..sweeps.engine import Device, Engine, chosen_devices
-from ..sweeps.grid import MODEL_AXES, SHAPE_AXES, Grid, Task, checked_axes, checked_axis, lane_values, with_values
+from ..sweeps.grid import SHAPE_AXES, Grid, Task, checked_axes, checked_axis, lane_values
 from .candidates import Candidate, candidate, candidates_of, check_axes
 from .lane import ComparedLane, Inputs, Plateau, Shared
 from .times import ending_at, given_times, save_times
@@ -40,8 +40,8 @@ NUM_SEEDS = 16
 BYTES_UNDER_WAY = 2**30
 """The states that a block of lanes holds at once fit into this."""
 
-STARTING = ("weight_decay", "eps", "seed", "lane")
-"""The axes that the plateau time depends on."""
+STARTING = ("eps", "seed", "lane")
+"""The axes that the plateau time depends on, beside the numbers of the model and of the start."""
 
 LONG_NAMES = {
     "distance_to_flow": "distance to the flow at the same time, over the norm of the flow",
@@ -53,7 +53,7 @@ LONG_NAMES = {
 
 def compare(
     model: UFM,
-    start: State | str = "sphere",
+    start: State | Start | str = "sphere",
     optimizers: Mapping[str, Any] | Sequence[str] | str = (),
     ts: Sequence[float] | np.ndarray | int = NUM_SAVES,
     *,
@@ -136,22 +136,22 @@ def compare(
     candidates = candidates_of(optimizers, axes, num_steps, reference._replace(name=reference.method.name))
     check_axes(candidates, axes)
     grid, starts = _grid(model, start, eps, seeds, candidates, axes)
-    kind = start if isinstance(start, str) else None
-    shape = starts or jax.eval_shape(lambda: STARTS[str(kind)](model, 1.0, key=jax.random.key(0)))
+    random = grid.start if starts is None else None
+    shape = starts or jax.eval_shape(lambda: grid.start(model, 1.0, key=jax.random.key(0)))
     names = checked_names(model, shape.columns, metrics)
     chosen, dtype = chosen_devices(devices), shape.W.dtype
     told = tell_precision(dtype)
 
     if isinstance(ts, int):
         t1 = reference.method.t1
-        escape, plateau = _latest(grid, kind, starts, dtype, chosen)
+        escape, plateau = _latest(grid, random, starts, dtype, chosen)
         times = save_times(ts, candidates, axes, escape, plateau if t1 is None else float(np.asarray(t1)))
     else:
         times = given_times(ts)
     methods = [ending_at(one, axes, float(times[-1])) for one in candidates]
     decided = methods if "weight_decay" in axes else [method.prepared(model, times) for method in methods]
-    numbers, structure = jax.tree.flatten(as_arrays((model, tuple(decided)), dtype))
-    setting = Inputs(structure, tuple(one.open for one in candidates), kind)
+    numbers, structure = jax.tree.flatten(as_arrays((model, random, tuple(decided)), dtype))
+    setting = Inputs(structure, tuple(one.open for one in candidates))
     shared = Shared(numbers, starts, jnp.asarray(times, dtype))
     width = width or _lane_width(model, methods, len(times), chosen, grid.num_lanes)
     if devices is None:
@@ -161,18 +161,17 @@ def compare(
     if isinstance(start, State) and start.W.ndim == 2:
         dataset = dataset.isel(lane=0, drop=True)
     by_name = {one.name: {"name": m.name} | options(m) for one, m in zip(candidates, methods, strict=True)}
-    about = provenance(model, methods[0], title="flowcollapse comparison", start=kind or "given")
+    begun = "given" if random is None else random.described()
+    about = provenance(model, methods[0], title="flowcollapse comparison", start=begun)
     return dataset.assign_attrs(about | told | {"method": json.dumps(by_name)})
 
 
 def _grid(model, start, eps, seeds, candidates: list[Candidate], axes) -> tuple[Grid, State | None]:
     """The lanes: the axes of numbers, then those of the random starts or the one of the given ones; and the latter."""
-    allowed = [name for name in dict.fromkeys((*axes, *MODEL_AXES)) if name not in SHAPE_AXES]
-    if isinstance(start, str):
-        if start not in STARTS:
-            raise UsageError(
-                f"start {start!r} is not one of {', '.join(STARTS)}: choose one of these{nearest(start, STARTS) or '.'}"
-            )
+    allowed = [name for name in dict.fromkeys((*axes, *model.numbers)) if name not in SHAPE_AXES]
+    random = Start("sphere")
+    if isinstance(start, str | Start):
+        random = Start(start)
         if eps is None:
             raise UsageError("eps is missing: give the norms of the random starts, as eps=[0.1], or a state as start.")
         checked = checked_axes(allowed, eps, NUM_SEEDS if seeds is None else seeds, axes)
@@ -183,9 +182,10 @@ def _grid(model, start, eps, seeds, candidates: list[Candidate], axes) -> tuple[
         starts = _in_lanes(checked_starts(model, start))
         checked = checked_axes(allowed, [1.0], 1, axes)
         checked = {name: checked[name] for name in checked if name in axes} | {"lane": tuple(range(len(starts.W)))}
-    for value in checked.get("weight_decay", ()):
-        with_values(model, {"weight_decay": value})
-    return Grid(model, candidates[0].method, checked), starts
+    for name in model.numbers:
+        for value in checked.get(name, ()):
+            model.with_numbers({name: value})
+    return Grid(model, candidates[0].method, checked, random), starts
 
 
 def _in_lanes(starts: State) -> State:
@@ -204,11 +204,12 @@ def _all_lanes(grid: Grid) -> dict[str, np.ndarray]:
     return lane_values(grid, Task(0, tuple(slice(0, length) for length in grid.shape)))
 
 
-def _latest(grid: Grid, kind: str | None, starts: State | None, dtype, devices) -> tuple[float, float]:
+def _latest(grid: Grid, start: Start | None, starts: State | None, dtype, devices) -> tuple[float, float]:
     """The latest escape time and the latest plateau time of the starts."""
-    only = grid._replace(axes={name: values for name, values in grid.axes.items() if name in STARTING})
-    numbers, structure = jax.tree.flatten(as_arrays((grid.model, ()), dtype))
-    function, shared = Plateau(Inputs(structure, (), kind)), Shared(numbers, starts, jnp.zeros(0, dtype))
+    matters = (*STARTING, *grid.model.numbers, *grid.start.numbers)
+    only = grid._replace(axes={name: values for name, values in grid.axes.items() if name in matters})
+    numbers, structure = jax.tree.flatten(as_arrays((grid.model, start, ()), dtype))
+    function, shared = Plateau(Inputs(structure, ())), Shared(numbers, starts, jnp.zeros(0, dtype))
     lanes = _all_lanes(only)
     engine = Engine(function, width=CPU_WIDTH, devices=devices, shared=shared)
     escape, plateau = np.max(engine.submit(lanes).result(), axis=0)

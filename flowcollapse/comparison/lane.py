@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ..endings.plateau import escape_time, plateau_time
-from ..initial import STARTS
+from ..endings.choice import ending_of
 from ..methods.base import Method
 from ..metrics.evaluation import observe_many
 from ..model.coordinates import enter
@@ -19,7 +18,7 @@ from ..model.ufm import UFM
 from ..results.labels import STATE_VARIABLES
 from ..results.trajectory import Trajectory
 from ..simulation import simulate
-from ..sweeps.grid import MODEL_AXES, with_values
+from ..sweeps.grid import of_lane
 
 
 class Shared(NamedTuple):
@@ -34,22 +33,22 @@ class Shared(NamedTuple):
 class Inputs:
     """From the numbers of a lane to its model, its methods and its start.
 
-    `structure` is that of the model and the methods, whose numbers are shared; `open` names the numbers of each method
-    that the lane has. `start` is the kind of random starts, or None where the starts are given and a lane has the
-    number of its own.
+    `structure` is that of the model, the random starts and the methods, whose numbers are shared. There are no random
+    starts where the starts are given, and a lane then has the number of its start. `open` names the numbers of each
+    method that the lane has.
     """
 
     structure: Any
     open: tuple[tuple[str, ...], ...]
-    start: str | None
 
     def __call__(self, shared: Shared, lane: Mapping[str, Any]) -> tuple[UFM, list[Method], State]:
-        model, methods = jax.tree.unflatten(self.structure, shared.numbers)
-        model = with_values(model, {name: value for name, value in lane.items() if name in MODEL_AXES})
-        if self.start is None:
+        model, random, methods = jax.tree.unflatten(self.structure, shared.numbers)
+        if random is None:
+            (model,) = of_lane((model,), lane)
             start = jax.tree.map(lambda x: x[lane["lane"]], shared.starts)
         else:
-            start = STARTS[self.start](model, lane["eps"], key=jax.random.key(lane["seed"]))
+            model, random = of_lane((model, random), lane)
+            start = random(model, lane["eps"], key=jax.random.key(lane["seed"]))
         chosen = zip(methods, self.open, strict=True)
         return model, [method.with_numbers({n: lane[n] for n in names}) for method, names in chosen], start
 
@@ -62,8 +61,11 @@ class Plateau:
 
     def __call__(self, shared: Shared, lane: Mapping[str, Any]) -> Float[Array, "2"]:
         model, _, start = self.setting(shared, lane)
-        place = problem_of(model, start)
-        return jnp.stack([escape_time(*place), plateau_time(*place)])
+        problem, point = problem_of(model, start)
+        ending = ending_of(problem)
+        end = ending.end_time(point)
+        escape = ending.escape_time(point)
+        return jnp.stack([end if escape is None else escape, end])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,7 @@ from .._linalg.lanczos import Apply, dominant, krylov
 from ..model.batch import floating, is_small, over_batch
 from ..model.coordinates import enter
 from ..model.problem import Point, Problem, problem_of
-from ..model.requirements import check_squared_error, check_state
+from ..model.requirements import check_state, require
 from ..model.state import State
 from ..model.ufm import UFM
 from ..programs import Program
@@ -137,7 +137,7 @@ def hessian_trace(model: UFM, state: State) -> Float[Array, "*batch"]:
         >>> round(float(hessian_trace(model, fc.initial.collapsed(model, key=jax.random.key(0)))), 3)
         96.0
     """
-    check_squared_error(model)
+    require(model)
     check_state(model, state)
     C, p, num_samples = model.num_classes, model.num_features, model.num_samples
     lam_W, lam_H, lam_b = (decay.astype(state.W.dtype) for decay in model.decays)

@@ -1,4 +1,5 @@
-"""Losses of the logits."""
+"""Losses of the logits: the protocol, the squared error, and the losses by name."""
 
-from .base import Loss as Loss
+from .base import AbstractLoss as AbstractLoss
 from .registry import LOSSES as LOSSES
+from .squared import Squared as Squared

@@ -1,36 +1,90 @@
-"""What a loss of the logits is: a value and its gradient, both pure functions of `(logits, targets)`."""
+"""The protocol of a loss: its value, its gradient, and the properties that the rest of the package dispatches on."""
 
-from collections.abc import Callable
-from typing import NamedTuple
+import abc
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar
 
+import equinox as eqx
+import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .._linalg.algebra import square_norm
+from .._registry import described_by
 
 Logits = Float[Array, "C n"]
+Ones = Float[Array, " n"]
 
 
-class Loss(NamedTuple):
-    """A loss of the logits.
+class AbstractLoss(eqx.Module):
+    """A loss of the logits, summed over the columns with weights: `sum_j u_j^2 loss(z_j / u_j, t_j / u_j)`.
 
-    `gradient` is the derivative of `value` in the logits. `separates_columns` says that the loss is a squared norm of
-    the residual, which is what makes the class-mean coordinates exact: an orthogonal map of the columns then leaves
-    the loss as it is. `squared_error` says more: closed forms hold for it.
+    For samples `u = 1` and `t_j` is the one-hot label. For class means `u = sqrt n`, `z_j / u_j` are the logits of the
+    mean and `t_j / u_j` the label, so a class counts n times. Columns with `u_j = 0`, which hold the part within the
+    classes, occur for quadratic losses alone.
+
+    A subclass is final. Its fields are its numbers, such as a smoothing, and can be axes of a sweep; other options are
+    static fields. Define `value` and `gradient`; the other members have defaults that promise nothing.
     """
 
-    value: Callable[[Logits, Logits], Float[Array, ""]]
-    gradient: Callable[[Logits, Logits], Logits]
-    separates_columns: bool
+    name: ClassVar[str]
+    """What files, tables and messages call the loss."""
+
+    quadratic: ClassVar[bool] = False
+    """Whether the value depends on the residual `Z - T` by its Frobenius norm alone. An orthogonal map of the columns
+    then leaves it as it is, and class-mean columns hold any state exactly."""
+
+    squared_error: ClassVar[bool] = False
+    """Whether this is half the squared norm of the residual, which closed forms in `flowcollapse.theory` need."""
+
+    attained: ClassVar[bool] = True
+    """Whether the infimum is reached at finite logits. Where it is not, as for cross-entropy, a run without decay has
+    no end."""
+
+    @abc.abstractmethod
+    def value(self, logits: Logits, targets: Logits, ones: Ones) -> Float[Array, ""]:
+        """The sum over the columns. `ones` is u."""
+
+    @abc.abstractmethod
+    def gradient(self, logits: Logits, targets: Logits, ones: Ones) -> Logits:
+        """The derivative of `value` in the logits, written by hand."""
+
+    def curvature(self, logits: Logits, targets: Logits, ones: Ones, direction: Logits) -> Logits:
+        """The second derivative of `value` in the logits, times a direction."""
+        return jax.jvp(lambda z: self.gradient(z, targets, ones), (logits,), (direction,))[1]
+
+    def pull(self, rho: Float[Array, "*shape"], num_classes: int) -> Float[Array, "*shape"]:
+        """How strongly the loss pulls on collapsed logits: at logits `rho P` the residual is `-pull(rho) P`.
+
+        `P = I - 1 1^T / C`. Modes grow from the origin at `sqrt N pull(0)`, and with decay the minimum is where
+        `pull(rho) = sqrt(lam_W lam_H) / sqrt N` (derived here). By default it is read off the gradient at the
+        normalised direction, which is exact for losses that treat all classes alike.
+        """
+        C = num_classes
+        frame = jnp.eye(C) - 1 / C
+
+        def one(r):
+            G = self.gradient(r * frame, jnp.eye(C), jnp.ones(C))
+            return -jnp.sum(G * frame) / (C - 1)
+
+        return jnp.vectorize(one)(rho)
 
     @property
-    def squared_error(self) -> bool:
-        """Whether this is half the squared norm of the residual: its derivative in the logits is the residual."""
-        return self.separates_columns and self.gradient is _residual
+    def numbers(self) -> tuple[str, ...]:
+        """The names of its numbers, which vary without a new compilation."""
+        return tuple(field.name for field in dataclasses.fields(self) if not field.metadata.get("static", False))
 
+    def with_numbers(self, numbers: Mapping[str, Any]) -> "AbstractLoss":
+        """The same loss with some of its `numbers` replaced, checked by its `__init__`."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return type(self)(**(fields | dict(numbers)))
 
-def _half_squared_norm(logits: Logits, targets: Logits) -> Float[Array, ""]:
-    return 0.5 * square_norm(logits - targets)
+    @property
+    def text(self) -> str:
+        """The loss as a text that `fc.UFM(loss=...)` takes, with all its fields: `"name:field=value,field=value"`."""
+        return self.described()
 
-
-def _residual(logits: Logits, targets: Logits) -> Logits:
-    return logits - targets
+    def described(self, without: Iterable[str] = ()) -> str:
+        """The text of the loss, without some of its fields."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return described_by(self.name, fields, without)

@@ -1,7 +1,47 @@
 """The losses by name."""
 
-from .base import Loss, _half_squared_norm, _residual
+from typing import Any
 
-LOSSES: dict[str, Loss] = {
-    "squared": Loss(_half_squared_norm, _residual, separates_columns=True),
-}
+from .._errors import UsageError
+from .._registry import Registry, arguments_of
+from .base import AbstractLoss
+from .squared import Squared
+
+LOSSES: Registry[type[AbstractLoss]] = Registry(
+    "loss", {Squared.name: Squared}, instead="pass a loss of your own, or its text module:name"
+)
+"""The losses by name. A loss of your own joins them by `LOSSES["name"] = MyLoss`."""
+
+
+def loss_of(loss: Any) -> AbstractLoss:
+    """The loss that is given, or the one that a text stands for.
+
+    Args:
+        loss: a loss, or a text such as `"squared"`, with numbers `"name:number=value,number=value"` or `"name:value"`.
+            A loss of another module is `"module:name"`, with numbers `"module:name:number=value"`.
+
+    Raises:
+        UsageError: for anything else, and for numbers that the loss does not have or refuses.
+    """
+    if isinstance(loss, AbstractLoss):
+        return loss
+    if not isinstance(loss, str):
+        LOSSES.name(loss)  # raises
+    kind, rest = LOSSES.find_with_rest(loss)
+    if not (isinstance(kind, type) and issubclass(kind, AbstractLoss)):
+        raise UsageError(f"loss {loss!r} is no loss: give a subclass of fc.losses.AbstractLoss.")
+    first, _, others = rest.partition(",")
+    positional = [] if not first or "=" in first else [_number(loss, first)]
+    named = arguments_of("loss", loss, others if positional else rest)
+    try:
+        return kind(*positional, **named)
+    except TypeError as error:
+        fault = str(error).rpartition("() ")[2]
+        raise UsageError(f"loss {loss!r}: {fault}; give the numbers that {kind.__name__} has.") from None
+
+
+def _number(loss: str, value: str) -> float:
+    try:
+        return float(value)
+    except ValueError:
+        raise UsageError(f"loss {loss!r}: {value!r} is not a number: write it as name:number=0.1.") from None

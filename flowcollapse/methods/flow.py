@@ -15,7 +15,8 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from .._checks import Number, check_choice, check_integer, check_positive, is_traced, shown
 from .._errors import UsageError
-from ..endings.plateau import default_times, escape_time, plateau_time
+from ..endings.choice import ending_of
+from ..endings.plateau import default_times
 from ..endings.verdict import Verdict
 from ..model.coordinates import check_coordinates
 from ..model.problem import Point, Problem
@@ -135,7 +136,9 @@ class AbstractFlow(Method):
         """The same flow with what is `"auto"` decided, as far as what is known outside of a program allows."""
         if self.approach != "auto":
             return self
-        explicit = not self._can_be_implicit or (self.until is None and _few_steps_at_rest(model, self.t1, ts))
+        # Implicit steps begin once every mode has escaped, which is known for the squared error.
+        explicit = not (self._can_be_implicit and model.loss.squared_error)
+        explicit = explicit or (self.until is None and _few_steps_at_rest(model, self.t1, ts))
         return self._with(approach="explicit" if explicit else "implicit")
 
     @property
@@ -153,7 +156,7 @@ class AbstractFlow(Method):
         if splits_stiff_part(solver) and not problem.loss.squared_error:
             raise UsageError(
                 f"{self.label} takes the mean residual of the squared error apart, but the loss is "
-                f'{problem.model.loss!r}: use solver="tsit5".'
+                f'{problem.loss.text!r}: use solver="tsit5".'
             )
         if self.until is not None and isinstance(ts, int):
             # Where the rest is not known before the run, a first run finds it, and the saves are spread up to there.
@@ -163,16 +166,23 @@ class AbstractFlow(Method):
                 steps_ran_out=found.steps_ran_out, at_rest=found.at_rest
             )
         start = start if self.mesh is None else start._replace(X=spread_columns(start.X, self.mesh))
-        escape = escape_time(problem, start)
-        t1 = self._end(problem, start, ts)
-        ts = default_times(ts, escape, t1) if isinstance(ts, int) else ts.astype(dtype)
+        ending = ending_of(problem)
+        escape, t1 = ending.escape_time(start), self._end(problem, start, ts)
+        ts = default_times(ts, t1 if escape is None else escape, t1) if isinstance(ts, int) else ts.astype(dtype)
         observing = observe is None or bool(jax.tree.leaves(jax.eval_shape(observe, start)))
         legs = Legs(self, problem, start, ts if observing else None, observe)
 
-        if self.approach == "implicit" or (self.approach == "auto" and self._can_be_implicit):
+        first_end = ending.escape_time(start, mean_decay=0.0)
+        if self.approach == "implicit" and first_end is None:
+            raise UsageError(
+                'approach="implicit" begins once every mode has escaped, and for the loss '
+                f"{problem.loss.text!r} that time is not known: leave it out."
+            )
+        goes_implicit = self.approach == "implicit" or (self.approach == "auto" and self._can_be_implicit)
+        if first_end is not None and goes_implicit:
             # The mean mode can take hundreds of times as long as the others. Steps that are short beside its growth
             # bring it up, and its decay to rest is left to the implicit ones.
-            first = legs.explicit(jnp.minimum(escape_time(problem, start, mean_decay=0.0), t1))
+            first = legs.explicit(jnp.minimum(first_end, t1))
             over = first.ran_out | first.at_rest
             last = legs.implicit(first.end, first.t_end, jnp.where(over, first.t_end, t1))
             last = last._replace(
@@ -192,9 +202,9 @@ class AbstractFlow(Method):
         if self.t1 is not None:
             end = self.t1
         elif self.until is not None:
-            end = LONGEST_UNTIL_REST * plateau_time(problem, start)
+            end = LONGEST_UNTIL_REST * ending_of(problem).end_time(start)
         else:
-            end = plateau_time(problem, start) if isinstance(ts, int) else ts[-1]
+            end = ending_of(problem).end_time(start) if isinstance(ts, int) else ts[-1]
         return jnp.asarray(end, start.X.dtype)
 
 

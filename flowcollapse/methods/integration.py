@@ -15,14 +15,14 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from .._checks import shown
 from .._errors import UsageError
-from ..endings.verdict import at_rest
+from ..endings.choice import ending_of
 from ..model.problem import Point, Problem
-from .layouts import Layout, SecondOrder
+from .layouts import Arguments, Layout, SecondOrder
 from .solvers.control import BlockControl
 from .solvers.extended_bdf import ExtendedBDF
 from .solvers.lean import lean_diffrax
 from .solvers.registry import solver_of, suited
-from .stiff_part import fastest_at_rest, first_step, longest_step
+from .stiff_part import first_step, longest_step
 
 REST = 10.0
 """A flow is at rest when it has less than this times rtol to go."""
@@ -103,7 +103,9 @@ class Legs(NamedTuple):
         solver = ExtendedBDF(jnp.maximum(LINEAR * self.rtol, 4 * jnp.finfo(t0.dtype).eps))
         layout = Layout(mean_residual=False)
         y0, scale = layout.state(self.problem, point), layout.state(self.problem, self.start)
-        begin = jnp.sqrt(self.rtol) / fastest_at_rest(self.problem, t0)
+        fastest = ending_of(self.problem).fastest_rate(t0)
+        assert fastest is not None  # or the flow would stay explicit
+        begin = jnp.sqrt(self.rtol) / fastest
         begin = jnp.maximum(begin, 256 * jnp.finfo(t0.dtype).eps * t0)
         return self._integrate(solver, layout, y0, scale, t0, t1, begin, None)
 
@@ -117,7 +119,7 @@ class Legs(NamedTuple):
         problem, observe = self.problem, self.observe
 
         def save(t, y, args):
-            return y if observe is None else args[1](layout.point(args[0], y))
+            return y if observe is None else args.observe(layout.point(args.problem, y))
 
         # Where nothing is observed, nothing is saved, and the solver's output costs nothing.
         saves = [] if self.ts is None else [dfx.SubSaveAt(ts=jnp.clip(self.ts, t0, t1), fn=save)]
@@ -129,7 +131,7 @@ class Legs(NamedTuple):
                 t1=t1,
                 dt0=begin,
                 y0=y0,
-                args=(problem, observe, self.flow),
+                args=Arguments(problem, observe, self.flow),
                 saveat=dfx.SaveAt(subs=[*saves, dfx.SubSaveAt(t1=True)]),
                 stepsize_controller=self._control(layout, scale, longest),
                 max_steps=self.flow.max_steps,
@@ -163,7 +165,8 @@ class Legs(NamedTuple):
         if self.flow.until is None:
             return None
         problem, start, tolerance = self.problem, self.start, REST * self.rtol
-        return dfx.Event(lambda t, y, args, **_: at_rest(problem, start, layout.point(problem, y), tolerance))
+        ending = ending_of(problem)
+        return dfx.Event(lambda t, y, args, **_: ending.at_rest(start, layout.point(problem, y), tolerance))
 
 
 def _stats(solution: dfx.Solution, solver: dfx.AbstractSolver, output: bool) -> dict[str, Int[Array, ""]]:

@@ -1,7 +1,8 @@
 """How a point, or a point and its velocity, is laid out inside the solver, and the field and norms in that layout."""
 
 import dataclasses
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import diffrax as dfx
 import equinox as eqx
@@ -12,15 +13,24 @@ from jaxtyping import Array, Float, PyTree
 from .._linalg.algebra import sum_of_squares
 from ..model.problem import Point, Problem
 from ..programs import lanes_last
+from .solvers.exponential import Relaxation
 from .stiff_part import from_mean_residual, mean_residual_field, stiff_rate, to_mean_residual
+
+
+class Arguments(NamedTuple):
+    """What the fields and the saves of an integration read: the problem, the observer if any, and the flow."""
+
+    problem: Problem
+    observe: Callable[[Point], PyTree] | None
+    flow: Any
 
 
 class LanesLastTerm(dfx.ODETerm):
     """A term whose field allows lanes as the last axis of the state, and depends on the problem without its samples."""
 
-    def reads(self, args: Any) -> Problem:
+    def reads(self, args: Arguments) -> Problem:
         """The part of the arguments that the field reads."""
-        model, columns = args[0]
+        model, columns = args.problem
         # Three decays, since one that has lanes would look like three.
         return Problem(eqx.tree_at(lambda m: m.weight_decay, model, model.decays), columns.without_arrays())
 
@@ -51,7 +61,7 @@ class Layout:
     def terms(self) -> dfx.AbstractTerm:
         """The flow's vector field, split into forcing and relaxation for the solvers that take them apart.
 
-        Its arguments are the problem, what observes, and the flow, whose `velocity` the field is.
+        The flow's `velocity` is the field.
         """
 
         def forcing(t, y, problem):
@@ -59,16 +69,16 @@ class Layout:
             W_velocity, X_velocity, g = mean_residual_field(problem, W, X, e)
             return (W_velocity, X_velocity), g
 
-        def relaxation(t, y, args):
-            return jax.tree.map(jnp.zeros_like, y[0]), -stiff_rate(args[0], y[1].dtype) * y[1]
+        def rate(args: Arguments, dtype) -> Float[Array, ""]:
+            return stiff_rate(args.problem, dtype)
 
         def whole(t, y, args):
             (W, X), b = y
-            W, X, b = args[2].velocity(args[0], Point(W, X, b))
+            W, X, b = args.flow.velocity(args.problem, Point(W, X, b))
             return (W, X), b
 
         if self.mean_residual:
-            return dfx.MultiTerm(LanesLastTerm(forcing), dfx.ODETerm(relaxation))
+            return dfx.MultiTerm(LanesLastTerm(forcing), Relaxation(rate))
         return dfx.ODETerm(whole)
 
     def block_norms(self, problem: Problem, y: PyTree) -> Float[Array, "4"]:
@@ -98,10 +108,10 @@ class SecondOrder:
         return self.of_point.point(problem, y[0])
 
     def terms(self) -> dfx.AbstractTerm:
-        """The field of both parts; its arguments are those of a `Layout`'s, and the flow has a `mass` too."""
+        """The field of both parts, for a flow that has a `mass` too."""
 
         def field(t, y, args):
-            problem, _, flow = args
+            problem, flow = args.problem, args.flow
             velocity = jax.tree.map(lambda z, u: (u - z) / flow.mass, *y)
             return velocity, self.of_point.state(problem, flow.velocity(problem, self.point(problem, y)))
 

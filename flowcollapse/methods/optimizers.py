@@ -1,6 +1,5 @@
 """The optimizers that go by name: optax's own."""
 
-import contextlib
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping
@@ -9,6 +8,7 @@ from typing import Any
 import optax
 
 from .._errors import UsageError, nearest
+from .._registry import arguments_of
 
 ALSO_NEEDED = {"noisy_sgd": "key"}
 """Arguments that optax falls back on a warning for: a random key is chosen by the one who runs."""
@@ -97,21 +97,4 @@ def parse(text: str) -> tuple[str, dict[str, Any]]:
         UsageError: for another form.
     """
     name, _, rest = text.partition(":")
-    arguments: dict[str, Any] = {}
-    for part in filter(None, map(str.strip, rest.split(","))):
-        key, equals, value = (word.strip() for word in part.partition("="))
-        if not equals or key in arguments:
-            fault = "is given twice" if equals else "is not of the form name=value"
-            raise UsageError(f"optimizer {text!r}: {part!r} {fault}; write sgd:learning_rate=0.05,momentum=0.9.")
-        arguments[key] = _value(text, key, value)
-    return name.strip().lower(), arguments
-
-
-def _value(text: str, key: str, value: str) -> bool | int | float:
-    words = {"true": True, "false": False}
-    if value.lower() in words:
-        return words[value.lower()]
-    for kind in (int, float):
-        with contextlib.suppress(ValueError):
-            return kind(value)
-    raise UsageError(f"optimizer {text!r}: {key} must be a number, true or false, got {value!r}: write one of these.")
+    return name.strip().lower(), dict(arguments_of("optimizer", text, rest))

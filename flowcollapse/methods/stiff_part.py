@@ -3,12 +3,11 @@
 from typing import Any, cast
 
 import diffrax as dfx
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .._linalg.algebra import beside, times
-from ..endings.modes import target_modes
+from ..endings.choice import ending_of
 from ..model.columns import Columns
 from ..model.problem import Point, Problem
 from ..programs import called
@@ -28,22 +27,8 @@ def first_step(problem: Problem, rtol: Float[Array, ""], solver: dfx.AbstractSol
 def longest_step(problem: Problem, solver: dfx.AbstractSolver, t1: Float[Array, ""]) -> Float[Array, ""] | None:
     """The longest step in which the solver is stable up to t1, if it says how far it is and splits the residual."""
     stable = getattr(solver, "real_stability", None)
-    return None if stable is None else stable / fastest_at_rest(problem, t1)
-
-
-def fastest_at_rest(problem: Problem, t: Float[Array, ""]) -> Float[Array, ""]:
-    """The fastest decay near a critical point up to the time t, but for the mean residual's.
-
-    It is `s (r + 1/r)` with the largest singular value s of the targets, `sqrt N` for balanced classes, plus what
-    weight decay adds. The ratio r is 1 where W and the features are balanced. Decays that differ take it to the root of
-    their quotient, and with the larger decay lam no faster than `sqrt(1 + 4 lam t)` (derived here from the Hessian's
-    spectrum, and from `(r - 1/r)' <= 2 lam / r` for the imbalance).
-    """
-    lam_W, lam_H, _ = jax.lax.stop_gradient(problem.decays(t.dtype))
-    lam, least = jnp.maximum(lam_W, lam_H), jnp.minimum(lam_W, lam_H)
-    end = lam / jnp.where(least > 0, least, jnp.finfo(t.dtype).tiny)
-    ratio = jnp.sqrt(jnp.clip(end, 1.0, 1 + 4 * lam * jax.lax.stop_gradient(t)))
-    return float(target_modes(problem.model)[1][0]) * (ratio + 1 / ratio) + lam
+    fastest = ending_of(problem).fastest_rate(t1)
+    return None if stable is None or fastest is None else stable / fastest
 
 
 def stiff_rate(problem: Problem, dtype) -> Float[Array, ""]:

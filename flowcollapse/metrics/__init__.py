@@ -27,3 +27,4 @@ Ratios whose denominator vanishes (near H = 0) are NaN."""
 from .evaluation import evaluate as evaluate, snc as snc
 from .features import from_features as from_features
 from .registry import METRICS as METRICS
+from .view import Metric as Metric

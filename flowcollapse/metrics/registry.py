@@ -4,12 +4,16 @@ from collections.abc import Iterable
 from typing import Any
 
 from .._checks import shown
-from .._errors import UsageError, nearest
+from .._errors import UsageError
+from .._registry import Registry
 from ..model.ufm import UFM
 from . import dynamics, neural_collapse, strong_collapse
 from .view import Metric
 
-METRICS: dict[str, Metric] = {**strong_collapse.METRICS, **neural_collapse.METRICS, **dynamics.METRICS}
+METRICS: Registry[Metric] = Registry(
+    "metric", {**strong_collapse.METRICS, **neural_collapse.METRICS, **dynamics.METRICS}, instead="name one module:name"
+)
+"""The metrics by name. A metric of your own joins them by `METRICS["name"] = Metric(function, "long name")`."""
 
 SAMPLES_UP_TO = 2**20
 """Up to this many entries of H, the metrics that need single samples are saved by default."""
@@ -21,7 +25,9 @@ def available(model: UFM, columns) -> tuple[str, ...]:
     return tuple(
         name
         for name, metric in METRICS.items()
-        if (model.balanced or not metric.equal_counts) and (knows_samples or not metric.samples)
+        if (model.balanced or not metric.equal_counts)
+        and (model.loss.squared_error or not metric.squared_error)
+        and (knows_samples or not metric.samples)
     )
 
 
@@ -32,15 +38,18 @@ def checked_names(model: UFM, columns, names: Any) -> tuple[str, ...]:
     Raises:
         UsageError: for a metric that is unknown, or that the model or the state cannot have.
     """
-    known = available(model, columns)
     if names is None:
+        known = available(model, columns)
         large = model.num_features * model.num_samples > SAMPLES_UP_TO
         return tuple(name for name in _not_costly(known) if not (large and METRICS[name].samples))
-    asked = asked_names(names)
+    asked = asked_names(names)  # registers those of other modules
+    known = available(model, columns)
     for name in asked:
-        if name not in METRICS:
-            hint = nearest(name, METRICS) or "."
-            raise UsageError(f"metric {name!r} is not known: choose from {', '.join(METRICS)}{hint}")
+        if METRICS[name].squared_error and not model.loss.squared_error:
+            raise UsageError(
+                f"metric {name!r} measures against the collapse of the squared error, and the loss is "
+                f"{model.loss.text!r}: leave it out, or use a metric that starts with nc."
+            )
         if name not in known and METRICS[name].equal_counts and not model.balanced:
             raise UsageError(f"metric {name!r} is for equal counts, not for {model.samples_per_class}: leave it out.")
         if name not in known:
@@ -69,10 +78,10 @@ def asked_names(names: Any) -> tuple[str, ...]:
     for text in texts:
         if not isinstance(text, str):
             raise UsageError(f"{wrong}{shown(text)} among them: {cure}.")
-        found |= dict.fromkeys(part.strip().lower() for part in text.split(","))
+        found |= dict.fromkeys(METRICS.name(part.strip()) for part in text.split(","))
     if isinstance(names, set | frozenset):
         order = list(METRICS)
-        return tuple(sorted(found, key=lambda name: (order.index(name) if name in METRICS else len(order), name)))
+        return tuple(sorted(found, key=order.index))
     return tuple(found)
 
 

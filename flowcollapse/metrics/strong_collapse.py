@@ -1,5 +1,7 @@
 """How far a state is from strong neural collapse, and from the invariant subspace S."""
 
+import functools
+
 import jax.numpy as jnp
 
 from .view import Metric, View, _or_nan
@@ -25,10 +27,27 @@ def _relative_distance(view: View):
     return view.distance / jnp.sqrt(_or_nan(state_square))
 
 
+_metric = functools.partial(Metric, equal_counts=True, squared_error=True)
+
 METRICS = {
-    "snc1": Metric(_snc1, "strong collapse of the classifier", equal_counts=True),
-    "snc2": Metric(_snc2, "strong collapse of the features, relative", equal_counts=True),
-    "snc3": Metric(_snc3, "strong collapse of the bias", equal_counts=True),
-    "distance": Metric(lambda v: v.distance, "distance to the invariant subspace S", equal_counts=True),
-    "relative_distance": Metric(_relative_distance, "distance to S over the norm of the state", equal_counts=True),
+    "snc1": _metric(
+        _snc1,
+        "strong collapse of the classifier",
+        "SNC1 error",
+        r"$\|W W^{\top} - \sqrt{N}\,(I - \frac{1}{C}\,\mathbf{1}\mathbf{1}^{\!\top})\|_F$",
+    ),
+    "snc2": _metric(
+        _snc2,
+        "strong collapse of the features, relative",
+        "SNC2 error",
+        r"$\|H - \frac{1}{\sqrt{N}}\,(W \otimes \mathbf{1}_N)^{\!\top}\|_F \,/\, \|H\|_F$",
+    ),
+    "snc3": _metric(_snc3, "strong collapse of the bias", "SNC3 error", r"$\|b - \frac{1}{C}\,\mathbf{1}\|_2$"),
+    "distance": _metric(lambda v: v.distance, "distance to the invariant subspace S"),
+    "relative_distance": _metric(
+        _relative_distance,
+        "distance to S over the norm of the state",
+        r"relative distance to $S$",
+        r"$\|Z - \Pi_S Z\|_E \,/\, \|Z\|_E$",
+    ),
 }

@@ -215,14 +215,24 @@ class View(Measured):
 
 
 class Metric(NamedTuple):
-    """A metric and what it needs: equal counts, single samples, much more time than the rest together.
+    """A metric: the `function` that computes it from a `View`, its names, and what it needs.
 
-    What is costly is computed only where it is asked for by name.
+    It may need `equal_counts`, the `squared_error`, single `samples`, or so much more time than the rest that it is
+    `costly`: then it is computed only where it is asked for by name. `long_name` goes into Datasets, with `symbol`, the
+    formula in TeX; pictures call the metric by its `label`, or by its long name.
+
+    Example:
+        >>> import flowcollapse as fc
+        >>> fc.metrics.METRICS["snc1"].equal_counts, fc.metrics.METRICS["sharpness"].costly
+        (True, True)
     """
 
     function: Callable[[Any], Float[Array, ""]]
     long_name: str
+    label: str = ""
+    symbol: str = ""
     equal_counts: bool = False
+    squared_error: bool = False
     samples: bool = False
     costly: bool = False
 

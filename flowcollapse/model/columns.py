@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._errors import UsageError
 from .._linalg.algebra import beside, qr, times
-from ..losses.base import Loss
+from ..losses.base import AbstractLoss
 
 MAX_LIFT_BYTES = 2 * 2**30
 
@@ -64,9 +64,13 @@ class Columns(eqx.Module):
     def lift(self, X: Float[Array, "*batch p n"]) -> Float[Array, "*batch p samples"]:
         """`H`, one column a sample, classes one after the other."""
 
-    def admits(self, loss: Loss) -> bool:
-        """Whether a loss of the samples is the same loss of these columns."""
-        return loss.separates_columns
+    def admits(self, loss: AbstractLoss, num_columns: int | None = None) -> bool:
+        """Whether a loss of the samples is the same loss of these columns, of which there are `num_columns`.
+
+        That holds for any loss where there are class means alone, and with a part within the classes for quadratic
+        losses.
+        """
+        return loss.quadratic or num_columns == self.num_classes
 
     def without_arrays(self) -> "Columns":
         """The same columns without what leads back to the samples: all that the risk and its field need."""
@@ -108,7 +112,7 @@ class SampleColumns(Columns):
     def name(self) -> str:
         return "sample"
 
-    def admits(self, loss: Loss) -> bool:
+    def admits(self, loss: AbstractLoss, num_columns: int | None = None) -> bool:
         return True
 
     @property
@@ -198,6 +202,8 @@ class ClassMeanColumns(Columns):
         return repeat_columns(B / root_counts(self.counts, X.dtype), self.counts) + self.deviations(L)
 
     def deviations(self, L: Float[Array, "*batch p r"]) -> Float[Array, "*batch p samples"]:
+        if L.shape[-1] == 0:  # class means alone
+            return jnp.zeros((*L.shape[:-1], self.num_samples), L.dtype)
         Q = self._frame(L)
         if Q is None:
             return from_within_basis(L, self.counts)
@@ -219,7 +225,7 @@ class ClassMeanColumns(Columns):
         return make(given)
 
     def variances(self, L: Float[Array, "p r"]) -> Float[Array, " C"]:
-        if self.key is not None or len(set(self.counts)) > 1:
+        if self.key is not None or len(set(self.counts)) > 1 or L.shape[-1] == 0:
             return super().variances(L)
         C, N = len(self.counts), self.counts[0]
         Q = self._frame(L)

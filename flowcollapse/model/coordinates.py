@@ -21,9 +21,9 @@ from .._linalg.algebra import qr
 from ..programs import SMALL, Program
 from .columns import ClassMeanColumns, Columns, SampleColumns, class_mean_columns
 from .problem import Point, Problem, problem_of
-from .requirements import check_columns, check_state
+from .requirements import check_columns, check_one, check_state
 from .state import State
-from .ufm import UFM, loss_of
+from .ufm import UFM
 
 COORDINATES = ("auto", "sample", "class-mean")
 
@@ -84,12 +84,12 @@ def enter(model: UFM, state: State, coordinates: str) -> tuple[Frame, Problem, P
         UsageError: if `coordinates` is unknown, or if class means are asked for with a loss that does not allow them.
     """
     check_state(model, state)
-    exact = ClassMeanColumns(model.counts).admits(loss_of(model))
+    exact = ClassMeanColumns(model.counts).admits(model.loss)
     reduced = state.columns is not None
     check_coordinates(coordinates)
-    if coordinates == "class-mean" and not exact:
+    if coordinates == "class-mean" and not exact and not reduced:
         raise UsageError(
-            f'coordinates="class-mean" is exact for the squared error only, and the loss is {model.loss!r}: '
+            f'coordinates="class-mean" is exact for quadratic losses only, and the loss is {model.loss.text!r}: '
             'use coordinates="sample".'
         )
     if coordinates == "sample":
@@ -127,8 +127,7 @@ def to_class_means(model: UFM, state: State) -> State:
     if state.columns is not None:
         return state
     check_columns(model, ClassMeanColumns(model.counts))
-    if state.W.ndim != 2:
-        raise UsageError(f"state has leading axes {state.W.shape[:-2]}: map over them with jax.vmap.")
+    check_one(state, "state")
     X, columns = class_mean_columns(state.X, model.counts)
     return State(X=X, W=state.W, b=state.b, columns=columns)
 

@@ -14,12 +14,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .._linalg.algebra import product, square_norm
-from ..losses.base import Loss
+from ..losses.base import AbstractLoss
 from .batch import of_states
 from .columns import Columns, SampleColumns
 from .requirements import check_columns, check_state
 from .state import State
-from .ufm import UFM, loss_of
+from .ufm import UFM
 
 
 class Point(NamedTuple):
@@ -37,8 +37,8 @@ class Problem(NamedTuple):
     columns: Columns
 
     @property
-    def loss(self) -> Loss:
-        return loss_of(self.model)
+    def loss(self) -> AbstractLoss:
+        return self.model.loss
 
     def logits(self, point: Point, product=jnp.matmul) -> Float[Array, "C n"]:
         """`W X + b u^T`."""
@@ -49,12 +49,17 @@ class Problem(NamedTuple):
     def residual(self, point: Point, logits: Array | None = None) -> Float[Array, "C n"]:
         """`G`: the derivative of the loss in the logits; for the squared error `W X + b u^T - T`."""
         logits = self.logits(point) if logits is None else logits
-        return self.loss.gradient(logits, self.columns.targets(logits.shape[-1], logits.dtype))
+        return self.loss.gradient(logits, *self.data(logits))
+
+    def data(self, logits: Float[Array, "C n"]) -> tuple[Float[Array, "C n"], Float[Array, " n"]]:
+        """The targets T and the vector u of these columns."""
+        n, dtype = logits.shape[-1], logits.dtype
+        return self.columns.targets(n, dtype), self.columns.ones(n, dtype)
 
     def risk(self, point: Point, logits: Array | None = None) -> Float[Array, ""]:
         """The loss plus `1/2 lam_W ||W||^2 + 1/2 lam_H ||X||^2 + 1/2 lam_b ||b||^2`."""
         logits = self.logits(point, product) if logits is None else logits
-        value = self.loss.value(logits, self.columns.targets(logits.shape[-1], logits.dtype))
+        value = self.loss.value(logits, *self.data(logits))
         squares = (square_norm(point.W), square_norm(point.X), jnp.sum(point.b**2))
         return value + sum(0.5 * lam * square for lam, square in zip(self.decays(value.dtype), squares, strict=True))
 
@@ -78,7 +83,7 @@ class Problem(NamedTuple):
 
 def problem_of(model: UFM, state: State) -> tuple[Problem, Point]:
     """The model in the state's own columns, and the state as a point of it."""
-    check_columns(model, state.columns)
+    check_columns(model, state.columns, state.X.shape[-1])
     columns = SampleColumns(model.counts) if state.columns is None else state.columns
     return Problem(model, columns), Point(state.W, state.X, state.b)
 

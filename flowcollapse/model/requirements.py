@@ -9,7 +9,7 @@ from .._checks import is_traced, shown
 from .._errors import UsageError
 from .columns import Columns
 from .state import CURE, State
-from .ufm import UFM, loss_of
+from .ufm import UFM
 
 
 def check_model(model: Any) -> None:
@@ -20,22 +20,61 @@ def check_model(model: Any) -> None:
         )
 
 
-def check_squared_error(model: UFM) -> None:
-    """Raise `UsageError` unless the model has the loss that closed forms are known for."""
+def require(
+    model: Any,
+    *,
+    squared_error: bool = True,
+    balanced: str | None = None,
+    bias: str | None = None,
+    no_decay: str | None = None,
+    equal_decay: str | None = None,
+    modes: int | None = None,
+) -> None:
+    """Raise `UsageError` unless the model is one that a closed form holds for.
+
+    Args:
+        model: the model.
+        squared_error: the loss must be the squared error.
+        balanced, bias, no_decay, equal_decay: the classes must have equal counts, there must be a bias, nothing may
+            decay, W and H must decay alike. Each text ends the message: it gives the reason and, after a colon, the
+            cure. Decays that are traced are not checked.
+        modes: there must be at least as many features as this number of growing modes.
+    """
     check_model(model)
-    if not loss_of(model).squared_error:
+    if squared_error and not model.loss.squared_error:
         raise UsageError(
-            f"loss is {model.loss!r} but closed forms are known for the squared error: "
+            f"loss is {model.loss.text!r}, but this is known for the squared error only: "
             'use loss="squared", or fc.simulate.'
+        )
+    if balanced is not None and not model.balanced:
+        raise UsageError(f"samples_per_class={model.samples_per_class} is imbalanced, but {balanced}.")
+    if bias is not None and not model.use_bias:
+        raise UsageError(f"use_bias is False, but {bias}.")
+    decays = known_decays(model)
+    if no_decay is not None and any(decays or ()):
+        raise UsageError(f"weight_decay is {model.weight_decay!r}, but {no_decay}.")
+    if equal_decay is not None and decays is not None and decays[0] != decays[1]:
+        raise UsageError(f"weight_decay is {decays[0]:g} for W and {decays[1]:g} for H, but {equal_decay}.")
+    if modes is not None and model.num_features < modes:
+        raise UsageError(
+            f"num_features is {model.num_features}, but {modes} modes grow and with fewer features the limit depends "
+            "on the start: raise num_features, or use fc.theory.limits.plateau."
         )
 
 
-def check_columns(model: UFM, columns: Columns | None) -> None:
+def check_one(state: State, argument: str = "start") -> None:
+    """Raise `UsageError` unless `state` is a single one, without leading axes."""
+    if state.W.ndim != 2:
+        raise UsageError(f"{argument} has leading axes {state.W.shape[:-2]}: map over them with jax.vmap.")
+
+
+def check_columns(model: UFM, columns: Columns | None, num_columns: int | None = None) -> None:
     """Raise `UsageError` unless the model's loss is the same in these columns as among the samples."""
-    if columns is not None and not columns.admits(loss_of(model)):
+    if columns is not None and not columns.admits(model.loss, num_columns):
         raise UsageError(
-            f"state has {columns.name} columns, which are exact for the squared error only, and the loss is "
-            f"{model.loss!r}: use a state of samples, fc.State(H=state.H, W=state.W, b=state.b)."
+            f"state has {columns.name} columns with a part within the classes, which are exact for quadratic losses "
+            f"only, and the loss is {model.loss.text!r}: use a state of samples, fc.State(H=state.H, W=state.W, "
+            "b=state.b)."
         )
 
 
@@ -52,7 +91,7 @@ def check_state(model: UFM, state: State, argument: str = "state") -> None:
             raise UsageError(
                 f"{argument}.{name} is float64 but JAX runs in 32 bits: call fc.enable_x64() first, or pass float32."
             )
-    check_columns(model, state.columns)
+    check_columns(model, state.columns, *state.X.shape[-1:])
     C, p = model.num_classes, model.num_features
     batch, columns = state.W.shape[:-2], state.columns
     if columns is not None and columns.counts != model.counts:
@@ -69,30 +108,6 @@ def check_state(model: UFM, state: State, argument: str = "state") -> None:
             )
 
 
-def check_plain(model: UFM) -> None:
-    """Raise `UsageError` unless the classes are balanced, the loss is the squared error and nothing decays."""
-    check_squared_error(model)
-    if not model.balanced:
-        raise UsageError(
-            f"samples_per_class={model.samples_per_class} is imbalanced, and there the theory of small starts knows "
-            "the limits of W W^T and b alone: use fc.theory.limits.imbalanced_limit, or fc.simulate."
-        )
-    if any(not is_traced(x) and np.any(np.asarray(x)) for x in jax.tree.leaves(model.weight_decay)):
-        raise UsageError(
-            f"weight_decay is {model.weight_decay!r}, and with decay the theory of small starts knows the limits of "
-            "W W^T and b alone: use fc.theory.limits.decay_limit, or fc.simulate."
-        )
-
-
-def check_features(model: UFM, modes: int) -> None:
-    """Raise `UsageError` unless there is a feature for each of the modes that grow."""
-    if model.num_features < modes:
-        raise UsageError(
-            f"num_features is {model.num_features}, but {modes} modes grow and with fewer features the limit depends "
-            "on the start: raise num_features, or use fc.theory.limits.plateau."
-        )
-
-
 def known_decays(model: UFM) -> tuple[float, float, float] | None:
     """`(lam_W, lam_H, lam_b)`, or None where one of them is traced."""
     decay = model.weight_decay
@@ -100,10 +115,3 @@ def known_decays(model: UFM) -> tuple[float, float, float] | None:
         return None
     w, h, b = decay if isinstance(decay, tuple) else np.broadcast_to(np.asarray(decay), 3)
     return float(w), float(h), float(b)
-
-
-def check_equal_decay(model: UFM, why: str) -> None:
-    """Raise `UsageError` if the decays of W and H are known and differ."""
-    known = known_decays(model)
-    if known is not None and known[0] != known[1]:
-        raise UsageError(f"weight_decay is {known[0]:g} for W and {known[1]:g} for H, and {why}: make them equal.")

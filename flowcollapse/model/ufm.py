@@ -1,5 +1,7 @@
 """The unconstrained-features model: its sizes, its loss and its weight decay."""
 
+import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import equinox as eqx
@@ -7,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from .._checks import check_choice, check_flag, check_integer, is_traced, real_numbers, shown
+from .._checks import check_flag, check_integer, is_traced, real_numbers, shown
 from .._errors import UsageError
-from ..losses.base import Loss
-from ..losses.registry import LOSSES
+from ..losses.base import AbstractLoss
+from ..losses.registry import loss_of
 
 
 class UFM(eqx.Module):
@@ -22,7 +24,8 @@ class UFM(eqx.Module):
         num_features: p.
         weight_decay: one number for all, or three in the order (W, H, b); adds `1/2 lam ||.||^2` of each to the risk.
         use_bias: without it `b` is zero and stays there.
-        loss: the name of a loss of the logits; `"squared"` is the paper's.
+        loss: a loss of the logits (`fc.losses`) or its text; `"squared"` is the paper's. A loss of your own goes by
+            `"module:name"`.
 
     Raises:
         UsageError: for sizes that are not positive integers, counts that do not match `num_classes`, a decay that is
@@ -39,9 +42,9 @@ class UFM(eqx.Module):
     num_classes: int = eqx.field(static=True)
     samples_per_class: int | tuple[int, ...] = eqx.field(static=True)
     num_features: int = eqx.field(static=True)
-    weight_decay: float | Array | tuple = 0.0
-    use_bias: bool = eqx.field(static=True, default=True)
-    loss: str = eqx.field(static=True, default="squared")
+    weight_decay: float | Array | tuple
+    use_bias: bool = eqx.field(static=True)
+    loss: AbstractLoss
 
     def __init__(
         self,
@@ -51,25 +54,37 @@ class UFM(eqx.Module):
         num_features: int,
         weight_decay: Any = 0.0,
         use_bias: bool = True,
-        loss: str = "squared",
+        loss: Any = "squared",
     ):
         check_integer("num_classes", num_classes, least=2)
         check_integer("num_features", num_features)
         counts = check_counts(samples_per_class, num_classes)
         check_flag("use_bias", use_bias)
-        check_choice("loss", loss, sorted(LOSSES))
         self.num_classes = int(num_classes)
         self.samples_per_class = counts[0] if len(set(counts)) == 1 else counts
         self.num_features = int(num_features)
         self.weight_decay = _checked_decay(weight_decay)
         self.use_bias = bool(use_bias)
-        self.loss = loss
+        self.loss = loss_of(loss)
 
     @property
     def counts(self) -> tuple[int, ...]:
         """Samples of each class."""
         n = self.samples_per_class
         return (n,) * self.num_classes if isinstance(n, int) else n
+
+    @property
+    def numbers(self) -> tuple[str, ...]:
+        """The names of its numbers, which vary without a new compilation: the decay, and the numbers of the loss."""
+        return ("weight_decay", *self.loss.numbers)
+
+    def with_numbers(self, numbers: Mapping[str, Any]) -> "UFM":
+        """The same model with some of its `numbers`, or of its sizes, replaced, and checked anew."""
+        of_loss = {name: value for name, value in numbers.items() if name in self.loss.numbers}
+        fields: dict[str, Any] = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        fields |= {name: value for name, value in numbers.items() if name not in of_loss}
+        fields["loss"] = self.loss.with_numbers(of_loss) if of_loss else self.loss
+        return UFM(**fields)
 
     @property
     def balanced(self) -> bool:
@@ -104,11 +119,6 @@ def _checked_decay(decay):
     if not all(np.all((x >= 0) & (x < np.inf)) for x in known if x is not None):
         raise UsageError(f"weight_decay must be finite and not be negative, got {shown(decay)}: use numbers from 0 on.")
     return values
-
-
-def loss_of(model: UFM) -> Loss:
-    """The model's loss."""
-    return LOSSES[model.loss]
 
 
 def check_counts(counts: object, num_classes: int) -> tuple[int, ...]:

@@ -16,13 +16,9 @@ from matplotlib.ticker import Formatter, FuncFormatter, Locator, LogFormatterSci
 from .._checks import shown
 from .._errors import UsageError
 from .._files import check_picture, local_path, replacing
+from ..metrics.registry import METRICS
 
-LABELS = {
-    "snc1": (r"SNC1 error", r"$\|W W^{\top} - \sqrt{N}\,(I - \frac{1}{C}\,\mathbf{1}\mathbf{1}^{\!\top})\|_F$"),
-    "snc2": (r"SNC2 error", r"$\|H - \frac{1}{\sqrt{N}}\,(W \otimes \mathbf{1}_N)^{\!\top}\|_F \,/\, \|H\|_F$"),
-    "snc3": (r"SNC3 error", r"$\|b - \frac{1}{C}\,\mathbf{1}\|_2$"),
-    "relative_distance": (r"relative distance to $S$", r"$\|Z - \Pi_S Z\|_E \,/\, \|Z\|_E$"),
-}
+LABELS = {name: (metric.label, metric.symbol) for name, metric in METRICS.items() if metric.symbol}
 """What the figures call the curves, and their formulas."""
 
 OKABE_ITO = ("#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#0072B2", "#D55E00")

@@ -12,6 +12,7 @@ from matplotlib.patches import Patch
 
 from .._checks import shown
 from .._errors import UsageError
+from ..metrics.registry import METRICS
 from ._read import Source, another_picture, known_name, read
 from ._style import (
     BAND,
@@ -29,11 +30,8 @@ from ._style import (
 )
 
 IN_A_PATH = {
-    "snc1": "SNC1 error",
-    "snc2": "SNC2 error",
-    "snc3": "SNC3 error",
-    "relative_distance": "relative distance to $S$",
-    "risk": "risk",
+    name: METRICS[name].label or METRICS[name].long_name
+    for name in ("snc1", "snc2", "snc3", "relative_distance", "risk")
 }
 """The curves of one run that `path` shows."""
 

@@ -15,7 +15,9 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from .._errors import UsageError
-from ..results.fits import POWERS, fitted_eps, fitted_power
+from ..model.ufm import UFM
+from ..results.fits import fitted_eps, fitted_power
+from ..theory.small_starts.scaling import powers
 from ._read import Source, read_many
 from ._select import (
     axis_label,
@@ -209,11 +211,11 @@ def _powers(dataset: xr.Dataset, name: str, medians: xr.DataArray, ax: Axes) -> 
 
 
 def _predicted(dataset: xr.Dataset, name: str) -> int | None:
-    """The predicted power, where it holds."""
-    model = model_options(dataset)
-    C, N, p = (model[size] for size in ("num_classes", "samples_per_class", "num_features"))
-    holds = isinstance(N, int) and N >= 2 and p >= C >= 3 and not np.any(model["weight_decay"])
-    return POWERS.get(name) if holds and model["use_bias"] else None
+    """The predicted power, where it is known."""
+    try:
+        return powers(UFM(**model_options(dataset))).get(name) or None
+    except UsageError:  # the theory says nothing of this model
+        return None
 
 
 def heatmap(

@@ -26,6 +26,8 @@ from jax.sharding import Mesh
 from .._checks import is_traced
 from .._errors import UsageError
 
+TRACED = "known only when the compiled program runs"
+
 NAMELESS = "write it as a function or class of a module that can be imported, or leave out store="
 
 Unknown = Callable[[str, str, str], Any]
@@ -69,6 +71,10 @@ def described(value: Any, place: str, unknown: Unknown = _undescribed) -> Any:
         return value if math.isfinite(value) else {"float": str(value)}  # JSON has neither NaN nor infinity
     if isinstance(value, complex | bytes | np.dtype):
         return {"class": type(value).__name__, "value": str(value)}
+    if isinstance(value, eqx.Module) and callable(getattr(value, "described", None)):
+        if any(is_traced(leaf) for leaf in jax.tree.leaves(value)):
+            return unknown(place, TRACED, "call this outside jax.jit")
+        return value.described()  # pyright: ignore[reportAttributeAccessIssue]
     if isinstance(value, optax.GradientTransformation):
         cure = 'name it, as in fc.Descent("sgd", num_steps=1000, learning_rate=0.05), or leave out store='
         return unknown(place, "a ready optimizer, made of functions that do not tell their numbers", cure)
@@ -117,7 +123,7 @@ def _values(numbers: Any) -> Any:
 
 def _array(value: Any, place: str, unknown: Unknown) -> Any:
     if is_traced(value):
-        return unknown(place, "known only when the compiled program runs", "call this outside jax.jit")
+        return unknown(place, TRACED, "call this outside jax.jit")
     if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
         value = jax.random.key_data(value)
     values = np.asarray(value)

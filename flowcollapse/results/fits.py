@@ -1,13 +1,9 @@
-"""Powers of eps: how each error at the plateau shrinks with the start, as predicted and as fitted to runs."""
+"""Powers of eps fitted to runs: how each error at the plateau shrinks with the start."""
 
 import math
 
 import numpy as np
 import xarray as xr
-
-POWERS = {"snc1": 2, "snc2": 1, "snc3": 1, "distance": 1, "risk": 4}
-"""The power of eps that each error has at the plateau, as eps goes to zero, for `p >= C >= 3` and `N >= 2` (derived
-here)."""
 
 FIT_UP_TO = 1e-2
 """The powers are fitted from this eps down: above it, the next orders of eps still bend the errors."""

@@ -1,15 +1,12 @@
 """Names, units and dimensions of everything in a Dataset."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ..endings.verdict import Verdict
 from ..metrics.registry import METRICS
-
-if TYPE_CHECKING:
-    pass
 
 STATS = ("taken", "accepted", "rejected", "evaluations")
 """What `stats` may hold, in the order of tables."""
@@ -29,6 +26,13 @@ def verdict_attributes() -> dict[str, Any]:
         "flag_values": np.array([int(v) for v in Verdict], dtype=np.int8),
         "flag_meanings": " ".join(v.name for v in Verdict),
     }
+
+
+def metric_attributes(name: str) -> dict[str, Any]:
+    """Long name, units, and the formula if the metric has one."""
+    metric = METRICS[name]
+    about = {"long_name": metric.long_name, "units": "1"}
+    return about | ({"symbol": metric.symbol} if metric.symbol else {})
 
 
 MISSING = -1
@@ -78,8 +82,8 @@ def attributes(name: str) -> dict[str, Any]:
         about = verdict_attributes()
         values = np.concatenate([np.array([MISSING], np.int8), about["flag_values"]])
         return about | {"flag_values": values, "flag_meanings": "missing " + about["flag_meanings"]}
+    if name in METRICS:
+        return metric_attributes(name)
     states = {state: f"{what} at the end" for state, _, what in STATE_VARIABLES}
     known = states | {"t": "time", "t_end": "time at the end"}
-    if name in METRICS:
-        known[name] = METRICS[name].long_name
     return {"long_name": known.get(name, name.replace("_", " ")), "units": "1"}

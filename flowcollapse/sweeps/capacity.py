@@ -7,7 +7,6 @@ import numpy as np
 from ..model.coordinates import state_size
 from ..model.ufm import UFM
 from .engine import CPU_BLOCKS, Device
-from .grid import with_values
 from .lane import Plan
 
 CPU_WIDTH = 32
@@ -63,7 +62,7 @@ def expected_cost(lanes: dict[str, np.ndarray]) -> np.ndarray:
 
 def default_lanes(plan: Plan, devices: Sequence[Device], width: int | None) -> int:
     """How many lanes a task has: few where states are large, at least a block for every device."""
-    largest = max((with_values(plan.grid.model, shapes) for shapes in plan.grid.shapes()), key=state_size)
+    largest = max((plan.grid.model.with_numbers(shapes) for shapes in plan.grid.shapes()), key=state_size)
     most = LANES_A_TASK if devices[0].platform == "cpu" else ACCELERATOR_WIDTH
     block = width or block_width(largest, devices, plan.grid.num_lanes, plan.grid.method.factorises)
     on_one = max(min(most, NUMBERS_A_TASK // state_size(largest)), block)

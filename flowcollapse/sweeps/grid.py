@@ -11,13 +11,12 @@ import numpy as np
 
 from .._checks import check_positive, shown
 from .._errors import UsageError, nearest
+from ..initial import Start
 from ..methods.base import Method, check_method
 from ..model.ufm import UFM
 
 SHAPE_AXES = ("num_classes", "samples_per_class", "num_features")
 """Axes that change the shapes of the arrays: each combination of their values is a program of its own."""
-
-MODEL_AXES = (*SHAPE_AXES, "weight_decay")
 
 LISTS = {"samples_per_class": "one count for each class", "weight_decay": "one number each for W, H and b"}
 """Axes whose values may be lists of numbers, and what such a list holds."""
@@ -31,7 +30,7 @@ SMALLEST_CHUNK = 64
 
 
 class Grid(NamedTuple):
-    """A model and a method, and the axes along which their numbers and the starts vary.
+    """A model, a method and a kind of start, and the axes along which their numbers vary.
 
     `axes` maps a name to its values, outermost first: shapes, then numbers, then `eps` and `seed`.
     """
@@ -39,6 +38,7 @@ class Grid(NamedTuple):
     model: UFM
     method: Method
     axes: dict[str, tuple[Any, ...]]
+    start: Start
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -78,7 +78,7 @@ Batch = tuple[Task, ...]
 """Tasks that run together as one call of one program."""
 
 
-def make_grid(model: UFM, method: Method, eps: Any, seeds: Any, axes: Mapping[str, Any]) -> Grid:
+def make_grid(model: UFM, method: Method, eps: Any, seeds: Any, axes: Mapping[str, Any], start: Any = "sphere") -> Grid:
     """The grid of a sweep.
 
     Raises:
@@ -87,14 +87,19 @@ def make_grid(model: UFM, method: Method, eps: Any, seeds: Any, axes: Mapping[st
     if not isinstance(model, UFM):
         raise UsageError(f"model must be an fc.UFM, got {shown(model)}: make one with fc.UFM.")
     check_method(method)
-    grid = Grid(model, method, checked_axes((*MODEL_AXES, *method.numbers), eps, seeds, axes))
+    start = Start(start)
+    allowed = (*SHAPE_AXES, *model.numbers, *start.numbers, *method.numbers)
+    for name in axes:
+        if allowed.count(name) > 1 and name != "weight_decay":
+            raise UsageError(f"axis {name!r} is a number of two parts of the run: give one of them another name.")
+    grid = Grid(model, method, checked_axes(tuple(dict.fromkeys(allowed)), eps, seeds, axes), start)
     method.check_closed([name for name in method.open if name not in grid.axes])
     for values in grid.shapes():
-        with_values(model, values)
+        model.with_numbers(values)
     for name, values in grid.axes.items():
         if name not in (*SHAPE_AXES, "eps", "seed"):
             for value in values:
-                of_lane(model, method, {name: value})
+                of_lane((model, start, method), {name: value})
     return grid
 
 
@@ -199,17 +204,17 @@ def _not_numbers(name: str, value: Any) -> UsageError:
     return UsageError(f"{name} must be a list of numbers, got {shown(value)}: {cure}.")
 
 
-def of_lane(model: UFM, method: Method, values: Mapping[str, Any]) -> tuple[UFM, Method]:
-    """The model and the method with the numbers of one lane, which may be traced."""
-    of_model = {name: value for name, value in values.items() if name in MODEL_AXES}
-    of_method = {name: value for name, value in values.items() if name not in (*MODEL_AXES, "eps", "seed")}
-    return with_values(model, of_model), method.with_numbers(of_method)
+def of_lane(parts: tuple[Any, ...], values: Mapping[str, Any]) -> tuple[Any, ...]:
+    """The model, the start and the methods with the numbers of one lane, which may be traced.
 
-
-def with_values(model: UFM, values: Mapping[str, Any]) -> UFM:
-    """The model with some of its fields replaced, and checked anew."""
-    fields = {name: getattr(model, name) for name in (*MODEL_AXES, "use_bias", "loss")}
-    return UFM(**(fields | dict(values)))
+    Each number goes to the first part that has it, so `weight_decay` is the model's. Sizes are the model's.
+    """
+    left, found = dict(values), []
+    for part in parts:
+        sizes = SHAPE_AXES if isinstance(part, UFM) else ()
+        own = {name: left.pop(name) for name in (*sizes, *part.numbers) if name in left}
+        found.append(part.with_numbers(own) if own else part)
+    return tuple(found)
 
 
 def tasks(grid: Grid, sides: Sequence[int]) -> Iterator[Task]:

@@ -6,13 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from .._errors import UsageError
-from ..initial import STARTS
-from ..losses.registry import LOSSES
 from ..methods.solvers.registry import SOLVERS
 from ..metrics.registry import METRICS
 from ..results.description import described, options, refused
 from ..results.provenance import precision, settings, versions
-from .grid import MODEL_AXES, SHAPE_AXES, Grid
+from .grid import SHAPE_AXES
 from .lane import Plan, common_metrics
 
 PACKAGE = __name__.partition(".")[0]
@@ -34,12 +32,14 @@ def configuration(plan: Plan) -> dict[str, Any]:
     """
     grid = plan.grid
     model = options(grid.model, "model", refused)
+    model["loss"] = grid.model.loss.described(without=grid.axes)
     method = {"name": grid.method.name, "class": described(type(grid.method), "method", refused)}
     method |= options(grid.method, "method", refused)
     if isinstance(method.get("solver"), str):
-        method["solver"] = method["solver"].lower()
+        method["solver"] = SOLVERS.name(method["solver"])
     for name in grid.axes:  # the axis has the values, whatever model and method were given with
-        holders = [model] if name in MODEL_AXES else [method, method.get("hyperparameters", {})]
+        of_model = name in (*SHAPE_AXES, *grid.model.numbers)
+        holders = [model] if of_model else [method, method.get("hyperparameters", {})]
         for holder in holders:
             if name in holder:
                 holder[name] = AXIS
@@ -47,7 +47,7 @@ def configuration(plan: Plan) -> dict[str, Any]:
         "model": model,
         "method": method,
         "axes": {name: list(values) for name, values in grid.axes.items()},
-        "start": plan.start,
+        "start": grid.start.described(without=grid.axes),
         "ts": plan.ts,
         "metrics": list(plan.metrics),
         "keep_final": plan.keep_final,
@@ -60,11 +60,11 @@ def configuration(plan: Plan) -> dict[str, Any]:
 
 def _registered(plan: Plan) -> dict[str, Any]:
     """What goes by name but was entered under it by others than this package."""
-    entries: dict[str, Any] = {"loss": LOSSES[plan.grid.model.loss], "start": STARTS[plan.start]}
+    entries: dict[str, Any] = {"loss": type(plan.grid.model.loss), "start": plan.grid.start.draw}
     entries |= {f"metrics.{name}": METRICS[name] for name in plan.metrics}
     solver = getattr(plan.grid.method, "solver", None)
     if isinstance(solver, str):
-        entries["solver"] = SOLVERS[solver.lower()]
+        entries["solver"] = SOLVERS.find(solver)
     return {name: described(entry, name, refused) for name, entry in entries.items() if not _own(entry)}
 
 
@@ -107,8 +107,8 @@ def united(path: Path, found: Mapping[str, Any], plan: Plan) -> Plan:
         new = tuple(value for value in plan.grid.axes[name] if value not in known)
         _check_kinds(path, name, held, new)
         axes[name] = held + new
-    grid = Grid(plan.grid.model, plan.grid.method, axes)
-    return plan._replace(grid=grid, metrics=common_metrics(grid, plan.start, found["metrics"]))
+    grid = plan.grid._replace(axes=axes)
+    return plan._replace(grid=grid, metrics=common_metrics(grid, found["metrics"]))
 
 
 def _check_kinds(path: Path, name: str, held: tuple[Any, ...], new: tuple[Any, ...]) -> None:

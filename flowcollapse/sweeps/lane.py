@@ -9,11 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..initial import STARTS
 from ..metrics.registry import asked_names, checked_names
 from ..results.labels import STATE_VARIABLES, STATS
 from ..simulation import as_arrays, simulate
-from .grid import SHAPE_AXES, Grid, of_lane, with_values
+from .grid import SHAPE_AXES, Grid, of_lane
 
 if TYPE_CHECKING:
     pass
@@ -23,13 +22,12 @@ if TYPE_CHECKING:
 class Lane:
     """What becomes of one lane of given shapes: a function that two sweeps share if they differ in numbers alone.
 
-    `structure` is that of the model and the method, whose numbers are its leaves, and `shapes` holds the values of the
-    axes that change shapes.
+    `structure` is that of the model, the start and the method, whose numbers are its leaves. `shapes` holds the values
+    of the axes that change shapes.
     """
 
     structure: Any
     shapes: tuple[tuple[str, Any], ...]
-    start: str
     num_saves: int | None
     metrics: tuple[str, ...]
     keep_final: bool
@@ -38,10 +36,10 @@ class Lane:
         """Variables by name. `shared` holds the numbers of model and method and the save times, if all lanes have the
         same, `numbers` those of the lane's axes."""
         of_all, ts = shared
-        everything = jax.tree.unflatten(self.structure, of_all)
-        model, method = of_lane(everything[0], everything[1], {**dict(self.shapes), **numbers})
-        start = STARTS[self.start](model, numbers["eps"], key=jax.random.key(numbers["seed"]))
-        path = simulate(model, start, method, self.num_saves or ts, metrics=self.metrics)
+        parts = jax.tree.unflatten(self.structure, of_all)
+        model, start, method = of_lane(parts, {**dict(self.shapes), **numbers})
+        drawn = start(model, numbers["eps"], key=jax.random.key(numbers["seed"]))
+        path = simulate(model, drawn, method, self.num_saves or ts, metrics=self.metrics)
         kept = dict(path.metrics) | ({"t": path.ts} if self.num_saves else {})
         kept |= {f"steps_{name}": path.stats[name] for name in STATS if name in path.stats}
         if self.keep_final:
@@ -50,13 +48,12 @@ class Lane:
 
 
 class Plan(NamedTuple):
-    """All that decides the numbers of a sweep: the grid, the kind of start, and what is kept of each lane.
+    """All that decides the numbers of a sweep: the grid, and what is kept of each lane.
 
     `ts` holds the save times that all lanes share, or how many times each lane has up to its own end.
     """
 
     grid: Grid
-    start: str
     ts: tuple[float, ...] | int
     metrics: tuple[str, ...]
     keep_final: bool
@@ -66,11 +63,11 @@ class Plan(NamedTuple):
         dtype = jnp.result_type(float)
         model, method = self.grid.model, self.grid.method
         if not {"weight_decay", "t1"} & set(self.grid.axes):  # else the lanes differ in what it depends on
-            method = method.prepared(with_values(model, shapes), self.ts)
-        everything = as_arrays((model, method), dtype)
+            method = method.prepared(model.with_numbers(shapes), self.ts)
+        everything = as_arrays((model, self.grid.start, method), dtype)
         numbers, structure = jax.tree.flatten(everything)
         num_saves, ts = (self.ts, None) if isinstance(self.ts, int) else (None, jnp.asarray(self.ts, dtype))
-        lane = Lane(structure, tuple(shapes.items()), self.start, num_saves, self.metrics, self.keep_final)
+        lane = Lane(structure, tuple(shapes.items()), num_saves, self.metrics, self.keep_final)
         return lane, (numbers, ts)
 
     def outcomes(self) -> tuple[dict[str, jax.ShapeDtypeStruct], ...]:
@@ -90,13 +87,13 @@ def _outcome_of(lane: Lane, structure: Any, leaves: tuple[Any, ...]) -> dict[str
     return jax.eval_shape(lane, *jax.tree.unflatten(structure, leaves))
 
 
-def common_metrics(grid: Grid, start: str, names: Any) -> tuple[str, ...]:
+def common_metrics(grid: Grid, names: Any) -> tuple[str, ...]:
     """The metrics asked for, checked, or the default ones that every lane has."""
     asked = None if names is None else asked_names(names)
     common: tuple[str, ...] | None = None
     for shapes in grid.shapes():
-        model = with_values(grid.model, shapes)
-        state = jax.eval_shape(lambda m=model: STARTS[start](m, jnp.ones(()), key=jax.random.key(0)))
+        model = grid.model.with_numbers(shapes)
+        state = jax.eval_shape(lambda m=model: grid.start(m, jnp.ones(()), key=jax.random.key(0)))
         of_model = checked_names(model, state.columns, asked)
         common = of_model if common is None else tuple(name for name in common if name in of_model)
     return common or ()

@@ -8,7 +8,7 @@ import numpy as np
 from ..settings import tell_idle_cores
 from .capacity import COSTLY, block_width, blocks_a_call, bytes_kept, expected_cost
 from .engine import Device, Engine
-from .grid import Batch, Task, lane_values, shape_values, with_values
+from .grid import Batch, Task, lane_values, shape_values
 from .lane import Plan
 
 
@@ -88,7 +88,7 @@ class Local:
         shapes = shape_values(self.plan.grid, task)
         name = repr(shapes)
         if name not in self._engines:
-            model = with_values(self.plan.grid.model, shapes)
+            model = self.plan.grid.model.with_numbers(shapes)
             factorises = self.plan.grid.method.factorises
             width = self.width or block_width(model, self.devices, self.capacity, factorises)
             lane, shared = self.plan.lane(shapes)

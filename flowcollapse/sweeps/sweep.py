@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._checks import Number, check_flag, check_integer, shown
-from .._errors import UsageError, nearest
+from .._errors import UsageError
 from .._files import local_path
-from ..initial import STARTS
+from ..initial import STARTS, Start
 from ..methods.base import Method
 from ..methods.descent import Descent
 from ..metrics.registry import METRICS
@@ -67,7 +67,7 @@ def sweep(
     store: str | os.PathLike[str] | None = None,
     devices: int | Iterable[Device] | None = None,
     progress: bool = True,
-    start: str = "sphere",
+    start: Any = "sphere",
     keep_final: bool = False,
     width: int | None = None,
     lanes_per_task: int | None = None,
@@ -92,15 +92,17 @@ def sweep(
         devices: how many, or which; default all local ones. Every CPU core is one, unless JAX was in use before: see
             `fc.use_cpu_cores`.
         progress: show a bar on standard error.
-        start: `"sphere"`, `"on-subspace"` or `"balanced"`, the functions of `fc.initial`.
+        start: `"sphere"`, `"on-subspace"` or `"balanced"`, the functions of `fc.initial`, or `"module:name"` for one of
+            your own.
         keep_final: keep `H`, `W` and `b` at the end of every lane.
         width: lanes that run in lockstep; default by the platform and the size of the state.
         lanes_per_task: most lanes that are computed, held in memory and written at once; default by the size of the
             state. A store keeps the chunks that it was made with.
         scheduler: address or client of a Dask cluster whose workers run the tasks; needs `flowcollapse[cluster]`.
         distributed: this is one of several processes of `jax.distributed`, which share the tasks and the store.
-        **axes: further axes by name: `weight_decay`, `rtol`, `t1`, or a number of the optimizer such as
-            `learning_rate`; and `num_classes`, `samples_per_class`, `num_features`, one compilation for each shape.
+        **axes: further axes by name: `weight_decay`, or a number of the method such as `rtol`, `t1` or
+            `learning_rate`, of the loss or of the start; and `num_classes`, `samples_per_class`, `num_features`, one
+            compilation for each shape.
 
     Returns:
         A Dataset with a dimension for each axis, then `eps`, `seed` and `time`: the metrics, the `verdict` (int8, with
@@ -127,7 +129,8 @@ def sweep(
     take_cpu_cores(devices)
     for name, value in (("progress", progress), ("keep_final", keep_final), ("distributed", distributed)):
         check_flag(name, value)
-    plan = _plan(make_grid(model, method, eps, seeds, axes), start, ts, metrics, keep_final)
+    _check_start(start)
+    plan = _plan(make_grid(model, method, eps, seeds, axes, start), ts, metrics, keep_final)
     for name, value in (("width", width), ("lanes_per_task", lanes_per_task)):
         if value is not None:
             check_integer(name, value)
@@ -159,24 +162,24 @@ def _cluster() -> Any:
     return cluster
 
 
-def _plan(grid: Grid, start: Any, ts: Any, metrics: Any, keep_final: Any) -> Plan:
-    """The sweep, checked.
-
-    Raises:
-        UsageError: for a start that is not the name of a random one, times, metrics, or objects without a name.
-    """
-    if not isinstance(start, str):
+def _check_start(start: Any) -> None:
+    """Raise `UsageError` for a state, or anything else that is not a kind of random start."""
+    if not isinstance(start, str | Start):
         raise UsageError(
             f"start must be the name of a random start, {', '.join(map(repr, STARTS))}, got {type(start).__name__}: "
             "give eps and seeds, or pass states to fc.compare or fc.simulate."
         )
-    if start not in STARTS:
-        raise UsageError(
-            f"start {start!r} is not one of {', '.join(STARTS)}: choose one of these{nearest(start, STARTS) or '.'}"
-        )
+
+
+def _plan(grid: Grid, ts: Any, metrics: Any, keep_final: Any) -> Plan:
+    """The sweep, checked.
+
+    Raises:
+        UsageError: for times, metrics, or objects without a name.
+    """
     times = _times(NUM_SAVES if ts is None else ts, grid)
-    names = tuple(dict.fromkeys(common_metrics(grid, start, metrics)))
-    return Plan(grid, start, times, names, bool(keep_final))
+    names = tuple(dict.fromkeys(common_metrics(grid, metrics)))
+    return Plan(grid, times, names, bool(keep_final))
 
 
 Compute = Callable[[Plan, Iterator[Batch], int], Iterator[Result]]

@@ -1,6 +1,7 @@
 """The bias in closed form, and integrals of times that the closed forms share."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,14 +15,18 @@ from ..model.ufm import UFM
 Times = Real[Array | np.ndarray, " time"] | Sequence[float | int]
 
 
-def checked_times(ts, dtype) -> Float[Array, " time"]:
-    """Times in the precision of the start."""
-    times = np.zeros(np.shape(ts)) if is_traced(ts) else real_numbers(ts)
-    if times is None or times.ndim != 1 or not np.all(np.isfinite(times) & (times >= 0)):
-        raise UsageError(
-            f"ts must be a list of times, finite and from 0 on, got {shown(ts)}: give one, such as [0.0, 5.0]."
-        )
-    return jnp.asarray(ts, dtype)
+def checked_times(ts: Any, dtype) -> Float[Array, " time"]:
+    """The times in the state's precision; raises `UsageError` unless they are a list of finite numbers from 0 on."""
+    if is_traced(ts):
+        if ts.ndim != 1:
+            raise UsageError(f"ts must be a list of times, got an array of shape {ts.shape}: give one axis.")
+        return ts.astype(dtype)
+    times = real_numbers(ts)
+    if times is None or times.ndim != 1 or times.size == 0:
+        raise UsageError(f"ts must be a list of times, got {shown(ts)}: give numbers, as [0.0, 1.0].")
+    if not np.all(np.isfinite(times) & (times >= 0)):
+        raise UsageError(f"ts must be finite and not below 0, where the start is, got {shown(ts)}: leave those out.")
+    return jnp.asarray(times, dtype)
 
 
 def bias_rate(model: UFM, dtype) -> Float[Array, ""]:

@@ -27,13 +27,13 @@ from .._checks import Number, check_integer, check_number, is_traced, real_numbe
 from .._errors import UsageError
 from ..endings.modes import Growth, growing_part, target_modes
 from ..model.problem import problem_of
-from ..model.requirements import check_equal_decay, check_squared_error
+from ..model.requirements import require
 from ..model.state import State
 from ..model.ufm import UFM
 from ..simulation import as_arrays, checked_start
 from .bias import Times, bias, bias_rate, checked_times, integral, least
 from .riccati import balanced_flow as balanced_flow, second_phase as second_phase
-from .subspace import check_balanced, check_on_subspace, point_with
+from .subspace import EQUAL_COUNTS, check_on_subspace, point_with
 
 __all__ = ["balanced_flow", "half_time", "second_phase", "subspace_descent", "subspace_flow"]
 
@@ -164,7 +164,7 @@ def half_time(model: UFM, mu: Float[Array | np.ndarray, "*shape"] | Number) -> F
         >>> float(fc.theory.exact.half_time(model, 1.0))
         0.0
     """
-    check_balanced(model)
+    require(model, balanced=EQUAL_COUNTS)
     _check_decay(model)
     if not is_traced(mu) and real_numbers(mu) is None:
         raise UsageError(f"mu must hold numbers, got {shown(mu)}: give eigenvalues of W W^T.")
@@ -210,8 +210,7 @@ def _on_subspace(model: UFM, start: State, left, sigmas, right, b: Float[Array, 
 
 def _check_decay(model: UFM) -> None:
     """Raise `UsageError` unless the flow of the model stays on S."""
-    check_squared_error(model)
-    check_equal_decay(model, "unequal decay of W and H leads away from S")
+    require(model, equal_decay="with unequal decay the flow leaves S: make them equal")
 
 
 def _check_start(model: UFM, start: State, rtol: Number | None) -> None:

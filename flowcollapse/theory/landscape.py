@@ -33,11 +33,13 @@ from .._checks import Number, check_integer, check_key, check_positive, checked_
 from .._errors import UsageError
 from ..curvature.spectrum import Spectrum
 from ..model.columns import repeat_columns
-from ..model.requirements import check_squared_error
+from ..model.requirements import known_decays, require
 from ..model.state import State
 from ..model.ufm import UFM
 
 __all__ = ["critical_point", "divergence_threshold", "settled_eigenvalue", "spectrum", "stability_threshold"]
+
+EQUAL_COUNTS = "S is defined for equal counts: use equal counts, or fc.hessian_spectrum at a state"
 
 
 def spectrum(model: UFM, rank: int | None = None) -> Spectrum:
@@ -177,9 +179,7 @@ def divergence_threshold(model: UFM) -> Float[Array, ""]:
         >>> round(float(landscape.divergence_threshold(fc.UFM(num_classes=3, samples_per_class=3, num_features=15))), 4)
         0.2222
     """
-    check_squared_error(model)
-    if not model.use_bias:
-        raise UsageError("use_bias is False but the divergence threshold is the bias's own: use a model with a bias.")
+    require(model, bias="the divergence threshold is the bias's own: use a model with a bias")
     return 2 / (model.num_samples + model.decays[2].astype(jnp.result_type(float)))
 
 
@@ -210,15 +210,16 @@ def settled_eigenvalue(model: UFM, learning_rate: Number) -> Float[Array, "*batc
         >>> round(float(landscape.settled_eigenvalue(model, 1.1 * landscape.stability_threshold(model))), 4)
         0.7564
     """
-    _check_balanced(model)
-    if not model.use_bias:
-        raise UsageError("use_bias is False but the bound is the bias's own: use a model with a bias.")
+    require(
+        model,
+        balanced=EQUAL_COUNTS,
+        bias="the bound is the bias's own: use a model with a bias",
+        no_decay="with decay no state has risk 0: use none",
+    )
     if model.num_features < model.num_classes - 1:
         raise UsageError(
             f"num_features is {model.num_features} but risk 0 needs {model.num_classes - 1} at least: raise it."
         )
-    if np.any(_known_decays(model) > 0):
-        raise UsageError(f"weight_decay is {model.weight_decay!r} but with decay no state has risk 0: use none.")
     check_positive("learning_rate", learning_rate, optional=False)
     bound = 2 / jnp.asarray(learning_rate) - model.num_samples
     if not is_traced(bound) and not jnp.all(bound > 0):
@@ -228,35 +229,19 @@ def settled_eigenvalue(model: UFM, learning_rate: Number) -> Float[Array, "*batc
     return jnp.minimum(bound, model.counts[0] ** 0.5)
 
 
-def _known_decays(model: UFM) -> Float[np.ndarray, " decays"]:
-    """The three decays, or none of them where they are traced."""
-    if any(is_traced(x) for x in jax.tree.leaves(model.weight_decay)):
-        return np.zeros(0)
-    return np.broadcast_to(np.asarray(model.weight_decay, np.float64), (3,))
-
-
-def _check_balanced(model: UFM) -> None:
-    check_squared_error(model)
-    if not model.balanced:
-        raise UsageError(
-            f"samples_per_class={model.samples_per_class} is imbalanced, but S is defined for equal counts: use equal "
-            "counts, or fc.hessian_spectrum at a state."
-        )
-
-
 def _checked(model: UFM, rank: int | None) -> tuple[int, int, float | Float[Array, ""]]:
     """The rank asked for, the number of modes of the targets, and the decay of W and H: a number where it is known."""
-    _check_balanced(model)
+    require(model, balanced=EQUAL_COUNTS)
     k = model.num_classes - 1 if model.use_bias else model.num_classes
     highest = min(model.num_features, k)
     rank = highest if rank is None else rank
     rank = check_integer("rank", rank, least=0)
     if rank > highest:
         raise UsageError(f"rank is {rank} but on S the rank of W is at most {highest}: lower it.")
-    decays, s = _known_decays(model), model.counts[0] ** 0.5
-    if decays.size == 0:
+    decays, s = known_decays(model), model.counts[0] ** 0.5
+    if decays is None:
         return rank, k, model.decays[0]
-    lam_W, lam_H, lam_b = (float(lam) for lam in decays)
+    lam_W, lam_H, lam_b = decays
     if lam_W != lam_H or (model.use_bias and lam_b != 0):
         raise UsageError(
             f"weight_decay is {model.weight_decay!r} but the spectrum is known where W and H decay alike and b does "

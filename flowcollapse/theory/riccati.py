@@ -12,7 +12,7 @@ from .._errors import UsageError
 from ..endings.modes import target_modes
 from ..model.coordinates import to_class_means
 from ..model.problem import problem_of
-from ..model.requirements import check_equal_decay, check_squared_error, known_decays
+from ..model.requirements import known_decays, require
 from ..model.state import State
 from ..model.ufm import UFM
 from ..simulation import as_arrays, checked_start
@@ -209,8 +209,7 @@ def _balance_defects(model: UFM, start: State) -> dict[str, Float[Array, ""]]:
 
 def _check_balanced_start(model: UFM, start: State, rtol: Number | None) -> None:
     """Raise `UsageError` where `balanced_flow` does not hold."""
-    check_squared_error(model)
-    check_equal_decay(model, "that does not keep W^T W - H H^T = lam I")
+    require(model, equal_decay="W^T W - H H^T = lam I needs equal decay: make them equal")
     defects = _balance_defects(as_arrays(model, start.W.dtype), start)
     decays = known_decays(model)
     if decays is None or any(is_traced(x) for x in jax.tree.leaves((defects, rtol))):
@@ -263,11 +262,11 @@ def _second_phase_defects(model: UFM, start: State) -> dict[str, Float[Array, ""
 
 def _check_second_phase(model: UFM, start: State, rtol: Number | None) -> None:
     """Raise `UsageError` where `second_phase` does not hold."""
-    check_squared_error(model)
-    if not model.use_bias:
-        raise UsageError("use_bias is False, and without a bias there is no second phase: use a model with a bias.")
-    if any(known_decays(model) or ()):
-        raise UsageError(f"weight_decay is {model.weight_decay!r}, but the second phase has none: set it to 0.")
+    require(
+        model,
+        bias="without a bias there is no second phase: use a model with a bias",
+        no_decay="the second phase has none: set it to 0",
+    )
     defects = _second_phase_defects(as_arrays(model, start.W.dtype), start)
     if any(is_traced(x) for x in jax.tree.leaves((defects, rtol))):
         return

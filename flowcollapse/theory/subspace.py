@@ -21,11 +21,13 @@ from ..metrics.view import View
 from ..model.batch import of_states
 from ..model.columns import root_counts
 from ..model.problem import Point, Problem, problem_of
-from ..model.requirements import check_model, check_squared_error, check_state
+from ..model.requirements import check_state, require
 from ..model.state import State
 from ..model.ufm import UFM
 
 __all__ = ["RiskParts", "contains", "dimension", "distance", "project", "relative_distance", "risk_parts"]
+
+EQUAL_COUNTS = "the subspace S is defined for equal counts: use equal counts"
 
 
 class RiskParts(NamedTuple):
@@ -59,7 +61,7 @@ def dimension(model: UFM) -> int:
         >>> fc.theory.subspace.dimension(fc.UFM(num_classes=3, samples_per_class=3, num_features=15))
         31
     """
-    check_balanced(model)
+    require(model, balanced=EQUAL_COUNTS)
     C, p = model.num_classes, model.num_features
     return p * (C - 1) + 1 if model.use_bias else p * C
 
@@ -88,7 +90,7 @@ def project(model: UFM, state: State) -> State:
         True
     """
     check_state(model, state)
-    check_balanced(model)
+    require(model, balanced=EQUAL_COUNTS)
     W, X, b = of_states(_project, model, state)
     return State(X=X, W=W, b=b, columns=state.columns)
 
@@ -176,7 +178,7 @@ def contains(model: UFM, state: State, rtol: Number | None = None) -> Bool[Array
         >>> bool(fc.theory.subspace.contains(model, fc.initial.sphere(model, eps=1e-9, key=jax.random.key(0))))
         False
     """
-    check_balanced(model)
+    require(model, balanced=EQUAL_COUNTS)
     check_state(model, state)
     check_rtol(rtol)
     return of_states(_contains, model, state, jnp.asarray(default_rtol(state) if rtol is None else rtol))
@@ -214,7 +216,7 @@ def risk_parts(model: UFM, state: State, rtol: Number | None = None) -> RiskPart
         >>> [round(float(part), 4) for part in fc.theory.subspace.risk_parts(model, state)]
         [3.0, 1.5]
     """
-    check_squared_error(model)
+    require(model)
     check_state(model, state)
     check_on_subspace(model, state, rtol)
     return of_states(_risk_parts, model, state)
@@ -240,19 +242,9 @@ def check_rtol(rtol: Number | None) -> None:
         check_number("rtol", rtol)
 
 
-def check_balanced(model: UFM) -> None:
-    """Raise `UsageError` unless the classes are balanced."""
-    check_model(model)
-    if not model.balanced:
-        raise UsageError(
-            f"samples_per_class={model.samples_per_class} is imbalanced, but the subspace S is defined for equal "
-            "counts: use equal counts."
-        )
-
-
 def check_on_subspace(model: UFM, state: State, rtol: Number | None) -> None:
     """Raise `UsageError` if the state is known and off S."""
-    check_balanced(model)
+    require(model, balanced=EQUAL_COUNTS)
     check_rtol(rtol)
     on = contains(model, state, rtol)
     if not is_traced(on) and not bool(jnp.all(on)):

@@ -10,13 +10,12 @@ import systems
 from hessians import flat, matrix, operator
 from jax.flatten_util import ravel_pytree
 from scipy.sparse.linalg import LinearOperator, eigsh
+from trial_losses import Trial
 
 import flowcollapse as fc
 from flowcollapse._linalg.lanczos import dominant, krylov
 from flowcollapse.curvature.hessian import hessian_trace, hessian_vector_product, largest_eigenvalue, sharpness
 from flowcollapse.curvature.spectrum import hessian_spectrum, num_parameters, spectral_density
-from flowcollapse.losses.base import Loss
-from flowcollapse.losses.registry import LOSSES
 from flowcollapse.model.problem import problem_of
 
 EPS = float(jnp.finfo(jnp.float64).eps)
@@ -201,17 +200,13 @@ def test_the_derivative_of_the_sharpness():
         np.testing.assert_allclose(slope, (ends[0] - ends[1]) / (2 * step), rtol=1e-6)
 
 
-def test_hidden_rows_are_those_of_any_loss_of_the_logits(monkeypatch):
+def test_hidden_rows_are_those_of_any_loss_of_the_logits():
     """Softmax cross-entropy: columns do not reduce and rows do, so the samples' own matrix is at hand to compare."""
 
     def value(logits, targets):
         return jnp.sum(jax.nn.logsumexp(logits, axis=0)) - jnp.sum(targets * logits)
 
-    def gradient(logits, targets):
-        return jax.nn.softmax(logits, axis=0) - targets
-
-    monkeypatch.setitem(LOSSES, "trial", Loss(value, gradient, separates_columns=False))
-    model = ufm(2, 2, 12, loss="trial", weight_decay=(0.3, 0.5, 0.2))
+    model = ufm(2, 2, 12, loss=Trial(), weight_decay=(0.3, 0.5, 0.2))
     state = systems.random_state(model)
 
     @jax.jit

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import systems
+from trial_losses import Scaled, Trial
 
 import flowcollapse as fc
 from flowcollapse.curvature import hessian, spectrum
-from flowcollapse.losses.base import Loss
-from flowcollapse.losses.registry import LOSSES
+from flowcollapse.losses import AbstractLoss, Squared
 from flowcollapse.model.columns import ClassMeanColumns
 from flowcollapse.model.coordinates import enter
 from flowcollapse.model.problem import problem_of
@@ -22,25 +22,19 @@ from flowcollapse.theory.small_starts import curves, limits, prediction
 
 EPS = float(np.finfo(np.float64).eps)
 KEY = jax.random.key(0)
-SIZES = {"num_classes": 3, "samples_per_class": 3, "num_features": 4}
 SQUARED = fc.UFM(num_classes=3, samples_per_class=3, num_features=4)
 START = fc.initial.sphere(SQUARED, 0.1, key=KEY)
 ON_S = fc.initial.on_subspace(SQUARED, 0.1, key=KEY)
 MEANS = fc.to_class_means(SQUARED, START)
 
 
-def cross_entropy(logits, targets):
-    return jnp.sum(jax.nn.logsumexp(logits, axis=0)) - jnp.sum(targets * logits)
-
-
-def its_gradient(logits, targets):
-    return jax.nn.softmax(logits, axis=0) * jnp.sum(targets, axis=0) - targets
+def ufm(loss: AbstractLoss) -> fc.UFM:
+    return fc.UFM(num_classes=3, samples_per_class=3, num_features=4, loss=loss)
 
 
 @pytest.fixture
-def model(monkeypatch) -> fc.UFM:
-    monkeypatch.setitem(LOSSES, "trial", Loss(cross_entropy, its_gradient, separates_columns=False))
-    return fc.UFM(num_classes=3, samples_per_class=3, num_features=4, loss="trial")
+def model() -> fc.UFM:
+    return ufm(Trial())
 
 
 def sum_over_samples(state: fc.State) -> float:
@@ -88,8 +82,8 @@ def test_a_large_start_is_drawn_with_its_samples(model, monkeypatch):
 
 def test_without_the_guard_class_means_give_another_risk(model, monkeypatch):
     """The law that the guard keeps: all columns of one state have one risk. Here it is seen to fail."""
-    monkeypatch.setattr(ClassMeanColumns, "admits", lambda columns, loss: True)
-    assert abs(float(fc.risk(model, MEANS)) / sum_over_samples(START) - 1) > 0.1
+    monkeypatch.setattr(ClassMeanColumns, "admits", lambda *_: True)
+    assert not abs(float(fc.risk(model, MEANS)) / sum_over_samples(START) - 1) < 0.1  # nor is it a number
     np.testing.assert_allclose(fc.risk(SQUARED, MEANS), fc.risk(SQUARED, START), rtol=100 * EPS)
 
 
@@ -124,13 +118,67 @@ CLOSED_FORMS = {
 }
 
 
-@pytest.mark.parametrize("separates", [False, True])
+@pytest.mark.parametrize("loss", [Trial(), Scaled()], ids=["trial", "scaled"])
 @pytest.mark.parametrize("name", CLOSED_FORMS)
-def test_closed_forms_are_refused(model, monkeypatch, name, separates):
-    """Also for a multiple of the squared error, which separates columns and yet has other curves."""
-    squared = LOSSES["squared"]
-    twice = Loss(lambda Z, T: 2 * squared.value(Z, T), lambda Z, T: 2 * squared.gradient(Z, T), separates_columns=True)
-    if separates:
-        monkeypatch.setitem(LOSSES, "trial", twice)
-    with pytest.raises(fc.UsageError, match="'trial'"):
-        CLOSED_FORMS[name](model)
+def test_closed_forms_are_refused(name, loss):
+    """Also for a multiple of the squared error, which is quadratic and yet has other curves."""
+    with pytest.raises(fc.UsageError, match=f"'{loss.name}"):
+        CLOSED_FORMS[name](ufm(loss))
+
+
+@pytest.mark.parametrize("counts", [(3, 3, 3), (5, 1, 2)])
+def test_class_means_alone_hold_a_collapsed_state_for_any_loss(counts):
+    """Columns `sqrt n mu` and u = sqrt n: the risk, the field and the path are those of the samples."""
+    model = fc.UFM(num_classes=3, samples_per_class=counts, num_features=4, weight_decay=(0.1, 0.2, 0.3), loss=Trial())
+    random = np.random.default_rng(0)
+    roots, means, W, b = np.sqrt(counts), random.normal(size=(4, 3)), random.normal(size=(3, 4)), random.normal(size=3)
+    samples = fc.State(H=np.repeat(means, counts, axis=1), W=W, b=b)
+    reduced = fc.State(X=means * roots, W=W, b=b, columns=ClassMeanColumns(counts))
+    np.testing.assert_allclose(reduced.H, samples.H, rtol=8 * EPS)
+    np.testing.assert_allclose(fc.risk(model, reduced), fc.risk(model, samples), rtol=64 * EPS)
+    fields = fc.velocity(model, samples), fc.velocity(model, reduced)
+    for one, other in zip(*map(systems.arrays, fields), strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=256 * EPS * np.max(np.abs(one)))
+    flow = fc.Flow("dopri8", t1=2.0, rtol=1e-9)
+    ends = [fc.simulate(model, start, flow, [2.0], metrics=["nc3", "risk", "cdnv"]) for start in (samples, reduced)]
+    assert ends[0].coordinates == "sample"
+    assert ends[1].coordinates == "class-mean"
+    for one, other in zip(*(systems.arrays(end.final) for end in ends), strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-7 * np.max(np.abs(one)))
+    np.testing.assert_allclose(ends[0].metrics["nc3"], ends[1].metrics["nc3"], rtol=1e-6)
+    np.testing.assert_allclose(ends[1].metrics["cdnv"], 0, atol=EPS)
+
+
+def test_a_run_without_a_known_end_must_be_given_one(model):
+    """Nothing says when cross-entropy is done, and no verdict claims that it is."""
+    with pytest.raises(fc.UsageError, match=r"t1 is not given.*'trial'.*give t1"):
+        fc.simulate(model, START, fc.Flow("tsit5"))
+    with pytest.raises(fc.UsageError, match=r"until='rest'.*'trial'.*give t1"):
+        fc.simulate(model, START, fc.Flow("tsit5", until="rest", t1=1.0))
+    with pytest.raises(fc.UsageError, match=r"approach=\"implicit\".*'trial'.*leave it out"):
+        fc.simulate(model, START, fc.Flow("tsit5", approach="implicit", t1=1.0))
+    assert fc.simulate(model, START, fc.Flow("tsit5", t1=50.0)).result == fc.Verdict.time_limit
+    assert fc.simulate(model, START, fc.Descent("sgd", 500, learning_rate=0.1)).result == fc.Verdict.step_limit
+
+
+@pytest.mark.parametrize("name", ["snc1", "snc2", "snc3", "distance", "relative_distance"])
+def test_metrics_against_the_squared_errors_target_are_refused(model, name):
+    assert name not in fc.metrics.available(model, None)
+    with pytest.raises(fc.UsageError, match=f"'{name}'.*squared error.*'trial'"):
+        fc.metrics.evaluate(model, START, [name])
+
+
+@pytest.mark.parametrize("start", [fc.initial.on_subspace, fc.initial.collapsed])
+def test_starts_that_belong_to_the_squared_error_are_refused(model, start):
+    options = {} if start is fc.initial.collapsed else {"eps": 0.1}
+    with pytest.raises(fc.UsageError, match="loss is 'trial'"):
+        start(model, **options, key=KEY)
+
+
+def test_the_pull_of_the_squared_error_is_read_off_its_gradient():
+    """The default of the protocol against the closed form, and cross-entropy's against `C / (e^rho + C - 1)`."""
+    rho = jnp.linspace(-1.0, 3.0, 9)
+    np.testing.assert_allclose(AbstractLoss.pull(Squared(), rho, 4), 1 - rho, atol=16 * EPS)
+    np.testing.assert_allclose(Trial().pull(rho, 4), 4 / (np.exp(rho) + 3), atol=16 * EPS)
+    assert fc.losses.Squared().text == "squared"
+    assert Scaled(0.5).text == "scaled:factor=0.5"

@@ -202,7 +202,7 @@ def test_a_set_of_names_has_one_order():
 
 def test_lanes_of_several_shapes_read_a_generator_once():
     grid = make_grid(MODELS["paper"], fc.Flow(), [0.1], 1, {"samples_per_class": [2, 3]})
-    assert common_metrics(grid, "sphere", (name for name in NAMES)) == NAMES
+    assert common_metrics(grid, (name for name in NAMES)) == NAMES
 
 
 def test_a_run_keeps_the_metrics_of_a_generator():

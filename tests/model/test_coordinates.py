@@ -8,10 +8,9 @@ import numpy as np
 import optax
 import pytest
 from systems import sizes
+from trial_losses import Trial
 
 import flowcollapse as fc
-from flowcollapse.losses.base import Loss
-from flowcollapse.losses.registry import LOSSES
 from flowcollapse.methods.stiff_part import from_mean_residual, mean_residual_field, to_mean_residual
 from flowcollapse.model.coordinates import enter
 from flowcollapse.model.problem import Point, problem_of
@@ -110,16 +109,9 @@ def test_a_start_drawn_reduced_goes_the_same_way_with_its_samples_made():
     assert relative_difference(reduced.states, full.states) < 1e-12
 
 
-def test_rows_reduce_for_any_loss_of_the_logits(monkeypatch):
+def test_rows_reduce_for_any_loss_of_the_logits():
     # Softmax cross-entropy: columns do not reduce, rows do.
-    def value(logits, targets):
-        return jnp.sum(jax.nn.logsumexp(logits, axis=0)) - jnp.sum(targets * logits)
-
-    def gradient(logits, targets):
-        return jax.nn.softmax(logits, axis=0) - targets
-
-    monkeypatch.setitem(LOSSES, "trial", Loss(value, gradient, separates_columns=False))
-    model = fc.UFM(num_classes=3, samples_per_class=3, num_features=24, loss="trial", weight_decay=0.1)
+    model = fc.UFM(num_classes=3, samples_per_class=3, num_features=24, loss=Trial(), weight_decay=0.1)
     start = start_of(model)
     full, reduced = (
         fc.simulate(model, start, fc.Descent(optax.sgd(0.1), 40, coordinates=c), save_states=True, metrics=("risk",))
@@ -127,7 +119,7 @@ def test_rows_reduce_for_any_loss_of_the_logits(monkeypatch):
     )
     assert reduced.coordinates == "sample, 24 rows as 12"
     assert relative_difference(reduced.states, full.states) < 1e-12
-    with pytest.raises(fc.UsageError, match=r"squared error only.*coordinates=\"sample\""):
+    with pytest.raises(fc.UsageError, match=r"quadratic losses only.*coordinates=\"sample\""):
         fc.simulate(model, start, fc.Descent(optax.sgd(0.1), 40, coordinates="class-mean"))
 
 

@@ -89,7 +89,7 @@ def test_what_is_costly_is_left_out_unless_asked_for(paper_model):
     run = functools.partial(fc.simulate, paper_model, method=method)
     assert set(jax.eval_shape(run, start).metrics) == cheap
     assert set(jax.eval_shape(functools.partial(fc.metrics.evaluate, paper_model), start)) == cheap
-    assert set(common_metrics(make_grid(paper_model, method, [0.1], 2, {}), "sphere", None)) == cheap
+    assert set(common_metrics(make_grid(paper_model, method, [0.1], 2, {}), None)) == cheap
 
 
 # ---- the three regimes

@@ -118,7 +118,7 @@ def _plan():
     from flowcollapse.sweeps.lane import Plan
 
     grid = make_grid(MODEL, METHOD, OPTIONS["eps"], OPTIONS["seeds"], {})
-    return Plan(grid, "sphere", OPTIONS["ts"], tuple(OPTIONS["metrics"]), False)
+    return Plan(grid, OPTIONS["ts"], tuple(OPTIONS["metrics"]), False)
 
 
 def test_a_new_store_is_all_missing(path):

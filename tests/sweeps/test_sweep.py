@@ -180,8 +180,8 @@ def test_no_program_hands_lapack_a_batch(start, sizes, method):
     """On several CPU devices, batches can wait for each other for ever (`_algebra.one_by_one`)."""
     C, N, p = sizes
     model = fc.UFM(num_classes=C, samples_per_class=N, num_features=p)
-    grid = make_grid(model, method, [0.1], [0], {})
-    lane, shared = Plan(grid, start, 3, common_metrics(grid, start, None), True).lane({})
+    grid = make_grid(model, method, [0.1], [0], {}, start)
+    lane, shared = Plan(grid, 3, common_metrics(grid, None), True).lane({})
     numbers = {"eps": np.full((2, 4), 0.1), "seed": np.zeros((2, 4), int)}
     mesh = Mesh(np.array(jax.local_devices()), ("lanes",))
     program = cast(Any, engine._run).lower(lane, mesh, shared, np.full(2, True), numbers).as_text()

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import systems
 from hessians import matrix
+from trial_losses import Trial
 
 import flowcollapse as fc
 from flowcollapse.curvature.hessian import sharpness
 from flowcollapse.curvature.spectrum import num_parameters
-from flowcollapse.losses.registry import LOSSES
 from flowcollapse.theory import landscape
 
 EPS = float(jnp.finfo(jnp.float64).eps)
@@ -237,9 +237,8 @@ def test_bad_input_is_refused_in_one_line(name):
         assert fragment in message
 
 
-def test_closed_forms_are_refused_for_another_loss(monkeypatch):
-    monkeypatch.setitem(LOSSES, "trial", LOSSES["squared"]._replace(separates_columns=False))
-    model = fc.UFM(num_classes=3, samples_per_class=3, num_features=4, loss="trial")
+def test_closed_forms_are_refused_for_another_loss():
+    model = fc.UFM(num_classes=3, samples_per_class=3, num_features=4, loss=Trial())
     for call in (landscape.spectrum, landscape.divergence_threshold):
         with pytest.raises(fc.UsageError, match=r"loss is 'trial'.*use loss=\"squared\""):
             call(model)

@@ -5,18 +5,24 @@ from collections.abc import Callable
 import diffrax as dfx
 
 from ..._errors import UsageError
+from ..._registry import Registry
 from .explicit import Dopri5, Dopri8, Tsit5
 from .exponential import ExponentialDOP853
 from .linear import _for_lanes, kencarp5
 
-SOLVERS: dict[str, Callable[[], dfx.AbstractSolver]] = {
-    "exponential": ExponentialDOP853,
-    "tsit5": Tsit5,
-    "dopri5": Dopri5,
-    "dopri8": Dopri8,
-    "kvaerno5": dfx.Kvaerno5,
-    "kencarp5": kencarp5,
-}
+SOLVERS: Registry[Callable[[], dfx.AbstractSolver]] = Registry(
+    "solver",
+    {
+        "exponential": ExponentialDOP853,
+        "tsit5": Tsit5,
+        "dopri5": Dopri5,
+        "dopri8": Dopri8,
+        "kvaerno5": dfx.Kvaerno5,
+        "kencarp5": kencarp5,
+    },
+    instead="pass a diffrax solver",
+)
+"""The solvers by name: functions without arguments, or classes, that make a diffrax solver with an error estimate."""
 
 
 def solver_of(solver: str | dfx.AbstractSolver) -> dfx.AbstractSolver:
@@ -26,10 +32,7 @@ def solver_of(solver: str | dfx.AbstractSolver) -> dfx.AbstractSolver:
         UsageError: for an unknown name, or an object that is not a diffrax solver with an error estimate.
     """
     if isinstance(solver, str):
-        if solver.lower() not in SOLVERS:
-            known = ", ".join(map(repr, sorted(SOLVERS)))
-            raise UsageError(f"solver {solver!r} is not known: choose one of {known}, or pass a diffrax solver.")
-        return _for_lanes(SOLVERS[solver.lower()]())
+        solver = SOLVERS.find(solver)()
     if not isinstance(solver, dfx.AbstractAdaptiveSolver):
         raise UsageError(f"solver must be a name or a diffrax solver with an error estimate, got {solver!r}: pass one.")
     return _for_lanes(solver)

@@ -10,7 +10,8 @@ from jaxtyping import Array, Float
 from ..._checks import Number, check_flag, check_integer, check_number
 from ...model.state import State
 from ...model.ufm import UFM
-from .escape import Escape, check_small_start, checked_times
+from ..bias import checked_times
+from .escape import Escape, check_small_start
 
 __all__ = ["LearningCurve", "descent_curve", "learning_curve", "mean_modes"]
 

@@ -32,7 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ..._checks import is_traced, real_numbers, shown
+from ..._checks import is_traced, shown
 from ..._errors import UsageError
 from ...endings.modes import Growth
 from ...endings.plateau import plateau_time
@@ -40,11 +40,11 @@ from ...model.batch import floating, is_small
 from ...model.columns import Columns, within_class_basis
 from ...model.coordinates import to_class_means
 from ...model.problem import Point, problem_of
-from ...model.requirements import check_plain, check_state
+from ...model.requirements import check_one, check_state, require
 from ...model.state import State
 from ...model.ufm import UFM
 from ...programs import Program
-from ..bias import _elapsed
+from ..bias import _elapsed, checked_times
 
 SMALL = 1 / 32
 """Up to this `(||H0||^2 + ||W0||^2)/(2 sqrt N)` a start counts as small."""
@@ -288,6 +288,17 @@ def _reach(model: UFM, start: State) -> tuple[Float[Array, ""], Float[Array, ""]
     return jnp.where(others <= rounding * size, 0.0, smallness), latest, norm(start.b - jnp.mean(start.b)) / size**2
 
 
+def require_plain(model: UFM) -> None:
+    """Raise `UsageError` unless the classes are balanced, the loss is the squared error and nothing decays."""
+    require(
+        model,
+        balanced="the theory of small starts knows the limits of W W^T and b alone there: use "
+        "fc.theory.limits.imbalanced_limit, or fc.simulate",
+        no_decay="with decay the theory of small starts knows the limits of W W^T and b alone: use "
+        "fc.theory.limits.decay_limit, or fc.simulate",
+    )
+
+
 def check_small_start(model: UFM, start: State, ts: Any = None) -> Any:
     """The times as an array, after making sure that the theory of small starts covers model, start and times.
 
@@ -298,10 +309,9 @@ def check_small_start(model: UFM, start: State, ts: Any = None) -> Any:
     Raises:
         UsageError: where the theory does not hold.
     """
-    check_plain(model)
+    require_plain(model)
     check_state(model, start)
-    if start.W.ndim != 2:
-        raise UsageError(f"start has leading axes {start.W.shape[:-2]}: map over them with jax.vmap.")
+    check_one(start)
     times = None if ts is None else checked_times(ts, start.X.dtype)
     if any(is_traced(x) for x in jax.tree.leaves((model, start))):
         return times
@@ -337,19 +347,3 @@ def check_small_eps(model: UFM, eps: Any) -> None:
             f"eps is {shown(eps)}, and starts are small up to {largest:.3g} = sqrt({SMALL:g} sqrt N): lower it, or use "
             "fc.simulate."
         )
-
-
-def checked_times(ts: Any, dtype) -> Float[Array, " time"]:
-    """The times in the state's precision; raises `UsageError` unless they are a list of finite numbers from 0 on."""
-    if is_traced(ts):
-        if ts.ndim != 1:
-            raise UsageError(f"ts must be a list of times, got an array of shape {ts.shape}: flatten it.")
-        return ts.astype(dtype)
-    times = real_numbers(ts)
-    if times is None or times.ndim != 1 or times.size == 0:
-        raise UsageError(f"ts must be a list of times, got {shown(ts)}: give one, such as [0.0, 5.0].")
-    if not np.all(np.isfinite(times) & (times >= 0)):
-        raise UsageError(
-            f"ts must be finite and not below 0, where the start is, got {shown(ts)}: leave out the others."
-        )
-    return jnp.asarray(times, dtype)

@@ -16,12 +16,12 @@ from jaxtyping import Array, Float
 
 from ..._checks import Number, check_number, is_traced
 from ..._errors import UsageError
-from ...endings import plateau as stopping
-from ...endings.modes import target_modes
+from ...endings import plateau as ending
+from ...endings.modes import Growth, target_modes
 from ...endings.plateau import DECAY
 from ...model.batch import floating, is_small
 from ...model.problem import problem_of
-from ...model.requirements import check_features, check_squared_error, check_state
+from ...model.requirements import check_one, check_state, require
 from ...model.state import State
 from ...model.ufm import UFM
 from ...programs import Program
@@ -188,11 +188,9 @@ def imbalanced_limit(model: UFM) -> Limit:
         >>> fc.theory.limits.imbalanced_limit(model).b.round(3).tolist()
         [0.556, 0.111, 0.333]
     """
-    check_squared_error(model)
-    if any(not is_traced(x) and np.any(np.asarray(x)) for x in jax.tree.leaves(model.weight_decay)):
-        raise UsageError(f"weight_decay is {model.weight_decay!r}: use fc.theory.limits.decay_limit.")
+    require(model, no_decay="this limit has none: use fc.theory.limits.decay_limit")
     U, strengths, _ = target_modes(model)
-    check_features(model, len(strengths))
+    require(model, modes=len(strengths))
     n = np.array(model.counts)
     b = n / n.sum() if model.use_bias else np.zeros(len(n))
     return Limit(jnp.asarray((U * strengths) @ U.T), jnp.asarray(b), jnp.zeros(()))
@@ -222,10 +220,11 @@ def decay_limit(model: UFM) -> Limit:
         >>> fc.theory.limits.decay_limit(model).gram.round(3).tolist()[0]
         [1.0, -0.5, -0.5]
     """
-    check_squared_error(model)
-    if not model.balanced:
-        raise UsageError(f"samples_per_class={model.samples_per_class} is imbalanced: use equal counts.")
-    check_features(model, model.num_classes - 1 if model.use_bias else model.num_classes)
+    require(
+        model,
+        balanced="decay_limit is known for equal counts: use equal counts, or fc.simulate",
+        modes=model.num_classes - 1 if model.use_bias else model.num_classes,
+    )
     lam_W, lam_H, _ = model.decays
     if not (is_traced(lam_W) or is_traced(lam_H)) and (float(lam_W) > 0) != (float(lam_H) > 0):
         raise UsageError(
@@ -274,18 +273,17 @@ def plateau_time(model: UFM, start: State, decay: float = DECAY) -> Float[Array,
         >>> bool(fc.theory.limits.plateau_time(model, start) == fc.simulate(model, start, fc.Flow(rtol=1e-3)).t_end)
         True
     """
-    check_squared_error(model)
+    require(model)
     check_state(model, start)
     check_number("decay", decay)
-    if start.W.ndim != 2:
-        raise UsageError(f"start has leading axes {start.W.shape[:-2]}: map over them with jax.vmap.")
+    check_one(start)
     model, start = floating(model, start)
     return _plateau_time(model, start, jnp.asarray(decay, start.W.dtype), quick=is_small(start))
 
 
 @Program
 def _plateau_time(model: UFM, start: State, decay: Float[Array, ""]) -> Float[Array, ""]:
-    return stopping.plateau_time(*problem_of(model, start), decay)
+    return ending.plateau_time(*problem_of(model, start), decay)
 
 
 def plateau_steps(model: UFM, start: State, learning_rate: Number, decay: float = DECAY) -> Float[Array, ""]:
@@ -329,7 +327,7 @@ def plateau_steps(model: UFM, start: State, learning_rate: Number, decay: float 
 @Program
 def _plateau_steps(model: UFM, start: State, eta: Float[Array, ""], decay: Float[Array, ""]) -> Float[Array, ""]:
     s = math.sqrt(model.counts[0])
-    sigma = stopping.Growth.of(*problem_of(model, start)).values
+    sigma = Growth.of(*problem_of(model, start)).values
     smallest = jnp.min(jnp.where(sigma > 0, sigma, jnp.inf))
     growing = jnp.where(smallest < math.sqrt(s), jnp.log(math.sqrt(s) / smallest), 0.0)
     return jnp.ceil(growing / jnp.log1p(eta * s) - decay / jnp.log(jnp.abs(1 - eta * s)))

@@ -10,8 +10,9 @@ from jaxtyping import Array, Float
 
 from ..._errors import UsageError
 from ..._linalg.algebra import in_blocks
+from ...endings.choice import verdict
 from ...endings.plateau import plateau_time
-from ...endings.verdict import Ending, Verdict, verdict
+from ...endings.verdict import Ending, Verdict
 from ...metrics.evaluation import observe, observed_size, prepared
 from ...metrics.registry import checked_names
 from ...model.batch import floating, is_small

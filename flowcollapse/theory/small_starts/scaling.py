@@ -8,10 +8,9 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ..._checks import check_positive
-from ..._errors import UsageError
-from ...model.requirements import check_features, check_plain, check_squared_error
+from ...model.requirements import require
 from ...model.ufm import UFM
-from .escape import check_small_eps, mean_mode_nodes
+from .escape import check_small_eps, mean_mode_nodes, require_plain
 
 __all__ = ["kappa", "powers", "rms"]
 
@@ -35,9 +34,7 @@ def kappa(model: UFM) -> float:
         >>> round(fc.theory.limits.kappa(fc.UFM(num_classes=3, samples_per_class=3, num_features=15)), 9)
         0.908777516
     """
-    check_squared_error(model)
-    if not model.balanced:
-        raise UsageError(f"samples_per_class={model.samples_per_class} is imbalanced: use equal counts.")
+    require(model, balanced="kappa is known for equal counts: use equal counts")
     _, sech_squared, weights = mean_mode_nodes(model.num_classes * math.sqrt(model.counts[0]))
     return float(np.sqrt(sech_squared) @ weights)
 
@@ -64,7 +61,7 @@ def powers(model: UFM) -> dict[str, int]:
         >>> fc.theory.limits.powers(fc.UFM(num_classes=3, samples_per_class=3, num_features=15))["risk"]
         4
     """
-    check_plain(model)
+    require_plain(model)
     C, N, p = model.num_classes, model.counts[0], model.num_features
     K = C - 1 if model.use_bias else C
     rests, within = p > K, p > K and N > 1
@@ -117,13 +114,11 @@ def rms(model: UFM, eps: Any) -> dict[str, Float[Array, "*sizes"]]:
         >>> fc.theory.limits.rms(model, 1e-3)["distance"].round(6).tolist()
         0.001004
     """
-    check_plain(model)
+    require_plain(model)
+    require(model, bias="the constants of rms are those of the model with a bias: use one", modes=model.num_classes - 1)
     check_positive("eps", eps, optional=False)
     check_small_eps(model, eps)
-    if not model.use_bias:
-        raise UsageError("use_bias is False: use a model with a bias, whose constants these are.")
     C, N, p, s = model.num_classes, model.counts[0], model.num_features, math.sqrt(model.counts[0])
-    check_features(model, C - 1)
     off, c, k = (p - C + 1) / p, 1 / (C * s), kappa(model)
     cosh, sinh = math.cosh(c) ** 2, math.sinh(c) ** 2
     V, U, within = cosh / (C * N) + sinh / C, cosh / C + sinh / (C * N), (N - 1) / N

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from systems import compiled
 
+from flowcollapse._linalg.phi import phi
 from flowcollapse.methods.solvers import weights as weights
 from flowcollapse.methods.solvers.dop853 import E3, E5, NUM_STAGES, A, B, C
-from flowcollapse.methods.solvers.exponential import ExponentialDOP853, phi
+from flowcollapse.methods.solvers.exponential import ExponentialDOP853, Relaxation
 
 EPS = float(np.finfo(np.float64).eps)
 
@@ -49,16 +50,17 @@ RATES = np.array([0.0, 1e-6, 0.1, 1.0, 30.0, 1e3, 1e6, 1e12])
 FORCING = np.array([0.7, -1.1, 0.4, 0.9, -0.3, 0.2])
 
 
+RELAXATION = Relaxation(lambda rate, dtype: rate)
+"""The arguments of these problems are the rate."""
+
+
 def polynomial_problem():
     """`slow' = 0` and `e' = -rate e + sum_m c_m t^m`: linear, with a forcing of degree 5."""
 
     def forcing(t, y, rate):
         return jnp.zeros_like(y[0]), jnp.polyval(jnp.asarray(FORCING[::-1]), t)
 
-    def relaxation(t, y, rate):
-        return jnp.zeros_like(y[0]), -rate * y[1]
-
-    return dfx.MultiTerm(dfx.ODETerm(forcing), dfx.ODETerm(relaxation))
+    return dfx.MultiTerm(dfx.ODETerm(forcing), RELAXATION)
 
 
 def exact_response(rate: float, e0: float, t: float) -> float:
@@ -122,10 +124,7 @@ def driven_rotation(coupling):
         driven = off * x + (x - jnp.cos(t)) - (z - jnp.sin(t)) * e
         return slow_velocity, jax.jvp(fast, (t,), (jnp.ones_like(t),))[1] + rate * fast(t) + coupling * driven
 
-    def relaxation(t, y, rate):
-        return jnp.zeros_like(y[0]), -rate * y[1]
-
-    return dfx.MultiTerm(dfx.ODETerm(forcing), dfx.ODETerm(relaxation)), slow, fast
+    return dfx.MultiTerm(dfx.ODETerm(forcing), RELAXATION), slow, fast
 
 
 @compiled
@@ -180,7 +179,7 @@ def test_the_estimate_of_the_error_falls_with_the_eighth_power_of_the_step(rate)
     def forcing(t, y, a):
         return jnp.zeros_like(y[0]), jnp.cos(3 * t + jnp.arange(2.0))
 
-    terms = dfx.MultiTerm(dfx.ODETerm(forcing), dfx.ODETerm(lambda t, y, a: (0 * y[0], -a * y[1])))
+    terms = dfx.MultiTerm(dfx.ODETerm(forcing), RELAXATION)
     start, y0 = jnp.asarray(0.3), (jnp.zeros(1), jnp.ones(2))
 
     @compiled
@@ -226,7 +225,7 @@ def test_a_part_without_a_rate_is_stepped_like_the_slow_part():
     def forcing(t, y, rate):
         return jnp.cos(3 * y[1]) + t, jnp.cos(3 * y[0]) + t
 
-    terms = dfx.MultiTerm(dfx.ODETerm(forcing), dfx.ODETerm(lambda t, y, rate: (0 * y[0], -rate * y[1])))
+    terms = dfx.MultiTerm(dfx.ODETerm(forcing), RELAXATION)
     solver, zero, h, start = ExponentialDOP853(), jnp.zeros(()), jnp.asarray(0.7), jnp.asarray([0.4])
 
     @compiled
@@ -261,7 +260,7 @@ def test_a_fixed_point_is_kept_and_errs_by_nothing():
     def forcing(t, y, rate):
         return jnp.sin(y[0]), rate * jnp.exp(y[0][0]) * jnp.sqrt(y[1])
 
-    terms = dfx.MultiTerm(dfx.ODETerm(forcing), dfx.ODETerm(lambda t, y, rate: (0 * y[0], -rate * y[1])))
+    terms = dfx.MultiTerm(dfx.ODETerm(forcing), RELAXATION)
     solver, zero, h, start = ExponentialDOP853(), jnp.zeros(()), jnp.asarray(0.5), (jnp.zeros(2), jnp.ones(3))
 
     @compiled

@@ -11,6 +11,7 @@ import systems
 
 import flowcollapse as fc
 from flowcollapse.methods.solvers import registry as solvers
+from flowcollapse.methods.solvers.exponential import Relaxation
 from flowcollapse.methods.stiff_part import from_mean_residual, mean_residual_field, to_mean_residual
 from flowcollapse.model.problem import Point, problem_of
 
@@ -94,11 +95,10 @@ def test_order_of_convergence(name, key):
         W_velocity, X_velocity, g = mean_residual_field(problem, W, X, e)
         return (W_velocity, X_velocity), g
 
-    def relaxation(t, y, args):
-        return jax.tree.map(jnp.zeros_like, y[0]), -model.num_samples * y[1]
-
     if solvers.splits_stiff_part(solver):
-        terms = dfx.MultiTerm(dfx.ODETerm(forcing), dfx.ODETerm(relaxation))
+        terms = dfx.MultiTerm(
+            dfx.ODETerm(forcing), Relaxation(lambda args, dtype: jnp.asarray(model.num_samples, dtype))
+        )
         y0 = ((point.W, point.X), to_mean_residual(problem, point))
     else:
         terms = dfx.ODETerm(lambda t, y, args: tuple(problem.field(Point(*y))))

@@ -1,0 +1,127 @@
+"""Names and the entries they stand for: one kind of look-up for losses, metrics, starts, solvers and flows."""
+
+import contextlib
+import importlib
+import os
+import sys
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+from ._checks import shown
+from ._errors import UsageError, nearest
+
+T = TypeVar("T")
+
+
+class Registry(dict[str, T]):
+    """Entries by name. A new entry is one assignment, `REGISTRY["name"] = entry`.
+
+    Args:
+        kind: what messages call an entry, such as `"loss"`.
+        entries: the entries by name.
+        instead: what messages offer beside the names, such as `"pass a diffrax solver"`.
+    """
+
+    def __init__(self, kind: str, entries: Mapping[str, T] | Iterable[tuple[str, T]] = (), instead: str = ""):
+        super().__init__(entries)
+        self.kind, self.instead = kind, instead
+
+    def name(self, text: Any) -> str:
+        """The registered name that `text` stands for: case is ignored, and `-` and `_` are the same.
+
+        The text `module:name` stands for an entry of another module, which is imported and registered as `name`.
+
+        Raises:
+            UsageError: for anything else.
+        """
+        if not isinstance(text, str):
+            raise UsageError(f"{self.kind} must be a name, got {shown(text)}: {self._cure()}.")
+        known = self._known(text)
+        if known is not None:
+            return known
+        module, colon, name = text.partition(":")
+        if not colon or not name.isidentifier():
+            raise UsageError(f"{self.kind} {text!r} is not known: {self._cure()}{nearest(text, self) or '.'}")
+        entry = _imported(self.kind, module, name)
+        if self.get(name, entry) is not entry:
+            raise UsageError(f"{self.kind} {name!r} is already another one: give that of {module} a different name.")
+        self[name] = entry
+        return name
+
+    def find(self, text: Any) -> T:
+        """The entry that `text` stands for, see `name`."""
+        return self[self.name(text)]
+
+    def find_with_rest(self, text: str) -> tuple[T, str]:
+        """The entry that the beginning of `text` stands for, up to a colon, and the rest after that colon."""
+        first, _, rest = text.partition(":")
+        if self._known(first) is not None:
+            return self.find(first), rest
+        name, _, behind = rest.partition(":")
+        return self.find(f"{first}:{name}" if rest else first), behind
+
+    def _known(self, text: str) -> str | None:
+        if text in self:
+            return text
+        folded = {_folded(name): name for name in self}
+        return folded.get(_folded(text))
+
+    def _cure(self) -> str:
+        instead = f", or {self.instead}" if self.instead else ""
+        return f"choose one of {', '.join(map(repr, sorted(self)))}{instead}"
+
+
+def arguments_of(kind: str, text: str, rest: str) -> dict[str, bool | int | float]:
+    """The arguments `name=value,name=value` at the end of a text. Values are numbers, true or false.
+
+    Raises:
+        UsageError: for another form, or an argument that is given twice.
+    """
+    arguments: dict[str, bool | int | float] = {}
+    for part in filter(None, map(str.strip, rest.split(","))):
+        key, equals, value = (word.strip() for word in part.partition("="))
+        if not equals or key in arguments:
+            fault = "is given twice" if equals else "is not of the form name=value"
+            raise UsageError(f"{kind} {text!r}: {part!r} {fault}; write {kind}:name=0.05,other=0.9.")
+        arguments[key] = _value(kind, text, key, value)
+    return arguments
+
+
+def _value(kind: str, text: str, key: str, value: str) -> bool | int | float:
+    words = {"true": True, "false": False}
+    if value.lower() in words:
+        return words[value.lower()]
+    for number in (int, float):
+        with contextlib.suppress(ValueError):
+            return number(value)
+    raise UsageError(f"{kind} {text!r}: {key} must be a number, true or false, got {value!r}: write one of these.")
+
+
+def described_by(name: str, fields: Mapping[str, Any], without: Iterable[str] = ()) -> str:
+    """A name and the values of some fields as one text: `"name:field=value,field=value"`."""
+    left = set(without)
+    values = {key: value.tolist() if hasattr(value, "tolist") else value for key, value in fields.items()}
+    return ":".join([name, *filter(None, [",".join(f"{key}={values[key]}" for key in values if key not in left)])])
+
+
+def _folded(name: str) -> str:
+    return name.strip().lower().replace("_", "-")
+
+
+def _imported(kind: str, module: str, name: str) -> Any:
+    """The object `name` of a module, which may lie in the current folder."""
+    here = os.getcwd()
+    added = here not in sys.path
+    if added:
+        sys.path.append(here)
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, ValueError) as error:
+        raise UsageError(
+            f"{kind} {module}:{name} cannot be imported, {error}: name a module that Python finds."
+        ) from None
+    except AttributeError:
+        raise UsageError(f"{kind} {module}:{name} does not exist: use a name that the module has.") from None
+    finally:
+        if added:
+            sys.path.remove(here)

@@ -1,0 +1,62 @@
+"""The protocol of an ending: when a run on a problem is over, and what may be said of the point where it ended."""
+
+import abc
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from ..model.problem import Point, Problem
+from .verdict import Ending, Verdict
+
+
+class AbstractEnding(abc.ABC):
+    """What is known of the end of runs on a problem.
+
+    Args:
+        problem: the problem.
+    """
+
+    def __init__(self, problem: Problem):
+        self.problem = problem
+
+    @abc.abstractmethod
+    def escape_time(self, start: Point, mean_decay: float | None = None) -> Float[Array, ""] | None:
+        """The time by which the start has escaped from the origin, or None where it is not known."""
+
+    @abc.abstractmethod
+    def end_time(self, start: Point) -> Float[Array, ""]:
+        """The time at which a run from `start` has done its work.
+
+        Raises:
+            UsageError: if it is not known.
+        """
+
+    @abc.abstractmethod
+    def at_rest(self, start: Point, point: Point, tolerance: Float[Array, ""]) -> Bool[Array, ""]:
+        """Whether a flow from `start` has come to rest at `point`, with less than `tolerance` of its norm to go.
+
+        Raises:
+            UsageError: if that cannot be told.
+        """
+
+    def fastest_rate(self, t: Float[Array, ""]) -> Float[Array, ""] | None:
+        """The fastest decay near a critical point up to the time t, but for the mean residual's; None if not known."""
+        return None
+
+    @abc.abstractmethod
+    def done(self, start: Point, run: Ending) -> Int[Array, ""] | None:
+        """The verdict of a finite run that has done its work, int8, and -1 for one that ended early.
+
+        None where no run of the problem is ever known to have done its work.
+        """
+
+    def verdict(self, start: Point, run: Ending, limit: Verdict) -> Int[Array, ""]:
+        """The verdict's code, int8. `limit` is that of a run which ended early, as it was told to."""
+        start, end = jax.lax.stop_gradient((start, run.end))
+        finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in end]))
+        end = jax.tree.map(lambda x: jnp.where(finite, x, 0.0), end)
+        code = jnp.where(run.steps_ran_out, jnp.int8(Verdict.step_limit), jnp.int8(limit))
+        done = self.done(start, run._replace(end=end))
+        code = code if done is None else jnp.where(done >= 0, done, code)
+        return jnp.where(finite, code, jnp.int8(Verdict.non_finite))

@@ -1,0 +1,19 @@
+"""Which ending a problem has, by what its loss declares."""
+
+from jaxtyping import Array, Int
+
+from ..model.problem import Point, Problem
+from .base import AbstractEnding
+from .open_end import OpenEnd
+from .plateau import Plateau
+from .verdict import Ending, Verdict
+
+
+def ending_of(problem: Problem) -> AbstractEnding:
+    """The ending of a problem: what is known of when its runs are over."""
+    return Plateau(problem) if problem.loss.squared_error else OpenEnd(problem)
+
+
+def verdict(problem: Problem, start: Point, run: Ending, limit: Verdict) -> Int[Array, ""]:
+    """The code of the verdict on a run, int8. `limit` is that of a run which ended early, as it was told to."""
+    return ending_of(problem).verdict(start, run, limit)
