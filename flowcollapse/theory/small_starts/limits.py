@@ -21,7 +21,7 @@ from ...endings.modes import Growth, target_modes
 from ...endings.plateau import DECAY
 from ...model.batch import floating, is_small
 from ...model.problem import problem_of
-from ...model.requirements import check_one, check_state, require
+from ...model.requirements import check_model, check_one, check_state, require
 from ...model.state import State
 from ...model.ufm import UFM
 from ...programs import Program
@@ -220,6 +220,7 @@ def decay_limit(model: UFM) -> Limit:
         >>> fc.theory.limits.decay_limit(model).gram.round(3).tolist()[0]
         [1.0, -0.5, -0.5]
     """
+    check_model(model)
     require(
         model,
         balanced="decay_limit is known for equal counts: use equal counts, or fc.simulate",
