@@ -36,7 +36,7 @@ def check_positive(name: str, value: Any, optional: bool = True) -> None:
         return
     numbers = real_numbers(value)
     if numbers is None or not np.all((numbers > 0) & np.isfinite(numbers)):
-        raise UsageError(f"{name} must be positive and finite, got {shown(value)}.")
+        raise UsageError(f"{name} must be positive and finite, got {shown(value)}: give a number above 0.")
 
 
 def check_number(name: str, value: Any, least: float = 0.0) -> None:
@@ -45,7 +45,7 @@ def check_number(name: str, value: Any, least: float = 0.0) -> None:
     known = not is_traced(value)
     if numbers is None or numbers.ndim != 0 or (known and not (least < numbers < np.inf)):
         wanted = "a positive number" if least == 0 else f"a number above {least:g}"
-        raise UsageError(f"{name} must be {wanted}, got {shown(value)}.")
+        raise UsageError(f"{name} must be {wanted}, got {shown(value)}: give one finite number above {least:g}.")
 
 
 def check_integer(name: str, value: Any, least: int = 1) -> int:
@@ -55,16 +55,16 @@ def check_integer(name: str, value: Any, least: int = 1) -> int:
     """
     wanted = "a positive integer" if least == 1 else f"an integer of at least {least}"
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-        raise UsageError(f"{name} must be {wanted}, got {shown(value)}.")
+        raise UsageError(f"{name} must be {wanted}, got {shown(value)}: give a whole number from {least} on.")
     if value >= 2**31:
-        raise UsageError(f"{name} must be {wanted} below 2^31, got {shown(value)}.")
+        raise UsageError(f"{name} must be {wanted} below 2^31, got {shown(value)}: lower it.")
     return int(value)
 
 
 def check_flag(name: str, value: Any) -> bool:
     """The value as a Python bool. Raises `UsageError` unless it is True or False."""
     if not isinstance(value, bool | np.bool_):
-        raise UsageError(f"{name} must be True or False, got {shown(value)}.")
+        raise UsageError(f"{name} must be True or False, got {shown(value)}: give one of the two.")
     return bool(value)
 
 
@@ -176,7 +176,10 @@ def as_numbers(name: str, value: Any) -> np.ndarray:
             array = array.astype(np.float64)
         except (TypeError, ValueError):
             wrong = next(x for x in array.ravel() if not isinstance(x, int | float | np.number))
-            raise UsageError(f"{name} must be real numbers, got {wrong!r} among them.") from None
+            raise UsageError(f"{name} must be real numbers, got {wrong!r} among them: convert or remove it.") from None
     if array.dtype.kind not in "iuf":
-        raise UsageError(f"{name} must be real numbers, got an array of dtype {array.dtype} and shape {array.shape}.")
+        raise UsageError(
+            f"{name} must be real numbers, got an array of dtype {array.dtype} and shape {array.shape}: "
+            "convert it to integers or floats."
+        )
     return array

@@ -5,9 +5,18 @@ from collections.abc import Iterable
 
 
 class UsageError(ValueError):
-    """Invalid input. The command line prints the message on one line and exits with code 2.
+    """Invalid input: the message names the argument, its value and the cure, on one line.
 
-    Values quoted in a message, such as arrays, may span several lines; they are joined into one.
+    The command line prints it and exits with code 2. Values quoted in a message, such as arrays, may span several
+    lines; they are joined into one.
+
+    Example:
+        >>> import flowcollapse as fc
+        >>> try:
+        ...     fc.UFM(num_classes=1, samples_per_class=3, num_features=15)
+        ... except fc.UsageError as error:
+        ...     print(error)
+        num_classes must be an integer of at least 2, got 1...
     """
 
     def __init__(self, message: str = ""):
@@ -15,15 +24,39 @@ class UsageError(ValueError):
 
 
 class PrecisionWarning(UserWarning):
-    """Runs in float32 are too coarse for much of neural collapse. Ignore the warning if you want float32."""
+    """A sweep runs in float32, which hides much of neural collapse.
+
+    Call `fc.enable_x64()` first, or silence the warning if float32 is intended.
+
+    Example:
+        >>> import warnings, flowcollapse as fc
+        >>> with warnings.catch_warnings():
+        ...     warnings.simplefilter("ignore", fc.PrecisionWarning)  # float32 is intended in this block
+    """
 
 
 class DevicesWarning(UserWarning):
-    """A sweep leaves CPU cores idle because JAX was already running with fewer devices."""
+    """A sweep leaves CPU cores idle, because JAX was already running with fewer devices.
+
+    Call `fc.use_cpu_cores()` at the top of the program, or silence the warning.
+
+    Example:
+        >>> import warnings, flowcollapse as fc
+        >>> with warnings.catch_warnings():
+        ...     warnings.simplefilter("ignore", fc.DevicesWarning)  # the other cores have other work in this block
+    """
 
 
 class CacheWarning(UserWarning):
-    """Compiled programs cannot be kept on disk. Runs continue as they would without `fc.enable_compilation_cache`."""
+    """Compiled programs cannot be kept on disk, so runs continue as they would without `fc.enable_compilation_cache`.
+
+    Give that function a folder that can be written to, or silence the warning.
+
+    Example:
+        >>> import warnings, flowcollapse as fc
+        >>> with warnings.catch_warnings():
+        ...     warnings.simplefilter("ignore", fc.CacheWarning)  # compiling anew is fine in this block
+    """
 
 
 def nearest(name: object, known: Iterable[str]) -> str:

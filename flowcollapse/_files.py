@@ -36,7 +36,7 @@ def local_path(place: Any, name: str = "path") -> Path:
     """
     text = os.fspath(place) if isinstance(place, str | os.PathLike) else None
     if not isinstance(text, str) or not text.strip() or "\0" in text:
-        raise UsageError(f"{name} must be the path of a file or folder, got {place!r}.")
+        raise UsageError(f"{name} must be the path of a file or folder, got {place!r}: give a text or a pathlib.Path.")
     if REMOTE.match(text):
         raise UsageError(
             f"{name} {text!r} is an address, and only paths of this machine are read and written: give one, and copy "

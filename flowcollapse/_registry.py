@@ -94,7 +94,7 @@ def _value(kind: str, text: str, key: str, value: str) -> bool | int | float:
     for number in (int, float):
         with contextlib.suppress(ValueError):
             return number(value)
-    raise UsageError(f"{kind} {text!r}: {key} must be a number, true or false, got {value!r}.")
+    raise UsageError(f"{kind} {text!r}: {key} must be a number, true or false, got {value!r}: write one of these.")
 
 
 def described_by(name: str, fields: Mapping[str, Any], without: Iterable[str] = ()) -> str:

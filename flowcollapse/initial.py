@@ -20,6 +20,8 @@ from .model.state import State
 from .model.ufm import UFM
 from .programs import Program
 
+__all__ = ["STARTS", "Start", "balanced", "collapsed", "on_subspace", "sphere"]
+
 REDUCED_FROM = 2**22
 """With at least this many entries of H, `sphere` draws reduced starts by default."""
 
@@ -148,6 +150,8 @@ def balanced(model: UFM, eps, *, key: PRNGKeyArray, dtype=None) -> State:
     Raises:
         UsageError: if eps is not above 0 or key is not a key.
 
+    Source: standard in the theory of deep linear networks; derived here for this model.
+
     Example:
         >>> import jax, flowcollapse as fc
         >>> model = fc.UFM(num_classes=3, samples_per_class=3, num_features=15)
@@ -231,6 +235,8 @@ class Start(eqx.Module):
     Raises:
         UsageError: for an unknown name, and for numbers that the start does not have.
 
+    Source: that of the function it draws by.
+
     Example:
         >>> import jax, flowcollapse as fc
         >>> model = fc.UFM(num_classes=3, samples_per_class=3, num_features=15)
@@ -306,7 +312,7 @@ def _checked_eps(eps) -> Array:
     try:
         check_number("eps", eps)
     except UsageError as error:
-        raise UsageError(f"{str(error)[:-1]}: it is the norm of H0 and of W0.") from None
+        raise UsageError(f"{str(error)[:-1]}; it is the norm of H0 and of W0.") from None
     return jnp.asarray(eps)
 
 

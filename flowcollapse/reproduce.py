@@ -154,7 +154,7 @@ def check(
     axes = checked_axes((), eps, seeds, {})
     shown = seed_shown
     if shown is not None and (isinstance(shown, bool) or not isinstance(shown, int | np.integer)):
-        raise UsageError(f"seed_shown must be one of the seeds, got {shown!r}.")
+        raise UsageError(f"seed_shown must be one of the seeds, got {shown!r}: give an integer.")
     if shown is not None and shown not in axes["seed"]:
         low, high = min(axes["seed"]), max(axes["seed"])
         raise UsageError(f"seed_shown is {shown}, but the seeds are {low} to {high}: choose one of them.")
@@ -162,7 +162,7 @@ def check(
         if value is not None or name != "t1":
             check_number(name, value)
     if not isinstance(solver, str):
-        raise UsageError(f"solver must be a name, such as 'exponential', got {solver!r}.")
+        raise UsageError(f"solver must be a name, got {solver!r}: choose one, such as 'exponential'.")
     Flow(solver, rtol=rtol)
     if t1 is not None:
         save_times(float(t1), float(learning_rate))

@@ -47,8 +47,8 @@ def simulate(
         model: the model.
         start: one state of it (use `jax.vmap` for more).
         method: `fc.Flow(...)`, `fc.Descent(...)`, `fc.ModifiedFlow(...)` or `fc.HeavyBallFlow(...)`.
-        ts: increasing times of at least 0 at which metrics are saved, or the number of save times. Given a number, the
-            times are equally spaced up to the escape from the origin, and logarithmically in a slow approach after it.
+        ts: increasing times of at least 0 at which metrics are saved, shape (time,), or the number of save times. Given
+            a number, the times are equally spaced up to the escape from the origin, and logarithmically in a slow approach after it.
         save_states: keep `path.states`, the state at every time of `ts`.
         metrics: names of the metrics to save, as a text with commas or any iterable of texts. Default: all metrics of
             the model and the start except `sharpness` and, for more than 2^20 entries of H, those of single samples.
@@ -63,6 +63,8 @@ def simulate(
 
     Works inside `jax.jit`, `jax.vmap` and `jax.grad`. One compilation serves all values of eps, rtol, t1, learning
     rates and decays.
+
+    Source: the paper's flow and descent; each method names the source of its equation.
 
     Example:
         >>> import jax, flowcollapse as fc
@@ -205,12 +207,14 @@ def checked_times(ts, method: Method, dtype) -> Array:
     times = real_numbers(ts)
     if times is None or times.ndim != 1 or times.size == 0:
         shape = "" if times is None else f" of shape {times.shape}"
-        raise UsageError(f"ts must be a list of increasing times or a number of them, got {shown(ts)}{shape}.")
+        raise UsageError(
+            f"ts must be a list of increasing times or a number of them, got {shown(ts)}{shape}: give one of these."
+        )
     times = times.astype(dtype)
     if not (np.all(np.isfinite(times)) and np.all(np.diff(times) > 0)):
-        raise UsageError(f"ts must be finite and increase, got {times}.")
+        raise UsageError(f"ts must be finite and increase, got {times}: sort the times and keep each once.")
     if times[0] < 0:
-        raise UsageError(f"ts starts at {times[0]}, before 0: the run starts at time 0.")
+        raise UsageError(f"ts starts at {times[0]}, before 0: start it at 0 or later.")
     t1 = getattr(method, "t1", None)
     if t1 is not None and not is_traced(t1) and np.any(times[-1] > np.asarray(t1, dtype)):
         raise UsageError(f"ts ends at {times[-1]}, after t1={t1}: raise t1 or leave it out.")

@@ -1,4 +1,4 @@
-"""No argument of a public function, whatever its value, raises anything but a `UsageError` of one line.
+"""No argument of a public function, whatever its value, raises anything but a `UsageError` of one line with a cure.
 
 The calls are in `wrong_kinds.py` and the values in `wrong_values.py`; a new function needs a call there.
 """
@@ -47,6 +47,12 @@ def test_a_function_that_fails_is_found_out():
         if isinstance(number, str):
             raise fc.UsageError(f"number must be a number, got {number!r}: use 1.")
         return number / 2
+
+    def refuse(number):
+        raise fc.UsageError(f"number must be another, got {number!r}.")
+
+    assert wrong_kinds.attempt(half, {"number": "1"}) is None
+    assert wrong_kinds.attempt(refuse, {"number": 1}) == "a refusal: number must be another, got 1."
 
     found = list(wrong_kinds.failures_of(half, {"number": 1}, examples=0))
     shortest = {error.partition(":")[0]: shown for _, shown, error in found}

@@ -2,8 +2,8 @@
 
 Run it as a program from an empty folder, because the shape checks of the suite would refuse such values before the
 package sees them. `python wrong_kinds.py FILE` writes, for each function, the calls that gave neither a result nor a
-`UsageError`. Programs are traced but not compiled, and return zeros. Sweeps end just before they compute, when
-everything has been checked. A function is public if it is a public name of the package or has an example in its
+`UsageError` with a cure. Programs are traced but not compiled, and return zeros. Sweeps end just before they compute,
+when everything has been checked. A function is public if it is a public name of the package or has an example in its
 docstring.
 """
 
@@ -64,6 +64,7 @@ if PROGRAM:  # before the rest of the package loads
     eqx.filter_jit = traced
     importlib.import_module("flowcollapse.programs").Program = traced  # pyright: ignore
 
+from cures import has_cure  # noqa: E402
 from wrong_values import KEY, KINDS, MODEL, NO_BIAS, ON_S, SIZES, START, nested  # noqa: E402
 
 import flowcollapse as fc  # noqa: E402
@@ -181,6 +182,7 @@ CALLS: dict[str, Callable[[], dict[str, Any]]] = {
     "plot.comparison.comparison_ends": lambda: {
         "dataset": comparison_dataset(), "name": "snc1", "ax": None, "along": "eps"
     },
+    "plot.comparison.comparison": lambda: {"dataset": comparison_dataset(), "name": "snc1"},
     "plot.overview.sweep": lambda: {"dataset": sweep_dataset(), "name": "snc1"},
     "plot.paper.figure1": lambda: {"dataset": sweep_dataset(), "ax": None, "seed": 0},
     "plot.paper.figure2": lambda: {"dataset": sweep_dataset(), "ax": None, "seed": 0},
@@ -306,7 +308,7 @@ def throw_at(check: Callable[[Any, str], None], examples: int) -> None:
 
 
 def attempt(function: Callable, options: dict[str, Any], refusals: bool = True) -> str | None:
-    """The fault of a call; None for a result or, if `refusals` are allowed, for a `UsageError` of one line."""
+    """The fault of a call; None for a result or, if `refusals` are allowed, a `UsageError` of one line with a cure."""
     from matplotlib import pyplot
 
     try:
@@ -316,7 +318,8 @@ def attempt(function: Callable, options: dict[str, Any], refusals: bool = True) 
     except Reached:
         return None
     except fc.UsageError as error:
-        return None if refusals and "\n" not in str(error) else f"a refusal: {error}"
+        fine = refusals and "\n" not in str(error) and has_cure(str(error))
+        return None if fine else f"a refusal: {error}"
     except Exception as error:
         return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
     finally:

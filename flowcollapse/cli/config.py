@@ -25,11 +25,11 @@ def read_config(path: Path, flags: dict[str, Flag]) -> Values:
     try:
         table = tomllib.loads(path.read_bytes().decode("utf-8-sig"))
     except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror or error}.") from None
+        raise UsageError(f"cannot read {path}: {error.strerror or error}; give a file that can be read.") from None
     except UnicodeDecodeError as error:
         raise UsageError(f"{path} is not UTF-8 (byte {error.start}): save it as UTF-8, as TOML wants.") from None
     except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"{path} is not TOML: {error}.") from None
+        raise UsageError(f"{path} is not TOML: {error}; write it as lines of name = value.") from None
     values: Values = {}
     sections = {flag.section for flag in flags.values() if flag.section}
     for key, value in table.items():
@@ -54,8 +54,8 @@ def _add(
     name = key.replace("-", "_")
     if name not in flags or name == "config":
         known = [*(known for known in flags if known != "config"), *sections]
-        hint = nearest(name, known) or f"; choose from {', '.join(known)}."
-        raise UsageError(f"{path}: {key!r} is not a key{where}{hint}")
+        cure = nearest(name, known) or f"; choose from {', '.join(known)}."
+        raise UsageError(f"{path}: {key!r} is not a key{where}{cure}")
     flag = flags[name]
     try:
         add(values, flag, _words(flag, value))
@@ -77,7 +77,8 @@ def _words(flag: Flag, value: Any) -> list[str]:
         or (isinstance(value, bool) and not takes_bool)
         or (flag.kind is Kind.SWITCH and not isinstance(value, bool))
     ):
-        raise UsageError(f"{flag.name} must be {wanted.get(flag.kind, 'a list of values')}, got {value!r}.")
+        form = wanted.get(flag.kind, "a list of values")
+        raise UsageError(f"{flag.name} must be {form}, got {value!r}: write it in this form.")
     words = [str(one) for one in listed]
     return [words[0] + ","] if flag.kind is Kind.SEEDS and isinstance(value, list) and len(words) == 1 else words
 
@@ -85,5 +86,5 @@ def _words(flag: Flag, value: Any) -> list[str]:
 def _colons(path: Path, axis: str, value: Any) -> str:
     parts = value if isinstance(value, list) else [value]
     if any(isinstance(part, bool | dict | list) for part in parts):
-        raise UsageError(f"{path}: axis {axis!r} must be a list of numbers, got {value!r}.")
+        raise UsageError(f"{path}: axis {axis!r} must be a list of numbers, got {value!r}: write it as [0.1, 0.2].")
     return ":".join(map(str, parts))

@@ -100,7 +100,7 @@ class Start:
         from .. import initial
 
         if not 0 <= self.seed < 2**63:
-            raise UsageError(f"seed must be an integer from 0 to 2^63 - 1, got {self.seed}.")
+            raise UsageError(f"seed must be an integer from 0 to 2^63 - 1, got {self.seed}: choose another.")
         if self.reduced is not None and self.start != "sphere":
             raise UsageError(f"reduced is for sphere starts, not for {self.start}: leave it out.")
         key = jax.random.key(self.seed)
@@ -203,7 +203,9 @@ class Lanes:
             except ValueError:
                 equals = ""
             if not equals:
-                raise UsageError(f"axis {text!r} is not of the form name=number,number: as learning_rate=0.01,0.02.")
+                raise UsageError(
+                    f"axis {text!r} is not of the form name=number,number: write it as learning_rate=0.01,0.02."
+                )
         return found
 
 
@@ -220,7 +222,7 @@ def seeds_of(words: Sequence[str]) -> int | Sequence[int]:
     parts: list[Sequence[int]] = []
     for word in words:
         if not re.fullmatch(r"-?\d+(:-?\d+){0,2}", word):
-            raise UsageError(f"seeds {word!r} is not a count, a range as 0:256 or 0:256:2, or a list as 3,5,8.")
+            raise UsageError(f"seeds {word!r} is not a count, a range or a list: write 256, 0:256, 0:256:2 or 3,5,8.")
         numbers = list(map(int, word.split(":")))
         step = numbers[2] if len(numbers) > 2 else 1
         parts.append(numbers if len(numbers) == 1 else range(numbers[0], numbers[1], max(step, 1)))

@@ -47,7 +47,9 @@ class Plot(Command):
         dataset = read(self.file)
         what = kind_of(dataset)
         if what not in DRAWN:
-            raise UsageError(f"{self.file} holds neither a run nor a sweep nor a comparison: there is nothing to draw.")
+            raise UsageError(
+                f"{self.file} holds neither a run nor a sweep nor a comparison: give the file or store of one."
+            )
         if self.kind not in DRAWN[what]:
             known = ", ".join(DRAWN[what])
             raise UsageError(

@@ -44,7 +44,7 @@ def candidates_of(given: Any, axes: Axes, num_steps: int | None, flow: Candidate
     if not isinstance(given, Mapping) and not (isinstance(given, Sequence) and all(isinstance(x, str) for x in given)):
         raise UsageError(
             "optimizers must be a dictionary of names and optimizers, or a list of texts such as "
-            f'"sgd:learning_rate=0.05", got {given!r}.'
+            f'"sgd:learning_rate=0.05", got {given!r}: pass one.'
         )
     pairs = list(given.items()) if isinstance(given, Mapping) else [(text, text) for text in given]
     if not pairs:
@@ -75,7 +75,7 @@ def candidate(name: str, given: Any, axes: Axes, num_steps: int | None = None) -
     if not isinstance(given, str):
         raise UsageError(
             f'optimizer {name!r} must be an optax optimizer, a text such as "sgd:learning_rate=0.05", or a method such '
-            f"as fc.Descent(...), got {given!r}."
+            f"as fc.Descent(...), got {given!r}: pass one."
         )
     kind, arguments = parse(given)
     takes = tuple(number for number in (_numbers_of(kind)) if number not in (*arguments, "t1"))
@@ -89,7 +89,7 @@ def candidate(name: str, given: Any, axes: Axes, num_steps: int | None = None) -
     try:
         return Candidate(name, FLOWS[kind](**arguments), takes, open_)
     except TypeError as error:
-        raise UsageError(f"{given!r}: {str(error).rpartition('() ')[2]}.") from None
+        raise UsageError(f"{given!r}: {str(error).rpartition('() ')[2]}; give only numbers that it has.") from None
 
 
 def _numbers_of(kind: str) -> tuple[str, ...]:
@@ -112,7 +112,7 @@ def check_axes(candidates: Iterable[Candidate], axes: Axes) -> None:
         if axis != "weight_decay" and not reached:
             raise UsageError(
                 f"axis {axis!r} is neither weight_decay nor a number that an optimizer given as a text leaves open, as "
-                f'optimizers=["sgd"] leaves the learning_rate{nearest(axis, known) or "."}'
+                f'optimizers=["sgd"] leaves the learning_rate: leave one open{nearest(axis, known) or "."}'
             )
         for method in reached:
             for value in values:

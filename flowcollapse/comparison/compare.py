@@ -78,7 +78,7 @@ def compare(
             numbers (`"adam:learning_rate=0.01,b1=0.8"`), a ready optimizer (`optax.sgd(0.05)`), or a method object
             (`fc.Descent(...)`, `fc.ModifiedFlow(0.05)`; as a text `"modified-flow:learning_rate=0.05"`). A list of
             texts also works; the texts are then the names.
-        ts: the times at which all methods are saved, or roughly how many times to save up to the latest plateau time of
+        ts: the times at which all methods are saved, shape (time,), or roughly how many times to save up to the latest plateau time of
             the starts (or the flow's `t1`). Given a count, the times are those of steps of the descent with the fewest
             steps, unless its step size is an axis.
         eps, seeds: norms and seeds of the random starts, as for `fc.sweep`; default 16 seeds.
@@ -131,7 +131,9 @@ def compare(
     axes = {name: checked_axis(name, values) for name, values in axes.items()}
     reference = candidate("flow", flow, axes)
     if not isinstance(reference.method, AbstractFlow):
-        raise UsageError(f"flow must be a flow, such as fc.Flow() or fc.ModifiedFlow(0.05), got {shown(flow)}.")
+        raise UsageError(
+            f"flow must be a flow, such as fc.Flow() or fc.ModifiedFlow(0.05), got {shown(flow)}: pass one."
+        )
     candidates = candidates_of(optimizers, axes, num_steps, reference._replace(name=reference.method.name))
     check_axes(candidates, axes)
     grid, starts = _grid(model, start, eps, seeds, candidates, axes)

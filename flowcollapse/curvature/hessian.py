@@ -129,6 +129,8 @@ def hessian_trace(model: UFM, state: State) -> Float[Array, "*batch"]:
     Raises:
         UsageError: if the state does not fit the model, or the loss is not the squared error.
 
+    Source: derived here.
+
     Example:
         >>> import jax, flowcollapse as fc
         >>> from flowcollapse.curvature import hessian_trace

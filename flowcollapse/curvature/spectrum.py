@@ -43,6 +43,12 @@ class Spectrum(eqx.Module):
     - `multiplicities`: the multiplicity of each value.
     - `total`: the number of eigenvalues, which is the number of parameters if the spectrum is complete.
     - `eigenvalues`: every eigenvalue, repeated by its multiplicity, in ascending order, shape (total,).
+
+    Example:
+        >>> import flowcollapse as fc
+        >>> model = fc.UFM(num_classes=2, samples_per_class=1, num_features=1)
+        >>> fc.theory.landscape.spectrum(model).eigenvalues.round().tolist()
+        [0.0, 0.0, 1.0, 2.0, 2.0, 3.0]
     """
 
     values: Float[Array, "*batch values"]
@@ -74,7 +80,16 @@ class Spectrum(eqx.Module):
 
 
 class SpectralDensity(NamedTuple):
-    """The spectrum as a measure: eigenvalues are counted by the sum of the `weights` of the `nodes` near them."""
+    """The spectrum as a measure: eigenvalues are counted by the sum of the `weights` of the `nodes` near them.
+
+    Example:
+        >>> import jax, flowcollapse as fc
+        >>> model = fc.UFM(num_classes=3, samples_per_class=3, num_features=4)
+        >>> state = fc.initial.sphere(model, eps=1.0, key=jax.random.key(0))
+        >>> density = fc.curvature.spectral_density(model, state, key=jax.random.key(1), probes=2, iterations=4)
+        >>> density.nodes.shape == density.weights.shape
+        True
+    """
 
     nodes: Float[Array, " points"]
     weights: Float[Array, " points"]

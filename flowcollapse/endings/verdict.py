@@ -9,7 +9,13 @@ from ..model.problem import Point
 
 
 class Verdict(enum.IntEnum):
-    """How a run ended."""
+    """How a run ended.
+
+    Example:
+        >>> import flowcollapse as fc
+        >>> fc.Verdict.saddle.message
+        'stopped at a saddle: the start lacks a mode, which therefore cannot grow'
+    """
 
     plateau = 0
     saddle = 1

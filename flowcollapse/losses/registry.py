@@ -44,4 +44,4 @@ def _number(loss: str, value: str) -> float:
     try:
         return float(value)
     except ValueError:
-        raise UsageError(f"loss {loss!r}: {value!r} is not a number, write it as name:number=0.1.") from None
+        raise UsageError(f"loss {loss!r}: {value!r} is not a number: write it as name:number=0.1.") from None

@@ -126,4 +126,6 @@ class SteppedMethod(Method):
 def check_method(method: Any) -> None:
     """Raise `UsageError` unless `method` is a `Method`."""
     if not isinstance(method, Method):
-        raise UsageError(f'method must be a flow or a descent, as fc.Flow() or fc.Descent("sgd", ...), got {method!r}.')
+        raise UsageError(
+            f'method must be a flow or a descent, as fc.Flow() or fc.Descent("sgd", ...), got {method!r}: pass one.'
+        )

@@ -53,7 +53,7 @@ class Clock(NamedTuple):
             except Exception as error:  # whatever a function of the user's own may raise
                 raise UsageError(
                     f"clock of {self.label} must take the number of a step and give the time that it takes, but it "
-                    f"raises {type(error).__name__}: {error}."
+                    f"raises {type(error).__name__}: {error}; make it one that jax.jit can trace."
                 ) from error
             return lambda c: (c[0] + jnp.asarray(rule(c[1]), dtype), c[1] + 1), begin
         if np.ndim(given) == 1:
@@ -148,17 +148,17 @@ def checked_clock(clock: Any, num_steps: int) -> tuple[str | Callable, Any]:
     try:
         times = np.asarray(clock, float)
     except (TypeError, ValueError):
-        raise UsageError(f"clock must be {wanted}, got {clock!r}.") from None
+        raise UsageError(f"clock must be {wanted}, got {clock!r}: give one of these.") from None
     if times.ndim == 0:
         check_positive("clock", clock)
         return GIVEN, clock
     if times.shape == (num_steps,) and times[0] != 0:
         times = np.concatenate([[0.0], times])
     if times.shape != (num_steps + 1,):
-        raise UsageError(f"clock must be {wanted}, got an array of shape {np.shape(clock)}.")
+        raise UsageError(f"clock must be {wanted}, got an array of shape {np.shape(clock)}: give one of these.")
     increase = np.all(np.isfinite(times)) and np.all(np.diff(times) >= 0)
     if times[0] != 0 or not increase or times[-1] == 0:
-        raise UsageError(f"clock must be finite and increase from 0 at the start, got {times}.")
+        raise UsageError(f"clock must be finite and increase from 0, got {times}: start it at 0 and let no time fall.")
     return GIVEN, times
 
 
@@ -192,8 +192,8 @@ def checked_saves(steps: np.ndarray, last: int, ts: Any, label: str) -> Any:
     if twice.size:
         first, second = times[twice[0] : twice[0] + 2]
         raise UsageError(
-            f"ts holds {first:.6g} and {second:.6g}, which both fall on the step at time {chosen[twice[0]]:.6g}: a "
-            "descent has states at its steps only, so ask for times that are at least a step apart, or for a number of "
+            f"ts holds {first:.6g} and {second:.6g}, which both fall on the step at time {chosen[twice[0]]:.6g}, and "
+            "a descent has states at its steps only: ask for times that are at least a step apart, or for a number of "
             "them."
         )
     return ts

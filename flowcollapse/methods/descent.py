@@ -57,7 +57,7 @@ class Descent(SteppedMethod):
 
     Class means and compressed rows are used where the program of the update is shown to be made of sums of gradients,
     parameters and earlier updates times norms, inner products and numbers: then all steps commute with the isometries
-    between the coordinates, at every magnitude and however many there are (see `flowcollapse/equivariance.py`).
+    between the coordinates, at every magnitude and however many there are (see `flowcollapse/methods/equivariance.py`).
 
     Raises:
         UsageError: for an unknown optimizer, numbers that do not fit it, a num_steps that is not a positive integer, a
@@ -105,7 +105,7 @@ class Descent(SteppedMethod):
         if not ready and not callable(optimizer) and not isinstance(optimizer, str):
             raise UsageError(
                 f"optimizer must be an optax optimizer, its name, such as 'sgd', or a function that makes one, "
-                f"got {shown(optimizer)}."
+                f"got {shown(optimizer)}: pass one of these."
             )
         if not callable(hyperparameters.get("learning_rate")):  # a schedule
             check_positive("learning_rate", hyperparameters.get("learning_rate"))
@@ -148,9 +148,12 @@ class Descent(SteppedMethod):
         try:
             made = factory(**hyperparameters, **dict(self.options))
         except (TypeError, ValueError) as error:
-            raise UsageError(f"optimizer {self._kind}: {error}.") from None
+            raise UsageError(f"optimizer {self._kind}: {error}; change these arguments.") from None
         if not isinstance(made, optax.GradientTransformation):
-            raise UsageError(f"optimizer {self._kind} must make an optax optimizer, and it made {shown(made)}.")
+            raise UsageError(
+                f"optimizer {self._kind} must make an optax optimizer, and it made {shown(made)}: "
+                "pass a function such as optax.sgd."
+            )
         return made
 
     @property
@@ -307,7 +310,10 @@ class Descent(SteppedMethod):
         try:
             packed = cloudpickle.dumps(functions)
         except Exception as error:  # whatever the user's own objects may raise
-            raise UsageError(f"{self.label} cannot be pickled: {type(error).__name__}: {error}.") from error
+            raise UsageError(
+                f"{self.label} cannot be pickled: {type(error).__name__}: {error}; name the optimizer, as in "
+                'fc.Descent("sgd", 1000, learning_rate=0.05).'
+            ) from error
         return _unpacked, ({name: value for name, value in fields.items() if name not in functions}, packed)
 
     def __deepcopy__(self, memo: dict) -> "Descent":

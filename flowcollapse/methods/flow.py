@@ -229,6 +229,13 @@ class Flow(AbstractFlow):
             or a mesh whose size does not divide the columns.
 
     Source: the paper's gradient flow; the coordinates and the default solver are derived here.
+
+    Example:
+        >>> import jax, flowcollapse as fc
+        >>> model = fc.UFM(num_classes=3, samples_per_class=3, num_features=15)
+        >>> start = fc.initial.sphere(model, eps=0.1, key=jax.random.key(0))
+        >>> fc.simulate(model, start, fc.Flow("tsit5", rtol=1e-4, t1=2.0), metrics=()).result.name
+        'time_limit'
     """
 
     name = "flow"

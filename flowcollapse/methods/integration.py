@@ -47,7 +47,7 @@ def adjoint_of(adjoint: Any) -> dfx.AbstractAdjoint:
         return ADJOINTS[adjoint.lower()]()
     if not isinstance(adjoint, dfx.AbstractAdjoint):
         known = " or ".join(map(repr, ADJOINTS))
-        raise UsageError(f"adjoint must be {known}, or an adjoint of diffrax, got {shown(adjoint)}.")
+        raise UsageError(f"adjoint must be {known}, or an adjoint of diffrax, got {shown(adjoint)}: choose one.")
     return adjoint
 
 

@@ -57,7 +57,7 @@ class _Lagging(AbstractFlow):
         check_flag("nesterov", nesterov)
         known = np.zeros(0) if is_traced(momentum) else real_numbers(momentum)
         if known is None or not np.all((known >= 0) & (known < 1)):
-            raise UsageError(f"momentum must be at least 0 and below 1, got {shown(momentum)}.")
+            raise UsageError(f"momentum must be at least 0 and below 1, got {shown(momentum)}: give such a number.")
         self.learning_rate, self.momentum, self.nesterov = learning_rate, momentum, nesterov
 
     @property

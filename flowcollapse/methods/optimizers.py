@@ -65,8 +65,8 @@ def check_arguments(label: str, factory: Callable, arguments: Iterable[str]) -> 
     if inspect.Parameter.VAR_KEYWORD not in kinds:
         for name in given:
             if name not in parameters:
-                hint = nearest(name, parameters) or "."
-                raise UsageError(f"optimizer {label} has no {name!r}: it takes {', '.join(parameters)}{hint}")
+                end = nearest(name, parameters) or "."
+                raise UsageError(f"optimizer {label} has no {name!r}: choose from {', '.join(parameters)}{end}")
     named_only = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     for name, parameter in parameters.items():
         if parameter.default is inspect.Parameter.empty and parameter.kind in named_only and name not in given:

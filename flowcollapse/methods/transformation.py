@@ -57,7 +57,9 @@ class OnPoints(NamedTuple):
         zero = Loss(jnp.zeros((), point.X.dtype), _sum, _ones)
         after = jax.eval_shape(lambda s: self._updated(point, s, point, zero)[1], state)
         if jax.tree.structure(after) != jax.tree.structure(state):
-            raise UsageError(f"optimizer {self.label} changes the structure of its state: a descent cannot run it.")
+            raise UsageError(
+                f"optimizer {self.label} changes the structure of its state: use one whose state keeps it."
+            )
         return jax.tree.map(_like, state, after)
 
     def update(self, gradient: Point, state: Any, point: Point, loss: Loss | None) -> tuple[Point, Any]:
@@ -118,7 +120,7 @@ def on_points(optimizer: optax.GradientTransformation, label: str, point: Point)
     reason = str(first).strip().splitlines()
     raise UsageError(
         f"optimizer {_called(optimizer, label)} fails on the parameters {{'W', 'H', 'b'}}: {type(first).__name__}"
-        f"{': ' + reason[0] if reason else ''}. Labels and masks must be dictionaries with these keys."
+        f"{': ' + reason[0] if reason else ''}. Make labels and masks dictionaries with these keys."
     ) from first
 
 

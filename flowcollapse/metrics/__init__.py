@@ -24,7 +24,7 @@ their unweighted mean; `s = sqrt N`; `P = I - 1 1^T / C` (the identity without a
 
 A ratio whose denominator vanishes (near H = 0) is NaN."""
 
-from .evaluation import evaluate as evaluate, observe as observe, observe_many as observe_many, snc as snc
+from .evaluation import evaluate as evaluate, snc as snc
 from .features import from_features as from_features
-from .registry import METRICS as METRICS, available as available
+from .registry import METRICS as METRICS
 from .view import Metric as Metric

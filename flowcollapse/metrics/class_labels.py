@@ -81,9 +81,7 @@ def _values(name: str, labels: Any, num_samples: int) -> tuple[np.ndarray, Bool[
     if array.dtype.kind in "US" and isinstance(labels, list | tuple):
         array = np.array(labels, dtype=object)  # otherwise a NaN among texts would become the text "nan"
     if array.shape != (num_samples,):
-        raise UsageError(
-            f"{name} has shape {array.shape} but features has {num_samples} rows: one label a row{_cure(array)}."
-        )
+        raise UsageError(f"{name} has shape {array.shape} but features has {num_samples} rows: {_cure(array)}.")
     missing = np.zeros(num_samples, bool)
     if array.dtype.kind == "O":
         missing = np.array([_is_missing(value) for value in array], bool)
@@ -96,15 +94,16 @@ def _values(name: str, labels: Any, num_samples: int) -> tuple[np.ndarray, Bool[
             raise UsageError(f"{name} must be integers or text, got {broken[0]}: name the class of each sample.")
         array = np.where(missing, 0, array).astype(np.int64)
     if array.dtype.kind not in "biuUS":
-        raise UsageError(f"{name} must be integers or text, got dtype {array.dtype}.")
+        raise UsageError(f"{name} must be integers or text, got dtype {array.dtype}: convert them.")
     alike = {"b": np.int64, "S": np.str_}.get(array.dtype.kind, array.dtype)
     return array.astype(alike), missing
 
 
 def _cure(array: np.ndarray) -> str:
     if array.ndim == 2 and array.shape[1] == 1:
-        return ", as labels.ravel() has it"
-    return ", as np.argmax(labels, axis=1) has it if each row marks its class" if array.ndim == 2 else ""
+        return "give one label a row, as labels.ravel() does"
+    one_hot = array.ndim == 2
+    return "give one label a row" + ", as np.argmax(labels, axis=1) does if each row marks its class" * one_hot
 
 
 def _is_missing(value: Any) -> bool:
@@ -149,7 +148,7 @@ def _named(classes: Any, found: list[int | str]) -> list[int | str]:
     """The values of the classes, in the order given."""
     if isinstance(classes, str | bytes) or not isinstance(classes, Iterable):
         raise UsageError(
-            f"classes must be the label values in the order of W's rows, such as range(10), got {classes!r}."
+            f"classes must be the label values in the order of W's rows, got {classes!r}: pass a list, or range(10)."
         )
     if isinstance(classes, set | frozenset):
         raise UsageError(f"classes={classes!r} is a set, which has no order: pass a list.")

@@ -72,6 +72,8 @@ def evaluate(
     Raises:
         UsageError: for unknown or unavailable metrics and states that do not fit the model.
 
+    Source: the table in `fc.metrics` names the paper of each metric.
+
     Example:
         >>> import jax, flowcollapse as fc
         >>> model = fc.UFM(num_classes=3, samples_per_class=3, num_features=15)
@@ -99,6 +101,18 @@ def _observe(model: UFM, state: State, names: tuple[str, ...], start: Point | No
 
 def snc(model: UFM, state: State) -> tuple[Float[Array, "*batch"], Float[Array, "*batch"], Float[Array, "*batch"]]:
     """The errors of strong neural collapse `(SNC1, SNC2, SNC3)` as the paper's figures plot them.
+
+    Args:
+        model: the model, with balanced classes.
+        state: a state of it, with any leading axes.
+
+    Returns:
+        Three errors, one number each for each leading axis.
+
+    Raises:
+        UsageError: if the classes are not balanced or the state does not fit the model.
+
+    Source: Mixon, Parshall and Pi, the definition of strong neural collapse.
 
     Example:
         >>> import jax, flowcollapse as fc

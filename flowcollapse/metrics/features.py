@@ -63,15 +63,18 @@ def from_features(
     """
     matrix = as_numbers("features", features)
     if matrix.ndim != 2 or 0 in matrix.shape:
-        cure = ": use features.reshape(len(features), -1)" if matrix.ndim > 2 else ""
-        raise UsageError(f"features must have the shape (samples, p), one row a sample, got {matrix.shape}{cure}.")
+        cure = "use features.reshape(len(features), -1)" if matrix.ndim > 2 else "give each sample a row of p numbers"
+        raise UsageError(f"features must have the shape (samples, p), one row a sample, got {matrix.shape}: {cure}.")
     given = [name for name, value in (("W", W), ("b", b)) if value is not None]
     if given == ["b"]:
         raise UsageError("b is given without W, and has no use alone: pass W too, or leave b out.")
     read = read_labels(labels, len(matrix), classes, ignore_label, ordered=bool(given))
     occurring = len(np.unique(read.codes))
     if occurring < 2:
-        raise UsageError(f"labels hold {occurring} class{'es' * (occurring != 1)}; collapse needs at least 2.")
+        raise UsageError(
+            f"labels hold {occurring} class{'es' * (occurring != 1)}, and collapse needs at least 2: "
+            "add samples of others."
+        )
     shape = (len(read.classes), matrix.shape[1])
     weights = np.zeros(shape) if W is None else _checked("W", W, shape)
     view = Features(matrix, read, weights, np.zeros(shape[0]) if b is None else _checked("b", b, shape[:1]))
@@ -83,8 +86,9 @@ def from_features(
 def _checked(name: str, value: Any, shape: tuple[int, ...]) -> Float[np.ndarray, "..."]:
     array = as_numbers(name, value)
     if array.shape != shape:
-        lacking = f"if the labels lack classes, pass classes=, the label of each row of {name}"
-        cure = f"transpose {name}" if array.T.shape == shape else lacking
+        cure = f"pass classes=, the label of each row of {name}, if the labels lack classes"
+        if array.T.shape == shape:
+            cure = f"transpose {name}"
         wanted = "".join(f" of {size} features" for size in shape[1:])
         raise UsageError(f"{name} has shape {array.shape} but {shape[0]} classes{wanted} need {shape}: {cure}.")
     if not np.all(np.isfinite(array)):

@@ -52,7 +52,7 @@ def checked_names(model: UFM, columns: Columns, names: Any) -> tuple[str, ...]:
                 f"{model.loss.text!r}: leave it out, or use a metric that starts with nc."
             )
         if name not in known and METRICS[name].equal_counts and not model.balanced:
-            raise UsageError(f"metric {name!r} is defined for equal counts, not for {model.samples_per_class}.")
+            raise UsageError(f"metric {name!r} is for equal counts, not for {model.samples_per_class}: leave it out.")
         if name not in known:
             raise UsageError(
                 f"metric {name!r} needs single samples, and the state was drawn already reduced: "
@@ -69,15 +69,16 @@ def asked_names(names: Any) -> tuple[str, ...]:
     Raises:
         UsageError: for anything else.
     """
-    wrong = "metrics must be names, such as 'snc1,nc1' or ['snc1', 'nc1'], got "
+    wrong = "metrics must be names, got "
+    cure = "write 'snc1,nc1' or ['snc1', 'nc1']"
     try:
         texts = [names] if isinstance(names, str | bytes) else list(names)
     except TypeError:  # not iterable
-        raise UsageError(f"{wrong}{shown(names)}.") from None
+        raise UsageError(f"{wrong}{shown(names)}: {cure}.") from None
     found: dict[str, None] = {}
     for text in texts:
         if not isinstance(text, str):
-            raise UsageError(f"{wrong}{shown(text)} among them.")
+            raise UsageError(f"{wrong}{shown(text)} among them: {cure}.")
         found |= dict.fromkeys(METRICS.name(part.strip()) for part in text.split(","))
     if isinstance(names, set | frozenset):
         order = list(METRICS)

@@ -222,6 +222,11 @@ class Metric(NamedTuple):
 
     A costly metric is computed only if it is requested by name. `long_name` and `symbol`, the formula in TeX, go into
     Datasets. Pictures use `label`, or the long name if there is no label.
+
+    Example:
+        >>> import flowcollapse as fc
+        >>> fc.metrics.METRICS["snc1"].equal_counts, fc.metrics.METRICS["sharpness"].costly
+        (True, True)
     """
 
     function: Callable[[Any], Float[Array, ""]]

@@ -15,7 +15,9 @@ from .ufm import UFM
 def check_model(model: Any) -> None:
     """Raise `UsageError` unless `model` is a model."""
     if not isinstance(model, UFM):
-        raise UsageError(f"model must be an fc.UFM, got the {type(model).__name__} {shown(model)}.")
+        raise UsageError(
+            f"model must be an fc.UFM, got the {type(model).__name__} {shown(model)}: make one with fc.UFM."
+        )
 
 
 def require(

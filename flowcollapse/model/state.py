@@ -29,6 +29,8 @@ class State(eqx.Module):
         H: features, shape (p, n_tot), one column a sample, classes one after the other.
         W: classifier, shape (C, p).
         b: bias, shape (C,). Default: zeros.
+        X: the features in other columns, in place of `H`, shape (p, n).
+        columns: what the columns of `X` are, as another state has them. Default: samples.
 
     Leading axes (time, lanes) are allowed on all three alike. Each is an array of JAX or NumPy, a list, or a tensor of
     another framework, which is detached and copied. All three get the widest precision among them, at least float32;
@@ -40,6 +42,8 @@ class State(eqx.Module):
     Raises:
         UsageError: for a part that is missing or holds anything but real numbers. Whether the shapes fit a model is
             checked where the state meets one.
+
+    Source: the paper's variables; the columns are derived here.
 
     Example:
         >>> import flowcollapse as fc
@@ -55,13 +59,13 @@ class State(eqx.Module):
 
     def __init__(self, H: Any = None, W: Any = None, b: Any = None, *, X: Any = None, columns: Columns | None = None):
         if columns is not None and not isinstance(columns, Columns):
-            raise UsageError(f"columns must be those of another state, or None for samples, got {shown(columns)}.")
+            raise UsageError(f"columns must be those of a state, or None, got {shown(columns)}: leave them out.")
         X, W, b = (_part(f"state.{name}", value) for name, value in (("H", H if X is None else X), ("W", W), ("b", b)))
         arrays = any(hasattr(part, "shape") for part in (X, W, b))
         for name, part in (("H", X), ("W", W)):
             if part is None and arrays:
                 raise UsageError(
-                    f"state.{name} is missing: a state is fc.State(H=..., W=..., b=...), and b is 0 by default."
+                    f"state.{name} is missing: give H and W, as in fc.State(H=..., W=..., b=...); b is 0 by default."
                 )
         if b is None and hasattr(W, "shape"):
             b = jnp.zeros(W.shape[:-1], jnp.float32)  # the narrowest: it gets the precision of the others

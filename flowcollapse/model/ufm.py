@@ -31,6 +31,8 @@ class UFM(eqx.Module):
         UsageError: for sizes that are not positive integers, counts that do not match `num_classes`, a decay that is
             negative or not finite, a use_bias that is neither True nor False, or an unknown loss.
 
+    Source: Mixon, Parshall and Pi, "Neural collapse with unconstrained features" (arXiv 2011.11619).
+
     Example:
         >>> import flowcollapse as fc
         >>> fc.UFM(num_classes=3, samples_per_class=3, num_features=15).num_samples
@@ -108,14 +110,14 @@ def _checked_decay(decay):
     parts = values if isinstance(values, tuple) else (values,)
     known = [None if is_traced(x) else real_numbers(x) for x in parts]
     if any(numbers is None and not is_traced(x) for x, numbers in zip(parts, known, strict=True)):
-        raise UsageError(f"weight_decay must be one number or three, for W, H and b, got {shown(decay)}.")
+        raise UsageError(f"weight_decay must be one number or three, for W, H and b, got {shown(decay)}: use either.")
     shape = tuple(map(np.shape, values)) if isinstance(values, tuple) else np.shape(values)
     if shape not in ((), (3,), ((), (), ())):
         raise UsageError(
-            f"weight_decay must be one number or three, for W, H and b, got {shown(decay)} of shape {shape}."
+            f"weight_decay must be one number or three, for W, H and b, got {shown(decay)} of shape {shape}: use one."
         )
     if not all(np.all((x >= 0) & (x < np.inf)) for x in known if x is not None):
-        raise UsageError(f"weight_decay must be finite and not be negative, got {shown(decay)}.")
+        raise UsageError(f"weight_decay must be finite and not be negative, got {shown(decay)}: use numbers from 0 on.")
     return values
 
 
@@ -124,12 +126,12 @@ def check_counts(counts: object, num_classes: int) -> tuple[int, ...]:
     given = (counts,) * num_classes if isinstance(counts, int | np.integer) else counts
     if not isinstance(given, tuple | list | np.ndarray) or (isinstance(given, np.ndarray) and given.ndim != 1):
         raise UsageError(
-            f"samples_per_class must be a positive integer or a tuple of {num_classes} of them, got {counts!r}."
+            f"samples_per_class must be a positive integer or a tuple of {num_classes}, got {counts!r}: use either."
         )
     if len(given) != num_classes:
         raise UsageError(
             f"samples_per_class has {len(given)} counts but num_classes is {num_classes}: give one count a class."
         )
     if any(isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 1 for n in given):
-        raise UsageError(f"samples_per_class must hold positive integers, got {counts!r}.")
+        raise UsageError(f"samples_per_class must hold positive integers, got {counts!r}: give each class at least 1.")
     return tuple(int(n) for n in given)

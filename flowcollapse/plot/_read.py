@@ -11,7 +11,7 @@ from .._files import local_path
 Source: TypeAlias = Any
 """An `xarray.Dataset`, a `Trajectory`, or the path of the file or store that holds one."""
 
-KINDS = {
+CURES = {
     "run": "one run: draw it with fc.plot.path",
     "sweep": "a sweep: draw it with fc.plot.sweep",
     "comparison": "a comparison: draw it with fc.plot.comparison",
@@ -28,7 +28,7 @@ def read_many(source: Any) -> xr.Dataset:
     """
     dataset = read(source)
     if kind_of(dataset) == "run":
-        raise UsageError(f"dataset has neither eps nor seeds; it is {KINDS['run']}.")
+        raise UsageError(f"dataset has neither eps nor seeds; it is {CURES['run']}.")
     return dataset
 
 
@@ -68,7 +68,7 @@ def _open(path: str | Path) -> xr.Dataset:
         return xr.open_dataset(place, engine="h5netcdf")
     except (OSError, ValueError, KeyError) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
-        raise UsageError(f"{place} is not a netCDF file: {reason}; pictures are drawn from .nc and .zarr.") from None
+        raise UsageError(f"{place} is not a netCDF file: {reason}; give a .nc file or a .zarr store.") from None
 
 
 def _open_folder(place: Path) -> xr.Dataset:
@@ -98,7 +98,7 @@ def kind_of(dataset: xr.Dataset) -> str:
 def another_picture(dataset: xr.Dataset, *kinds: str) -> str:
     """The ending of an error about a Dataset for another function: `; it is one run: draw it with fc.plot.path`."""
     kind = kind_of(dataset)
-    return f"; it is {KINDS[kind]}" if kind and kind not in kinds else ""
+    return f"; it is {CURES[kind]}" if kind and kind not in kinds else ""
 
 
 def known_name(name: Any, known: list[str], argument: str = "metric") -> str:
@@ -111,5 +111,5 @@ def known_name(name: Any, known: list[str], argument: str = "metric") -> str:
         for one in (name, name.lower()):
             if one in known:
                 return one
-    choices = f"which has {', '.join(known) or 'none over time'}"
-    raise UsageError(f"{argument} {name!r} is not in the dataset, {choices}{nearest(str(name).lower(), known) or '.'}")
+    cure = f"choose from {', '.join(known)}" if known else "save some first, as it has none over time"
+    raise UsageError(f"{argument} {name!r} is not in the dataset: {cure}{nearest(str(name).lower(), known) or '.'}")

@@ -25,8 +25,15 @@ AXES = {
 """Words and symbol of the axes that have a symbol."""
 
 
-PAPER = {"num_classes": 3, "samples_per_class": 3, "num_features": 15, "weight_decay": 0.0, "use_bias": True}
-"""The sizes of the paper's figures."""
+PAPER = {
+    "num_classes": 3,
+    "samples_per_class": 3,
+    "num_features": 15,
+    "weight_decay": 0.0,
+    "use_bias": True,
+    "loss": "squared",
+}
+"""The model of the paper's figures."""
 
 
 def attribute(dataset: xr.Dataset, name: str) -> dict[str, Any]:
@@ -39,7 +46,8 @@ def attribute(dataset: xr.Dataset, name: str) -> dict[str, Any]:
 def model_options(dataset: xr.Dataset) -> dict[str, Any]:
     """The model that all runs of a sweep share; the paper's values replace any that the Dataset lacks."""
     told = attribute(dataset, "model") | single_values(dataset)
-    return PAPER | {name: tuple(value) if isinstance(value, list) else value for name, value in told.items()}
+    known = {name: told.get(name, value) for name, value in PAPER.items()}
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in known.items()}
 
 
 def single_values(dataset: xr.Dataset) -> dict[str, Any]:
@@ -136,7 +144,7 @@ def drawable(axis: Any) -> None:
     Every curve, point and cell already covers those two.
     """
     if axis is not None and not isinstance(axis, str):
-        raise UsageError(f"axis must be a name, such as 'eps', got {shown(axis)}.")
+        raise UsageError(f"axis must be a name, got {shown(axis)}: choose one, such as 'eps'.")
     if axis in ("seed", "time"):
         raise UsageError(f"axis {axis!r} cannot be chosen here: choose another, such as 'eps'.")
 

@@ -53,7 +53,7 @@ def panels(ax: Any, count: int, size: tuple[float, float], rows: int = 1) -> Ite
     if ax is not None:
         given = _each(ax)
         if len(given) != count or not all(isinstance(one, Axes) for one in given):
-            raise UsageError(f"ax must be {count} matplotlib Axes, got {shown(ax)}.")
+            raise UsageError(f"ax must be {count} matplotlib Axes, got {shown(ax)}: pass them, or leave ax out.")
         yield np.array(given, dtype=object)
         return
     with mpl.rc_context(STYLE):
@@ -92,7 +92,7 @@ def save(axes: Any, file: str | Path) -> None:
     first = next(iter(_each(axes)), None)
     figure = first.get_figure(root=True) if isinstance(first, Axes | Figure | SubFigure) else None
     if not isinstance(figure, Figure):
-        raise UsageError(f"axes must be what a picture returns, matplotlib Axes, got {shown(axes)}.")
+        raise UsageError(f"axes must be matplotlib Axes, got {shown(axes)}: pass what a picture returns.")
     with mpl.rc_context({"pdf.fonttype": 42}), replacing(file) as part:
         figure.savefig(part, format=file.suffix[1:].lower(), dpi=300)
 

@@ -156,6 +156,16 @@ def comparison(dataset: Source, name: str | None = None) -> np.ndarray:
 
     Raises:
         UsageError: for a metric that is not in the Dataset.
+
+    Example:
+        >>> import xarray
+        >>> from flowcollapse.plot.comparison import comparison
+        >>> names, flags = ("method", "eps", "time"), {"flag_values": [0], "flag_meanings": "plateau"}
+        >>> curves = {name: (names, [[[1.0, 0.1]], [[1.0, 0.2]]]) for name in ("snc1", "distance_to_flow")}
+        >>> ends = {"verdict": (names[:2], [[0], [0]], flags)}
+        >>> data = xarray.Dataset(curves | ends, {"method": ["flow", "gd"], "eps": [0.1], "time": [0.0, 1.0]})
+        >>> comparison(data).shape
+        (2,)
     """
     dataset = read(dataset)
     if "verdict" not in dataset or "method" not in dataset["verdict"].dims:
@@ -201,7 +211,7 @@ def _starts_last(dataset: xr.Dataset, name: str, along: str) -> xr.DataArray:
     """The variable with the dimensions (method, along, starts); every other axis must have one value."""
     values = dataset[_checked(dataset, name)]
     if along not in values.dims:
-        raise UsageError(f"{name!r} has no axis {along!r}: it has {', '.join(map(str, values.dims))}.")
+        raise UsageError(f"{name!r} has no axis {along!r}: choose from {', '.join(map(str, values.dims))}.")
     others = [axis for axis in values.dims if axis not in ("method", along, *OVER)]
     several = [str(axis) for axis in others if values.sizes[axis] > 1]
     if several:

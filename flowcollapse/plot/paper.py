@@ -177,13 +177,13 @@ def _full(dataset: xr.Dataset, name: str) -> xr.DataArray:
 def _shown(dataset: xr.Dataset, values: xr.DataArray, seed: int | None) -> int:
     """The position of the seed to draw."""
     if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int | np.integer)):
-        raise UsageError(f"seed must be one of the dataset's seeds, got {shown(seed)}.")
+        raise UsageError(f"seed must be one of the dataset's seeds, got {shown(seed)}: give an integer.")
     seed = dataset.attrs.get("seed_shown") if seed is None else seed
     if seed is None or ("seed" not in values.coords and values.sizes["seed"] == 1):
         return 0
     found = np.flatnonzero(values["seed"].values == seed)
     if len(found) == 0:
-        raise UsageError(f"seed {seed} is not in the dataset, which has {values['seed'].values.tolist()}.")
+        raise UsageError(f"seed {seed} is not in the dataset: choose one of {values['seed'].values.tolist()}.")
     return int(found[0])
 
 

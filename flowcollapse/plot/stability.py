@@ -103,8 +103,7 @@ def _model(dataset: xr.Dataset) -> Any:
     """The model that all runs share."""
     from ..model.ufm import UFM
 
-    fields = (*SHAPES, "weight_decay", "use_bias", "loss")
-    return UFM(**{field: value for field, value in model_options(dataset).items() if field in fields})
+    return UFM(**model_options(dataset))
 
 
 def _check_plain_descent(dataset: xr.Dataset) -> None:

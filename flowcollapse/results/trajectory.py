@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 class Trajectory(eqx.Module):
     """One run, or a batch of runs under `jax.vmap` (every array then has the lanes as leading axes).
 
+    - `model`, `method`: those of the run, with their numbers as arrays.
     - `ts`: times of the saves; for descent, the time of a step is the sum of the step sizes up to it.
     - `metrics`: a mapping from names to values at `ts`, see `fc.metrics`.
     - `final`: the `State` at the end, at time `t_end`; its `H` is computed only on request.
@@ -33,6 +34,16 @@ class Trajectory(eqx.Module):
     - `result`: the `Verdict`, which has a `message`; under jit, vmap or in a batch, the array of codes.
     - `stats`: steps accepted and rejected, and evaluations of the vector field if the solver counts them.
     - `coordinates`: the coordinates (columns and rows) in which the run was integrated.
+
+    `code`, `frame`, `end` and `points` are the raw form of `result`, `coordinates`, `final` and `states`.
+
+    Example:
+        >>> import jax, flowcollapse as fc
+        >>> model = fc.UFM(num_classes=3, samples_per_class=3, num_features=15)
+        >>> start = fc.initial.sphere(model, eps=0.1, key=jax.random.key(0))
+        >>> path = fc.simulate(model, start, fc.Descent("sgd", 10, learning_rate=0.05), ts=3, metrics="risk")
+        >>> path.ts.round(2).tolist(), path.final.W.shape, path.result.name
+        ([0.0, 0.25, 0.5], (3, 15), 'step_limit')
     """
 
     ts: Float[Array, "*lanes time"]

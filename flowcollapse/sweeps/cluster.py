@@ -58,7 +58,7 @@ def connect(
         return Client(address, security=security, timeout=PATIENCE)
     except (OSError, ValueError, TypeError) as error:
         dask.config.set(scheduler=before)  # otherwise Dask would read every file through the failed client
-        raise UsageError(f"scheduler {address} does not answer: {error}.") from None
+        raise UsageError(f"scheduler {address} does not answer: {error}; start it, or give its address.") from None
 
 
 @contextlib.contextmanager
@@ -76,7 +76,9 @@ def connected(scheduler: Any) -> "Iterator[distributed.Client | None]":
     elif scheduler is None or hasattr(scheduler, "scheduler_info"):
         yield scheduler
     else:
-        raise UsageError(f"scheduler must be the address or the client of a Dask cluster, got {shown(scheduler)}.")
+        raise UsageError(
+            f"scheduler must be the address or the client of a Dask cluster, got {shown(scheduler)}: pass one."
+        )
 
 
 def on_cluster(

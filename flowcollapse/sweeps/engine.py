@@ -126,7 +126,10 @@ def chosen_devices(devices: Any) -> list[Device]:
     if isinstance(devices, Iterable) and not isinstance(devices, str) and not hasattr(devices, "dtype"):
         given = list(devices)
         if not given or not all(isinstance(device, jax.Device) for device in given) or len(set(given)) < len(given):
-            raise UsageError(f"devices must be a number or a list of different jax devices, got {shown(devices)}.")
+            raise UsageError(
+                f"devices must be a number or a list of different jax devices, got {shown(devices)}: "
+                "choose from jax.devices()."
+            )
         return given
     if devices is not None:
         check_integer("devices", devices)

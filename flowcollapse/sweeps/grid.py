@@ -85,7 +85,7 @@ def make_grid(model: UFM, method: Method, eps: Any, seeds: Any, axes: Mapping[st
         UsageError: for an axis that is empty, repeats a value, does not exist, or holds an invalid value.
     """
     if not isinstance(model, UFM):
-        raise UsageError(f"model must be an fc.UFM, got {shown(model)}.")
+        raise UsageError(f"model must be an fc.UFM, got {shown(model)}: make one with fc.UFM.")
     check_method(method)
     start = Start(start)
     allowed = (*SHAPE_AXES, *model.numbers, *start.numbers, *method.numbers)
@@ -118,7 +118,9 @@ def checked_axes(allowed: Sequence[str], eps: Any, seeds: Any, axes: Mapping[str
     """
     for name in axes:
         if name not in allowed:
-            raise UsageError(f"axis {name!r} is not one of {', '.join(allowed)}{nearest(name, allowed) or '.'}")
+            raise UsageError(
+                f"axis {name!r} is not one of {', '.join(allowed)}: choose one of these{nearest(name, allowed) or '.'}"
+            )
     ordered = sorted(axes, key=lambda name: SHAPE_AXES.index(name) if name in SHAPE_AXES else len(SHAPE_AXES))
     checked = {name: checked_axis(name, axes[name]) for name in ordered}
     checked |= {"eps": checked_axis("eps", eps), "seed": _checked_seeds(seeds)}
@@ -142,13 +144,15 @@ def _checked_seeds(seeds: Any) -> tuple[int, ...]:
         seeds = _plain(seeds)
     if isinstance(seeds, int) and not isinstance(seeds, bool):
         if not 1 <= seeds <= MOST_SEEDS:
-            raise UsageError(f"seeds must be at least 1, and at most 2^31 of them, got {seeds}.")
+            raise UsageError(f"seeds must be at least 1, and at most 2^31 of them, got {seeds}: give another number.")
         return tuple(range(seeds))
     single = callable(seeds) or isinstance(seeds, str | bytes | Mapping)
     given: list[Any] = [seeds] if single else _listed("seeds", seeds)
     for seed in given:
         if type(seed) is not int or not 0 <= seed <= LARGEST_SEED:
-            raise UsageError(f"seeds must be integers from 0 to 2^63 - 1, or how many of them, got {shown(seed)}.")
+            raise UsageError(
+                f"seeds must be integers from 0 to 2^63 - 1, or how many of them, got {shown(seed)}: use one of these."
+            )
     _check_values("seeds", given)
     return tuple(given)
 
@@ -187,14 +191,14 @@ def _number(name: str, value: Any) -> Any:
     if not all(isinstance(x, numbers.Real) and not isinstance(x, bool) for x in parts):
         raise _not_numbers(name, value)
     if not all(isinstance(x, int) or math.isfinite(x) for x in parts):
-        raise UsageError(f"{name} must be finite, got {shown(value)}.")
+        raise UsageError(f"{name} must be finite, got {shown(value)}: remove it.")
     parts = parts if name in SHAPE_AXES else tuple(map(float, parts))
     return parts if several else parts[0]
 
 
 def _not_numbers(name: str, value: Any) -> UsageError:
     if callable(value):
-        cure = "an axis varies numbers, so run once for each schedule or other function"
+        cure = "run once for each schedule or other function"
     else:
         cure = f"give numbers, as [0.1, 0.2]{f', or lists of {LISTS[name]}' if name in LISTS else ''}"
     return UsageError(f"{name} must be a list of numbers, got {shown(value)}: {cure}.")

@@ -227,7 +227,7 @@ def attributes(path: Path) -> dict[str, Any]:
     if not path.exists():
         raise UsageError(f"{path} does not exist: give the path of a sweep's store.")
     if path.is_file():
-        raise UsageError(f"{path} is a file, and the store of a sweep is a folder: a netCDF file opens with xarray.")
+        raise UsageError(f"{path} is a file, and the store of a sweep is a folder: open a netCDF file with xarray.")
     found = _group(path).get("attributes", {}) or _json(path / ".zattrs")
     if found.get("format") in FORMATS:
         return found

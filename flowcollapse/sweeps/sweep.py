@@ -39,7 +39,16 @@ NUM_SAVES = 41
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C during a sweep. `dataset` holds the finished lanes; the message says how to resume."""
+    """Ctrl-C during a sweep. `dataset` holds the finished lanes; the message says how to resume.
+
+    Example:
+        >>> import flowcollapse as fc
+        >>> def patient(**options):
+        ...     try:
+        ...         return fc.sweep(**options)
+        ...     except fc.Interrupted as stop:
+        ...         return stop.dataset
+    """
 
     def __init__(self, message: str, dataset: "xr.Dataset"):
         super().__init__(message)
@@ -73,7 +82,7 @@ def sweep(
         eps: norms of the starts: a list, an array of any library, a generator, or a single number.
         seeds: the number of seeds, or a list of them. The start of a lane is
             `fc.initial.sphere(model, eps, key=jax.random.key(seed))`, so it depends only on its seed and eps.
-        ts: save times that all lanes share, or the number of equally spaced times that each lane saves up to its own
+        ts: save times that all lanes share, shape (time,), or the number of equally spaced times that each lane saves up to its own
             end; default 41.
         metrics: names of the metrics to keep. Default: every metric that all lanes have, except `sharpness`.
         store: a local folder that the sweep is written to while it runs. The same call resumes it. A call with more
@@ -157,7 +166,7 @@ def _check_start(start: Any) -> None:
     if not isinstance(start, str | Start):
         raise UsageError(
             f"start must be the name of a random start, {', '.join(map(repr, STARTS))}, got {type(start).__name__}: "
-            "fc.sweep draws its starts by eps and seed; fc.compare and fc.simulate take states."
+            "give eps and seeds, or pass states to fc.compare or fc.simulate."
         )
 
 
@@ -264,7 +273,9 @@ def _times(ts: Any, grid: Grid) -> tuple[float, ...] | int:
         ts = np.asarray(list(ts) if isinstance(ts, Iterator) else ts)
         ts = ts if ts.ndim else ts.item()
     except Exception:  # objects of other libraries raise their own errors when converted
-        raise UsageError(f"ts must be a list of increasing times or a number of them, got {shown(ts)}.") from None
+        raise UsageError(
+            f"ts must be a list of increasing times or a number of them, got {shown(ts)}: give one of these."
+        ) from None
     if isinstance(ts, int | np.integer) and not isinstance(ts, bool):
         check_integer("ts", ts)
         first = {name: grid.axes[name][0] for name in grid.method.numbers if name in grid.axes}

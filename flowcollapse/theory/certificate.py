@@ -18,14 +18,23 @@ from ..results.provenance import precision, versions
 from .laws import LAWS as LAWS, Law
 from .laws.lab import Lab
 
+__all__ = ["LAWS", "Certificate", "Row", "verify"]
+
 
 @dataclasses.dataclass(frozen=True)
 class Row:
     """The result for one law.
 
+    - `name`, `statement`, `source`: the law, in words and formulas.
     - `measured`, `tolerance`: of the comparison with the largest ratio of the two.
-    - `comparisons`: the number of comparisons.
+    - `comparisons`: the number of comparisons, which took `seconds`.
     - `message`: the reason why the law could not be measured, if it could not.
+
+    Example:
+        >>> import flowcollapse as fc
+        >>> row = fc.theory.certificate.Row("a law", "1 = 1", "Peano", 0.0, 1e-12, comparisons=1, seconds=0.1)
+        >>> row.passed, row.verdict
+        (True, 'pass')
     """
 
     name: str
@@ -48,7 +57,14 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Certificate:
-    """The rows, with the versions, device and precision they were measured with."""
+    """The rows, with the versions, device and precision they were measured with.
+
+    Example:
+        >>> import flowcollapse as fc
+        >>> certificate = fc.theory.certificate.Certificate((), {"jax": "0.12.0"}, "cpu", "float64")
+        >>> certificate.passed, "rows" in certificate.to_json()
+        (True, True)
+    """
 
     rows: tuple[Row, ...]
     versions: dict[str, str]
@@ -118,15 +134,15 @@ def verify(only: str | Iterable[str] | None = None, *, report: Callable[[Row], N
         True
     """
     if report is not None and not callable(report):
-        raise UsageError(f"report must be a function of a row, got {shown(report)}.")
+        raise UsageError(f"report must be a function of a row, got {shown(report)}: pass one, such as print.")
     try:
         names = list(LAWS) if only is None else [only] if isinstance(only, str) else list(only)
     except TypeError:  # not iterable
-        raise UsageError(f"only must be a list of names of laws, got {shown(only)}.") from None
+        raise UsageError(f"only must be a list of names of laws, got {shown(only)}: choose from LAWS.") from None
     for name in names:
         if not isinstance(name, str) or name not in LAWS:
-            hint = nearest(name, LAWS) or f"; choose from {', '.join(LAWS)}."
-            raise UsageError(f"law {shown(name)} is not known{hint}")
+            cure = nearest(name, LAWS) or f"; choose from {', '.join(LAWS)}."
+            raise UsageError(f"law {shown(name)} is not known{cure}")
     if precision() != "float64":
         raise UsageError("verify needs float64 but JAX runs in 32 bits: call fc.enable_x64() first.")
     lab, rows = Lab(), []

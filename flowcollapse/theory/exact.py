@@ -36,6 +36,8 @@ from .bias import Times, bias, bias_rate, checked_times, integral, least
 from .riccati import balanced_flow as balanced_flow, second_phase as second_phase
 from .subspace import EQUAL_COUNTS, check_on_subspace, point_with
 
+__all__ = ["balanced_flow", "half_time", "second_phase", "subspace_descent", "subspace_flow"]
+
 
 def subspace_flow(model: UFM, start: State, ts: Times, *, rtol: Number | None = None) -> State:
     """The gradient flow on the invariant subspace S.
@@ -94,7 +96,7 @@ def subspace_descent(
     Args:
         model: the model, with balanced classes and equal decay of W and H.
         start: a state on S, in any columns, without leading axes.
-        steps: the numbers of steps after which states are wanted, 0 or more each.
+        steps: the numbers of steps after which states are wanted, 0 or more each, shape (kept,).
         learning_rate: the step size; it may be so large that descent does not follow the flow.
         rtol: how far the start may be off S, see `fc.theory.subspace.contains`.
 
@@ -121,7 +123,7 @@ def subspace_descent(
     check_number("learning_rate", learning_rate)
     given = real_numbers(list(steps) if isinstance(steps, Sequence) else steps)
     if given is None or given.ndim != 1:
-        raise UsageError(f"steps must be a list of numbers of steps, got {shown(steps)}.")
+        raise UsageError(f"steps must be a list of numbers of steps, got {shown(steps)}: give one, such as [0, 100].")
     steps = [check_integer("steps", k, least=0) for k in given]
     model, eta = as_arrays((model, learning_rate), start.W.dtype)
     return _subspace_descent(model, start, eta, jnp.asarray(steps, int), int(max(steps, default=0)))
@@ -167,13 +169,15 @@ def half_time(model: UFM, mu: Float[Array | np.ndarray, "*shape"] | Number) -> F
     require(model, balanced=EQUAL_COUNTS)
     _check_decay(model)
     if not is_traced(mu) and real_numbers(mu) is None:
-        raise UsageError(f"mu must hold numbers, got {shown(mu)}.")
+        raise UsageError(f"mu must hold numbers, got {shown(mu)}: give eigenvalues of W W^T.")
     mu = jnp.asarray(mu if is_traced(mu) else real_numbers(mu))
     mu = mu.astype(jnp.result_type(mu, float))
     r = _subspace_rate(model, mu.dtype)
     inside = (mu > 0) & (mu < r)
     if not is_traced(inside) and not bool(jnp.all(inside)):
-        raise UsageError(f"mu must lie between 0 and {float(r):g}, the limit of a mode, got {mu}.")
+        raise UsageError(
+            f"mu must lie between 0 and {float(r):g}, the limit of a mode, got {mu}: leave out the others."
+        )
     return jnp.log1p((r - 2 * mu) / mu) / (2 * r)
 
 

@@ -38,6 +38,8 @@ from ..model.requirements import known_decays, require
 from ..model.state import State
 from ..model.ufm import UFM
 
+__all__ = ["critical_point", "divergence_threshold", "settled_eigenvalue", "spectrum", "stability_threshold"]
+
 EQUAL_COUNTS = "S is defined for equal counts: use equal counts, or fc.hessian_spectrum at a state"
 
 
@@ -140,6 +142,9 @@ def stability_threshold(model: UFM) -> Float[Array, ""]:
     It is two over the largest eigenvalue at the critical points of the highest rank: `2 / (C N + sqrt N)` without
     decay, and `1 / sqrt N` without a bias. Below it, descent is linearly stable there.
 
+    Args:
+        model: the model, with balanced classes, equal decays of W and H and none of b.
+
     Raises:
         UsageError: for the reasons `spectrum` has.
 
@@ -160,7 +165,10 @@ def divergence_threshold(model: UFM) -> Float[Array, ""]:
     Along b the Hessian's quadratic form is `n_tot + lam_b` at every state, so its largest eigenvalue is at least that.
     On S the mean of b obeys `beta <- beta - eta (n_tot + lam_b) (beta - beta_inf)` and diverges. Descent that
     starts off S may diverge at smaller step sizes. For balanced classes without decay this is `1 + 1/(C sqrt N)`
-    times the stability threshold. Any counts and decays are allowed.
+    times the stability threshold.
+
+    Args:
+        model: the model, with a bias; any counts and decays are allowed.
 
     Raises:
         UsageError: for a model without a bias, whose curvature has no lower bound.

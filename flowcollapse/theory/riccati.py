@@ -19,6 +19,8 @@ from ..simulation import as_arrays, checked_start
 from .bias import Times, bias, checked_times, integral, least
 from .subspace import check_rtol, default_rtol
 
+__all__ = ["balanced_flow", "second_phase"]
+
 
 def balanced_flow(model: UFM, start: State, ts: Times, *, rtol: Number | None = None) -> State:
     """The gradient flow from a balanced start, `W^T W - H H^T = lam I`, by the solution of a matrix Riccati equation.

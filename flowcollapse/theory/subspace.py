@@ -14,9 +14,9 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from .. import metrics
 from .._checks import Number, check_number, is_traced
 from .._errors import UsageError
+from ..metrics.evaluation import evaluate, observe
 from ..metrics.view import View
 from ..model.batch import of_states
 from ..model.columns import root_counts
@@ -25,11 +25,21 @@ from ..model.requirements import check_state, require
 from ..model.state import State
 from ..model.ufm import UFM
 
+__all__ = ["RiskParts", "contains", "dimension", "distance", "project", "relative_distance", "risk_parts"]
+
 EQUAL_COUNTS = "the subspace S is defined for equal counts: use equal counts"
 
 
 class RiskParts(NamedTuple):
-    """The risk on S in two parts that do not interact: one of the classifier, one of the bias."""
+    """The risk on S in two parts that do not interact: one of the classifier, one of the bias.
+
+    Example:
+        >>> import jax, flowcollapse as fc
+        >>> model = fc.UFM(num_classes=3, samples_per_class=3, num_features=15)
+        >>> parts = fc.theory.subspace.risk_parts(model, fc.initial.collapsed(model, key=jax.random.key(0)))
+        >>> bool(parts.classifier + parts.bias < 1e-8)
+        True
+    """
 
     classifier: Float[Array, "*batch"]
     bias: Float[Array, "*batch"]
@@ -37,6 +47,9 @@ class RiskParts(NamedTuple):
 
 def dimension(model: UFM) -> int:
     """The dimension of S: `p (C - 1) + 1`, and `p C` without a bias.
+
+    Args:
+        model: the model, with balanced classes.
 
     Raises:
         UsageError: if the classes are not balanced.
@@ -101,6 +114,10 @@ def point_with(problem: Problem, W: Float[Array, "C p"], b: Float[Array, " C"], 
 def distance(model: UFM, state: State) -> Float[Array, "*batch"]:
     """The distance `||z - Pi_S z||` of a state to S: the metric `distance`, one number for each leading index.
 
+    Args:
+        model: the model, with balanced classes.
+        state: a state of it in any columns, with any leading axes.
+
     Raises:
         UsageError: if the classes are not balanced or the state's shapes do not fit the model.
 
@@ -114,14 +131,20 @@ def distance(model: UFM, state: State) -> Float[Array, "*batch"]:
         >>> bool(fc.theory.subspace.distance(model, state) < 1e-6)
         True
     """
-    return metrics.evaluate(model, state, ("distance",))["distance"]
+    return evaluate(model, state, ("distance",))["distance"]
 
 
 def relative_distance(model: UFM, state: State) -> Float[Array, "*batch"]:
     """The distance to S divided by the norm of the state, as in the paper's Figure 2; NaN at the origin.
 
+    Args:
+        model: the model, with balanced classes.
+        state: a state of it in any columns, with any leading axes.
+
     Raises:
         UsageError: if the classes are not balanced or the state's shapes do not fit the model.
+
+    Source: the paper, Figure 2.
 
     Example:
         >>> import jax, flowcollapse as fc
@@ -130,7 +153,7 @@ def relative_distance(model: UFM, state: State) -> Float[Array, "*batch"]:
         >>> bool(0.5 < fc.theory.subspace.relative_distance(model, state) < 1)
         True
     """
-    return metrics.evaluate(model, state, ("relative_distance",))["relative_distance"]
+    return evaluate(model, state, ("relative_distance",))["relative_distance"]
 
 
 def contains(model: UFM, state: State, rtol: Number | None = None) -> Bool[Array, "*batch"]:
@@ -164,7 +187,7 @@ def contains(model: UFM, state: State, rtol: Number | None = None) -> Bool[Array
 
 def _contains(model: UFM, state: State, allowed: Float[Array, ""]) -> Bool[Array, ""]:
     problem, point = problem_of(model, state)
-    off = metrics.observe(problem, point._replace(b=jnp.zeros_like(point.b)), ("distance",), None)["distance"]
+    off = observe(problem, point._replace(b=jnp.zeros_like(point.b)), ("distance",), None)["distance"]
     size = jnp.sqrt(jnp.sum(state.W**2) + jnp.sum(state.X**2))
     uneven = jnp.linalg.norm(state.b - jnp.mean(state.b))
     bias_size = jnp.maximum(jnp.linalg.norm(state.b), model.num_classes**-0.5)
@@ -203,7 +226,7 @@ def risk_parts(model: UFM, state: State, rtol: Number | None = None) -> RiskPart
 def _risk_parts(model: UFM, state: State) -> RiskParts:
     problem, point = problem_of(model, state)
     lam_W, lam_H, lam_b = problem.decays(state.W.dtype)
-    values = metrics.observe(problem, point, ("snc1", "snc3"), None)
+    values = observe(problem, point, ("snc1", "snc3"), None)
     classifier = values["snc1"] ** 2 + (lam_W + lam_H) * jnp.sum(state.W**2)
     bias = model.num_samples * values["snc3"] ** 2 + lam_b * jnp.sum(state.b**2)
     return RiskParts(classifier / 2, bias / 2)

@@ -122,7 +122,7 @@ BAD = {
     "simulate --learning-rate 0.1": "--learning-rate is for a descent, and the method is flow",
     "sweep --method descent --rtol 1e-6": "--rtol is for a flow, and the method is descent",
     "sweep --num-processes 2": "num_processes is for --distributed",
-    "sweep --seeds many": "is not a count, a range as 0:256",
+    "sweep --seeds many": "is not a count, a range or a list: write 256, 0:256",
     "sweep --seeds 1,1": "seeds holds 1 twice",
     "sweep --devices 0": "devices must be a positive integer",
     "sweep --optimizer SDG --method descent": "did you mean 'sgd'?",

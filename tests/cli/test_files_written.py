@@ -57,7 +57,7 @@ def test_plot_reads_a_run(run, tmp_path, capsys):
     code = cli.main(["plot", str(run), "--out", str(tmp_path / "a.png"), "--metric", "RISK"])
     if run.suffix == ".csv":
         assert code == 2
-        assert "pictures are drawn from .nc and .zarr" in capsys.readouterr().err
+        assert "give a .nc file or a .zarr store" in capsys.readouterr().err
         return
     assert code == 0
     assert matplotlib.image.imread(tmp_path / "a.png").std() > 0.01

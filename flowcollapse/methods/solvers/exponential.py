@@ -6,7 +6,7 @@ takes DOP853's twelve stages, and the fast part at the fraction x of a step is
     fast(x) = exp(-a h x) fast0 + h sum_j w_j(a h) g_j
 
 with weights that are exact for polynomials however stiff `a` is, and DOP853's own where `a h` is small. So neither
-accuracy nor step size depends on the stiffness. The weights, derived here, are in `exponential_weights.py`;
+accuracy nor step size depends on the stiffness. The weights, derived here, are in `weights.py`;
 `docs/solver.md` has the derivation and the measurements; the coefficients of DOP853 are in `dop853.py`.
 """
 

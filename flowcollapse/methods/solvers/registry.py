@@ -34,7 +34,7 @@ def solver_of(solver: str | dfx.AbstractSolver) -> dfx.AbstractSolver:
     if isinstance(solver, str):
         solver = SOLVERS.find(solver)()
     if not isinstance(solver, dfx.AbstractAdaptiveSolver):
-        raise UsageError(f"solver must be a name or a diffrax solver with an error estimate, got {solver!r}.")
+        raise UsageError(f"solver must be a name or a diffrax solver with an error estimate, got {solver!r}: pass one.")
     return _for_lanes(solver)
 
 

@@ -13,9 +13,20 @@ from ...model.ufm import UFM
 from ..bias import checked_times
 from .escape import Escape, check_small_start
 
+__all__ = ["LearningCurve", "descent_curve", "learning_curve", "mean_modes"]
+
 
 class LearningCurve(NamedTuple):
-    """A learning curve: the squared singular values `mu` of W, the mean `beta` of the bias, and the risk at `ts`."""
+    """A learning curve: the squared singular values `mu` of W, the mean `beta` of the bias, and the `risk` at `ts`.
+
+    Example:
+        >>> import jax, flowcollapse as fc
+        >>> model = fc.UFM(num_classes=3, samples_per_class=3, num_features=15)
+        >>> start = fc.initial.sphere(model, eps=1e-3, key=jax.random.key(0))
+        >>> curve = fc.theory.curves.learning_curve(model, start, [0.0, 20.0])
+        >>> curve.mu.shape, curve.beta.round(3).tolist()
+        ((2, 2), [0.0, 0.333])
+    """
 
     ts: Float[Array, " time"]
     mu: Float[Array, "time k"]
@@ -43,8 +54,8 @@ def learning_curve(model: UFM, start: State, ts: Any, *, corrected: bool = True)
         UsageError: for a model with decay or unequal counts, a start that is neither small (see `fc.predict`) nor on S,
             or invalid times.
 
-    On S the curve is exact at any size (the flow of `W' = -(W W^T - s P) W`, after the paper); that a small start
-    shadows it, and K2, are derived here.
+    Source: on S the curve is exact at any size (the paper's flow `W' = -(W W^T - s P) W`); that a small start shadows
+    it, and K2, are derived here.
 
     Example:
         >>> import jax, flowcollapse as fc
@@ -83,7 +94,7 @@ def descent_curve(model: UFM, start: State, learning_rate: Number, num_steps: in
     Raises:
         UsageError: for the reasons `learning_curve` has, and for a learning rate that is not positive.
 
-    On S the curve is exact at any size; that a small start shadows it is derived here.
+    Source: on S the curve is exact at any size, by the paper; that a small start shadows it is derived here.
 
     Example:
         >>> import jax, flowcollapse as fc
@@ -131,7 +142,7 @@ def mean_modes(model: UFM, start: State, ts: Any) -> tuple[Float[Array, "time p"
     Raises:
         UsageError: for the reasons `learning_curve` has.
 
-    Derived here.
+    Source: derived here.
 
     Example:
         >>> import jax, jax.numpy as jnp, flowcollapse as fc

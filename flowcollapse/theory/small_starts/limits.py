@@ -21,12 +21,25 @@ from ...endings.modes import Growth, target_modes
 from ...endings.plateau import DECAY
 from ...model.batch import floating, is_small
 from ...model.problem import problem_of
-from ...model.requirements import check_one, check_state, require
+from ...model.requirements import check_model, check_one, check_state, require
 from ...model.state import State
 from ...model.ufm import UFM
 from ...programs import Program
 from .escape import Escape, Parts, check_small_start
 from .scaling import kappa as kappa, powers as powers, rms as rms
+
+__all__ = [
+    "Limit",
+    "Plateau",
+    "decay_limit",
+    "imbalanced_limit",
+    "kappa",
+    "plateau",
+    "plateau_steps",
+    "plateau_time",
+    "powers",
+    "rms",
+]
 
 
 class Plateau(NamedTuple):
@@ -36,6 +49,13 @@ class Plateau(NamedTuple):
     - `u`, `v`: its mean modes `W^T 1/sqrt C` and `B 1/sqrt C`, zero without a bias.
     - `metrics`: the leading order of each metric, by the names of `fc.metrics`; zero if the metric decays to zero.
       Unlike the metrics of `state`, these values keep all digits at any eps.
+
+    Example:
+        >>> import jax, flowcollapse as fc
+        >>> model = fc.UFM(num_classes=3, samples_per_class=3, num_features=15)
+        >>> end = fc.theory.limits.plateau(model, fc.initial.sphere(model, eps=1e-3, key=jax.random.key(0)))
+        >>> end.state.W.shape, end.u.shape
+        ((3, 15), (15,))
     """
 
     state: State
@@ -45,7 +65,14 @@ class Plateau(NamedTuple):
 
 
 class Limit(NamedTuple):
-    """The limit of every generic small start: `gram` is `W W^T`, `b` the bias, `mean` is x in `gram`'s `x 11^T/C`."""
+    """The limit of every generic small start: `gram` is `W W^T`, `b` the bias, `mean` is x in `gram`'s `x 11^T/C`.
+
+    Example:
+        >>> import flowcollapse as fc
+        >>> model = fc.UFM(num_classes=2, samples_per_class=4, num_features=5)
+        >>> fc.theory.limits.imbalanced_limit(model).gram.round(3).tolist()
+        [[1.0, -1.0], [-1.0, 1.0]]
+    """
 
     gram: Float[Array, "C C"]
     b: Float[Array, " C"]
@@ -83,7 +110,7 @@ def plateau(model: UFM, start: State) -> Plateau:
     Raises:
         UsageError: for a model with decay or unequal counts, or a start that does not fit it or is not small.
 
-    The relative error is O(eps^2 ln 1/eps) for each metric.
+    Source: derived here. The relative error is O(eps^2 ln 1/eps) for each metric.
 
     Example:
         >>> import jax, flowcollapse as fc
@@ -153,7 +180,7 @@ def imbalanced_limit(model: UFM) -> Limit:
     Raises:
         UsageError: for a model with decay or fewer features, or another loss than the squared error.
 
-    Derived here.
+    Source: derived here.
 
     Example:
         >>> import flowcollapse as fc
@@ -185,7 +212,7 @@ def decay_limit(model: UFM) -> Limit:
     Raises:
         UsageError: for unequal counts, fewer features, a decay of only one of W and H, or another loss.
 
-    Derived here.
+    Source: derived here.
 
     Example:
         >>> import flowcollapse as fc
@@ -193,6 +220,7 @@ def decay_limit(model: UFM) -> Limit:
         >>> fc.theory.limits.decay_limit(model).gram.round(3).tolist()[0]
         [1.0, -0.5, -0.5]
     """
+    check_model(model)
     require(
         model,
         balanced="decay_limit is known for equal counts: use equal counts, or fc.simulate",
@@ -238,7 +266,7 @@ def plateau_time(model: UFM, start: State, decay: float = DECAY) -> Float[Array,
     Raises:
         UsageError: if the start does not fit the model, or the loss is not the squared error.
 
-    Derived here. It is where `fc.simulate` ends by default.
+    Source: derived here. It is where `fc.simulate` ends by default.
 
     Example:
         >>> import jax, flowcollapse as fc
@@ -276,7 +304,7 @@ def plateau_steps(model: UFM, start: State, learning_rate: Number, decay: float 
     Raises:
         UsageError: for a learning rate out of range, decay or unequal counts, or a start that does not fit.
 
-    Derived here.
+    Source: derived here.
 
     Example:
         >>> import jax, flowcollapse as fc
@@ -290,7 +318,9 @@ def plateau_steps(model: UFM, start: State, learning_rate: Number, decay: float 
     check_number("decay", decay)
     highest = 2 / (model.num_samples + math.sqrt(model.counts[0]))
     if not is_traced(learning_rate) and np.any(np.asarray(learning_rate) >= highest):
-        raise UsageError(f"learning_rate is {learning_rate!r}, but collapse attracts descent only below {highest:.6g}.")
+        raise UsageError(
+            f"learning_rate is {learning_rate!r}, but collapse attracts descent only below {highest:.6g}: lower it."
+        )
     model, start = floating(model, start)
     numbers = (jnp.asarray(number, start.X.dtype) for number in (learning_rate, decay))
     return _plateau_steps(model, start, *numbers, quick=is_small(start))

@@ -28,6 +28,8 @@ from .escape import Escape, check_small_start
 if TYPE_CHECKING:
     import xarray as xr
 
+__all__ = ["predict", "states", "trajectory"]
+
 
 class Prediction(eqx.Module):
     """Takes the place of the method in the result of a prediction."""
@@ -68,6 +70,8 @@ def predict(model: UFM, start: State, ts: Any = None, *, metrics: Any = None) ->
     30). At x = 1, SNC1 is off by 20 to 80 %. Metrics that decay to zero are predicted down to their next order, the
     risk down to O(eps^8).
 
+    Source: derived here.
+
     Example:
         >>> import jax, flowcollapse as fc
         >>> model = fc.UFM(num_classes=3, samples_per_class=3, num_features=15)
@@ -80,7 +84,18 @@ def predict(model: UFM, start: State, ts: Any = None, *, metrics: Any = None) ->
 
 
 def trajectory(model: UFM, start: State, ts: Any = None, *, metrics: Any = None) -> Trajectory:
-    """The prediction as a `Trajectory`, for use inside `jax.jit` and `jax.vmap`; arguments as for `predict`.
+    """The prediction as a `Trajectory`, for use inside `jax.jit` and `jax.vmap`.
+
+    Args:
+        model: the model: balanced, without decay, at any p, with or without a bias.
+        start: one small state with `b0 = beta0 1`.
+        ts: times, shape (time,). Default: 101 equal times up to the plateau.
+        metrics: names of the metrics, as for `fc.simulate`.
+
+    Raises:
+        UsageError: as for `predict`.
+
+    Source: derived here.
 
     Example:
         >>> import jax, flowcollapse as fc
@@ -145,7 +160,7 @@ def states(model: UFM, start: State, ts: Any) -> State:
     Raises:
         UsageError: for the reasons `predict` has.
 
-    Derived here.
+    Source: derived here.
 
     Example:
         >>> import jax, flowcollapse as fc

@@ -12,6 +12,8 @@ from ...model.requirements import require
 from ...model.ufm import UFM
 from .escape import check_small_eps, mean_mode_nodes, require_plain
 
+__all__ = ["kappa", "powers", "rms"]
+
 
 def kappa(model: UFM) -> float:
     """The fraction of the mean mode v in the span of the modes that remains after the escape; SNC3 scales with it.
@@ -19,10 +21,13 @@ def kappa(model: UFM) -> float:
     `kappa = Gamma(a)^2 / (Gamma(a - 1/2) Gamma(a + 1/2))`, `a = (1 + C s)/2`. It is computed as the mean of `sech z`
     over the density `sech(z)^{C s}`, to full precision at any size.
 
+    Args:
+        model: the model, with balanced classes.
+
     Raises:
         UsageError: for unequal counts, or another loss than the squared error.
 
-    Derived here.
+    Source: derived here.
 
     Example:
         >>> import flowcollapse as fc
@@ -49,7 +54,7 @@ def powers(model: UFM) -> dict[str, int]:
     Raises:
         UsageError: for a model with decay or unequal counts.
 
-    Derived here.
+    Source: derived here.
 
     Example:
         >>> import flowcollapse as fc
@@ -101,7 +106,7 @@ def rms(model: UFM, eps: Any) -> dict[str, Float[Array, "*sizes"]]:
     Raises:
         UsageError: for a model outside these bounds, or an eps that is not positive or not small.
 
-    Leading order in eps; derived here.
+    Source: derived here, to leading order in eps.
 
     Example:
         >>> import flowcollapse as fc
