@@ -35,11 +35,11 @@ half a second to compile."""
 
 
 def enable_compilation_cache(folder: str | os.PathLike[str] | None = None) -> Path | None:
-    """Keep compiled programs on disk, so that the same calls start faster in later processes. Call this before any run.
+    """Keep compiled programs on disk, so that the same calls start faster in later processes.
 
-    The command line does so automatically. Above 1 GiB, the least recently used entries are removed first; damaged
-    entries are recompiled. Several processes may share a folder. The folder holds machine code that JAX runs: let only
-    people you trust write to it.
+    Call this before any run. The command line does so automatically. Above 1 GiB, the least recently used entries are
+    removed first; damaged entries are recompiled. Several processes may share a folder. The folder holds machine code
+    that JAX runs: let only people you trust write to it.
 
     Args:
         folder: where to keep the programs. By default, JAX's own folder if one is set (`JAX_COMPILATION_CACHE_DIR`),

@@ -18,9 +18,10 @@ from ._errors import DevicesWarning, PrecisionWarning, UsageError
 
 
 def enable_x64(enable: bool = True) -> None:
-    """Turn float64 on in JAX, or off again. Call this before making any state.
+    """Turn float64 on in JAX, or off again.
 
-    For eps <= 1e-2, float32 cannot resolve `b - 1/C`, `B - W^T` and SNC1 with any solver.
+    Call this before making any state. For eps <= 1e-2, float32 cannot resolve `b - 1/C`, `B - W^T` and SNC1 with any
+    solver.
 
     Args:
         enable: True for float64, False for float32.
@@ -53,11 +54,12 @@ def tell_precision(dtype: Any, stacklevel: int = 3) -> dict[str, str]:
 
 
 def use_cpu_cores(count: int | None = None) -> None:
-    """Make each CPU core a separate JAX device, so that a sweep uses all of them. Call this before using JAX.
+    """Make each CPU core a separate JAX device, so that a sweep uses all of them.
 
-    `fc.sweep`, `fc.compare` and `reproduce.run` do so automatically, if JAX has not been used yet and the number of
-    devices was not set by this function, `jax_num_cpu_devices`, `--xla_force_host_platform_device_count` or
-    `devices=1`. On a machine with an accelerator they leave the CPU settings unchanged.
+    Call this before using JAX. `fc.sweep`, `fc.compare` and `reproduce.run` do so automatically, if JAX has not been
+    used yet and the number of devices was not set by this function, `jax_num_cpu_devices`,
+    `--xla_force_host_platform_device_count` or `devices=1`. On a machine with an accelerator they leave the CPU
+    settings unchanged.
 
     Each device then runs on one thread and does not split its work any further. A single large problem is faster on one
     device with all threads, without this call.

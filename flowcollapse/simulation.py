@@ -48,7 +48,8 @@ def simulate(
         start: one state of it (use `jax.vmap` for more).
         method: `fc.Flow(...)`, `fc.Descent(...)`, `fc.ModifiedFlow(...)` or `fc.HeavyBallFlow(...)`.
         ts: increasing times of at least 0 at which metrics are saved, shape (time,), or the number of save times. Given
-            a number, the times are equally spaced up to the escape from the origin, and logarithmically in a slow approach after it.
+            a number, the times are equally spaced up to the escape from the origin, and logarithmically in a slow
+            approach after it.
         save_states: keep `path.states`, the state at every time of `ts`.
         metrics: names of the metrics to save, as a text with commas or any iterable of texts. Default: all metrics of
             the model and the start except `sharpness` and, for more than 2^20 entries of H, those of single samples.

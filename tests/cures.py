@@ -3,7 +3,7 @@
 import re
 
 ORDERS = """
-    add, ask, balance, call, change, choose, convert, copy, delete, draw, end, fill, flatten, give, keep, leave,
+    add, ask, balance, call, change, choose, convert, copy, delete, draw, end, fill, flatten, free, give, keep, leave,
     lower, make, map, measure, name, open, pass, pip install, project, raise, remove, reshape, resume, return,
     run, save, select, set, sort, start, take, transpose, use, wait, write
 """

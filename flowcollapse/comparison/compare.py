@@ -78,9 +78,9 @@ def compare(
             numbers (`"adam:learning_rate=0.01,b1=0.8"`), a ready optimizer (`optax.sgd(0.05)`), or a method object
             (`fc.Descent(...)`, `fc.ModifiedFlow(0.05)`; as a text `"modified-flow:learning_rate=0.05"`). A list of
             texts also works; the texts are then the names.
-        ts: the times at which all methods are saved, shape (time,), or roughly how many times to save up to the latest plateau time of
-            the starts (or the flow's `t1`). Given a count, the times are those of steps of the descent with the fewest
-            steps, unless its step size is an axis.
+        ts: the times at which all methods are saved, shape (time,), or roughly how many times to save up to the latest
+            plateau time of the starts (or the flow's `t1`). Given a count, the times are those of steps of the descent
+            with the fewest steps, unless its step size is an axis.
         eps, seeds: norms and seeds of the random starts, as for `fc.sweep`; default 16 seeds.
         metrics: names of the metrics. Default: all metrics.
         flow: the reference that the others are compared with, as a flow or its text.

@@ -218,10 +218,11 @@ class View(Measured):
 
 
 class Metric(NamedTuple):
-    """A metric and its needs: equal counts, the squared error, single samples, much more time than all others together.
+    """A metric: the `function` that computes it from a `View`, its names, and its needs.
 
-    A costly metric is computed only if it is requested by name. `long_name` and `symbol`, the formula in TeX, go into
-    Datasets. Pictures use `label`, or the long name if there is no label.
+    It can need `equal_counts`, the `squared_error`, or single `samples`. A metric that takes much more time than all
+    others together is `costly`: it is computed only if it is requested by name. `long_name` and `symbol`, the formula
+    in TeX, go into Datasets. Pictures use `label`, or the long name if there is no label.
 
     Example:
         >>> import flowcollapse as fc

@@ -341,7 +341,9 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def open_sweep(path: str | os.PathLike[str]) -> "xr.Dataset":
-    """Open the dataset of a sweep's store, finished or not. Values are read from disk when they are used.
+    """Open the dataset of a sweep's store, finished or not.
+
+    Values are read from disk when they are used.
 
     Args:
         path: the folder of the store.
@@ -387,7 +389,7 @@ def _told(path: Path) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or str(error)
         raise UsageError(
-            f"cannot write {path}: {reason}. All finished lanes are kept: free some space, or give another place, and "
+            f"cannot write {path} ({reason}). All finished lanes are kept: free some space, or give another place, and "
             "run the same command again."
         ) from error
 

@@ -39,7 +39,7 @@ NUM_SAVES = 41
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C during a sweep. `dataset` holds the finished lanes; the message says how to resume.
+    """Ctrl-C during a sweep: `dataset` holds the finished lanes, and the message says how to resume.
 
     Example:
         >>> import flowcollapse as fc
@@ -82,8 +82,8 @@ def sweep(
         eps: norms of the starts: a list, an array of any library, a generator, or a single number.
         seeds: the number of seeds, or a list of them. The start of a lane is
             `fc.initial.sphere(model, eps, key=jax.random.key(seed))`, so it depends only on its seed and eps.
-        ts: save times that all lanes share, shape (time,), or the number of equally spaced times that each lane saves up to its own
-            end; default 41.
+        ts: save times that all lanes share, shape (time,), or the number of equally spaced times that each lane saves
+            up to its own end; default 41.
         metrics: names of the metrics to keep. Default: every metric that all lanes have, except `sharpness`.
         store: a local folder that the sweep is written to while it runs. The same call resumes it. A call with more
             seeds, or other values on any axis, adds them and computes only the new lanes; a call with fewer returns

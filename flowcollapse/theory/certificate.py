@@ -57,7 +57,7 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Certificate:
-    """The rows, with the versions, device and precision they were measured with.
+    """The `rows`, with the `versions`, the `device` and the `precision` they were measured with.
 
     Example:
         >>> import flowcollapse as fc

@@ -14,6 +14,7 @@ from trial_losses import Scaled, Trial
 import flowcollapse as fc
 from flowcollapse.curvature import hessian, spectrum
 from flowcollapse.losses import AbstractLoss, Squared
+from flowcollapse.metrics.registry import available
 from flowcollapse.model.columns import ClassMeanColumns
 from flowcollapse.model.coordinates import enter
 from flowcollapse.model.problem import problem_of
@@ -163,7 +164,7 @@ def test_a_run_without_a_known_end_must_be_given_one(model):
 
 @pytest.mark.parametrize("name", ["snc1", "snc2", "snc3", "distance", "relative_distance"])
 def test_metrics_against_the_squared_errors_target_are_refused(model, name):
-    assert name not in fc.metrics.available(model)
+    assert name not in available(model)
     with pytest.raises(fc.UsageError, match=f"'{name}'.*squared error.*'trial'"):
         fc.metrics.evaluate(model, START, [name])
 
