@@ -25,6 +25,21 @@ class AbstractLoss(eqx.Module):
 
     A subclass is final. Its fields are its numbers, such as a smoothing, and can be axes of a sweep; other options are
     static fields. Define `value` and `gradient`; the other members have defaults that promise nothing.
+
+    Source: the weighted form is derived here; `docs/extending.md` has a worked example.
+
+    Example:
+        >>> import jax.numpy as jnp, flowcollapse as fc
+        >>> class Fourth(fc.losses.AbstractLoss):
+        ...     name = "fourth"
+        ...
+        ...     def value(self, logits, targets, ones):
+        ...         return jnp.sum(ones**2 * ((logits - targets) / ones) ** 4) / 4
+        ...
+        ...     def gradient(self, logits, targets, ones):
+        ...         return ones * ((logits - targets) / ones) ** 3
+        >>> fc.UFM(num_classes=2, samples_per_class=1, num_features=2, loss=Fourth()).loss.quadratic
+        False
     """
 
     name: ClassVar[str]

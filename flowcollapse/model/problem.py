@@ -23,7 +23,19 @@ from .ufm import UFM
 
 
 class Point(NamedTuple):
-    """`(W, X, b)` in whatever columns, and rows, the problem at hand uses."""
+    """`(W, X, b)` in the columns and rows of a problem.
+
+    `W` has shape (C, p), `X` shape (p, n) and `b` shape (C,), where n is the number of columns and p that of rows.
+
+    Source: derived here; see `columns.py` and `coordinates.py`.
+
+    Example:
+        >>> import jax, flowcollapse as fc
+        >>> model = fc.UFM(num_classes=3, samples_per_class=5, num_features=4)
+        >>> start = fc.to_class_means(model, fc.initial.sphere(model, eps=0.1, key=jax.random.key(0)))
+        >>> fc.model.problem_of(model, start)[1].X.shape
+        (4, 7)
+    """
 
     W: Float[Array, "C p"]
     X: Float[Array, "p n"]
@@ -31,7 +43,20 @@ class Point(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """`minimise loss(W X + b u^T, T) + decay`: the model seen in one kind of columns."""
+    """The model in one kind of columns: minimise `loss(W X + b u^T, T)` plus decay.
+
+    `model` is the model, and `columns` say what a column of X stands for. Risk, field and logits are methods.
+
+    Source: derived here; see `columns.py`.
+
+    Example:
+        >>> import jax, flowcollapse as fc
+        >>> model = fc.UFM(num_classes=3, samples_per_class=5, num_features=4)
+        >>> start = fc.initial.sphere(model, eps=0.1, key=jax.random.key(0))
+        >>> problem, point = fc.model.problem_of(model, start)
+        >>> bool(abs(problem.risk(point) / fc.risk(model, start) - 1) < 1e-5)
+        True
+    """
 
     model: UFM
     columns: Columns
@@ -82,7 +107,28 @@ class Problem(NamedTuple):
 
 
 def problem_of(model: UFM, state: State) -> tuple[Problem, Point]:
-    """The model in the state's own columns, and the state as a point of it."""
+    """The model in the state's columns, and the state as a point of that problem.
+
+    Args:
+        model: the model.
+        state: one state of it, with H of shape (p, n_tot), W of shape (C, p) and b of shape (C,), or in class means.
+
+    Returns:
+        `(problem, point)`.
+
+    Raises:
+        UsageError: if the model's loss is not the same in the state's columns.
+
+    Source: derived here; see `columns.py`.
+
+    Example:
+        >>> import jax, flowcollapse as fc
+        >>> model = fc.UFM(num_classes=3, samples_per_class=5, num_features=4)
+        >>> start = fc.initial.sphere(model, eps=0.1, key=jax.random.key(0))
+        >>> problem, point = fc.model.problem_of(model, start)
+        >>> problem.logits(point).shape
+        (3, 15)
+    """
     check_columns(model, state.columns, state.X.shape[-1])
     return Problem(model, state.columns.of_counts(model.counts)), Point(state.W, state.X, state.b)
 
