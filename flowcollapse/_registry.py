@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
-from ._checks import shown
+from ._checks import is_traced, shown
 from ._errors import UsageError, nearest
 
 T = TypeVar("T")
@@ -100,8 +100,14 @@ def _value(kind: str, text: str, key: str, value: str) -> bool | int | float:
 def described_by(name: str, fields: Mapping[str, Any], without: Iterable[str] = ()) -> str:
     """A name and the values of some fields as one text: `"name:field=value,field=value"`."""
     left = set(without)
-    values = {key: value.tolist() if hasattr(value, "tolist") else value for key, value in fields.items()}
+    values = {key: _plain(value) for key, value in fields.items()}
     return ":".join([name, *filter(None, [",".join(f"{key}={values[key]}" for key in values if key not in left)])])
+
+
+def _plain(value: Any) -> Any:
+    if is_traced(value):
+        return "..."
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def _folded(name: str) -> str:

@@ -14,7 +14,7 @@ from ._checks import check_flag, check_key, check_number, checked_dtype
 from ._errors import UsageError
 from ._linalg.algebra import qr, svd
 from ._registry import Registry, arguments_of, described_by
-from .model.columns import ClassMeanColumns
+from .model.columns import SAMPLES, ClassMeanColumns
 from .model.requirements import check_columns, check_model, require
 from .model.state import State
 from .model.ufm import UFM
@@ -63,7 +63,7 @@ def sphere(model: UFM, eps, *, key: PRNGKeyArray, reduced: bool | None = None, d
     if reduced is None:
         reduced = p * num_samples >= REDUCED_FROM and ClassMeanColumns(model.counts).admits(model.loss)
     reduced = check_flag("reduced", reduced)
-    check_columns(model, ClassMeanColumns(model.counts) if reduced else None)
+    check_columns(model, ClassMeanColumns(model.counts) if reduced else SAMPLES)
     return _sphere(model, eps, key, reduced, dtype, quick=_is_small(model))
 
 
@@ -75,7 +75,7 @@ def _sphere(model: UFM, eps: Array, key: PRNGKeyArray, reduced: bool, dtype) -> 
     if reduced:
         X, columns = _reduced_normal(model, key_H, dtype)
     else:
-        X, columns = jax.random.normal(key_H, (p, num_samples), dtype), None
+        X, columns = jax.random.normal(key_H, (p, num_samples), dtype), SAMPLES
     return State(X=_scaled(X, eps), W=_scaled(W, eps), b=jnp.zeros(C, dtype), columns=columns)
 
 

@@ -112,7 +112,7 @@ def test_lanes_of_reduced_draws_lift_and_measure_as_single_ones():
 def test_keys_of_the_old_kind_draw_the_same_start():
     old, new = drawn_reduced(jax.random.PRNGKey(4)), drawn_reduced(jax.random.key(4))
     assert np.array_equal(old.H, new.H)
-    assert old.columns is not None
+    assert old.columns.reduced
     assert old.columns.batch_ndim == 0
 
 

@@ -194,7 +194,7 @@ def _in_lanes(starts: State) -> State:
         return jax.tree.map(lambda x: x[None], starts)
     if starts.W.ndim > 3:
         raise UsageError(f"start has leading axes {starts.W.shape[:-2]}, and at most one is taken: flatten them first.")
-    if starts.columns is None or starts.columns.batch_ndim == 1:
+    if not starts.columns.reduced or starts.columns.batch_ndim == 1:
         return starts
     columns = jax.tree.map(lambda x: jnp.broadcast_to(x, (len(starts.W), *x.shape)), starts.columns)
     return State(X=starts.X, W=starts.W, b=starts.b, columns=columns)

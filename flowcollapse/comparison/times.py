@@ -11,9 +11,8 @@ from jaxtyping import Array, Float, Int
 
 from .._errors import UsageError
 from ..endings.plateau import default_times
-from ..methods.base import Method
+from ..methods.base import Method, SteppedMethod
 from ..methods.clock import almost, check_times
-from ..methods.descent import Descent
 from ..methods.flow import Flow
 from ..simulation import as_arrays, checked_times
 from .candidates import Axes, Candidate
@@ -24,20 +23,25 @@ SOME_STEPS = 50
 """Of a descent whose number of steps is open, this many show whether its time goes forward."""
 
 
+def stepped(one: Candidate) -> SteppedMethod:
+    """The method of a candidate that moves in steps."""
+    assert one.method.stepped is not None
+    return one.method.stepped
+
+
 def steps_needed(one: Candidate, axes: Axes, end: float) -> int:
     """The steps that a descent needs to reach the end for all values of the axes.
 
     Raises:
         UsageError: if it is to take fewer, or needs too many.
     """
-    assert isinstance(one.method, Descent)
     _check_clock(one, axes)
     needed = int(_all_steps(one, axes, end).max())
     counted = f"more than {MOST_STEPS}" if needed >= MOST_STEPS else f"{needed}"
-    if one.settled and needed > one.method.num_steps:
+    if one.settled and needed > stepped(one).num_steps:
         raise UsageError(
             f"optimizer {one.name!r} takes {counted} steps to reach time {end:.6g}, and num_steps is "
-            f"{one.method.num_steps}: raise it, or end ts earlier."
+            f"{stepped(one).num_steps}: raise it, or end ts earlier."
         )
     if needed >= MOST_STEPS:
         raise UsageError(
@@ -54,8 +58,7 @@ def _check_clock(one: Candidate, axes: Axes) -> None:
     Raises:
         UsageError: otherwise.
     """
-    assert isinstance(one.method, Descent)
-    method = one.method if one.settled else one.method.with_steps(SOME_STEPS)
+    method = stepped(one) if one.settled else stepped(one).with_steps(SOME_STEPS)
     method = method.with_numbers({name: axes[name][0] for name in one.open})
     times = np.asarray(_clock(as_arrays(method, jnp.result_type(float))))
     if not np.all(np.diff(times) >= 0):
@@ -68,7 +71,7 @@ def ending_at(one: Candidate, axes: Axes, end: float) -> Method:
     Raises:
         UsageError: as `steps_needed`.
     """
-    if not isinstance(one.method, Descent):
+    if one.method.stepped is None:
         if (until := getattr(one.method, "until", None)) is not None:
             raise UsageError(
                 f"{one.name!r} has until={until!r}, but all methods of a comparison end at the same time: "
@@ -76,7 +79,7 @@ def ending_at(one: Candidate, axes: Axes, end: float) -> Method:
             )
         return one.method.with_numbers({"t1": None})
     needed = steps_needed(one, axes, end)
-    method = one.method if one.settled else one.method.with_steps(needed)
+    method = stepped(one) if one.settled else stepped(one).with_steps(needed)
     return method.with_numbers({"t1": end})
 
 
@@ -89,7 +92,7 @@ def _all_steps(one: Candidate, axes: Axes, end: float) -> Int[np.ndarray, " valu
 
 
 @eqx.filter_jit
-def _steps_until(method: Descent, numbers: dict[str, Array], end: Float[Array, ""]) -> Int[Array, " values"]:
+def _steps_until(method: Any, numbers: dict[str, Array], end: Float[Array, ""]) -> Int[Array, " values"]:
     if not numbers:
         return method.steps_until(end, MOST_STEPS)[None]
     return jax.vmap(lambda values: method.with_numbers(values).steps_until(end, MOST_STEPS))(numbers)
@@ -106,7 +109,7 @@ def save_times(
     Raises:
         UsageError: as `steps_needed`.
     """
-    descents = [one for one in candidates if isinstance(one.method, Descent)]
+    descents = [one for one in candidates if one.method.stepped is not None]
     if not descents or any(one.open for one in descents):
         return np.asarray(default_times(count, jnp.asarray(escape), jnp.asarray(end)))
     coarsest = ending_at(min(descents, key=lambda one: steps_needed(one, axes, end)), axes, end)

@@ -103,7 +103,7 @@ def _sharpness(model: UFM, state: State, iterations: int) -> Float[Array, "*batc
     def of_one(one: State) -> Float[Array, ""]:
         frame, problem, point = enter(*jax.lax.stop_gradient((model, one)), "auto")
         away = frame.leave(_top_vector(problem, point, iterations))
-        X = away.H if one.columns is None else away.X
+        X = away.X if one.columns.reduced else away.H
         return _quotient(*problem_of(model, one), Point(away.W, X, away.b))
 
     with jax.default_matmul_precision("highest"):

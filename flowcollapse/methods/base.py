@@ -68,6 +68,11 @@ class Method(eqx.Module):
         return False
 
     @property
+    def stepped(self) -> "SteppedMethod | None":
+        """This method if it moves in steps of a clock, whose number is chosen before the run; None for a flow."""
+        return None
+
+    @property
     def open(self) -> tuple[str, ...]:
         """The names of the numbers that it needs and has not been given."""
         return ()
@@ -86,6 +91,36 @@ class Method(eqx.Module):
     @abc.abstractmethod
     def run(self, problem: Problem, start: Point, ts: Array | int, observe: Callable[[Point], Any] | None) -> Run:
         """Run from `start` and observe at `ts`, or at that many times up to the end; without `observe`, keep points."""
+
+
+class SteppedMethod(Method):
+    """A method that moves in steps, each at a time of its clock."""
+
+    num_steps: eqx.AbstractVar[int]
+
+    @property
+    def stepped(self) -> "SteppedMethod":
+        return self
+
+    @abc.abstractmethod
+    def with_numbers(self, numbers: Mapping[str, Any]) -> "SteppedMethod":
+        """The same method with some of its `numbers` replaced."""
+
+    @abc.abstractmethod
+    def with_steps(self, num_steps: int) -> "SteppedMethod":
+        """The same method with another number of steps."""
+
+    @abc.abstractmethod
+    def step_times(self, dtype) -> Float[Array, " steps_and_start"]:
+        """The time after each step, from 0 on."""
+
+    @abc.abstractmethod
+    def duration(self) -> Float[Array, ""]:
+        """The time after the last step."""
+
+    @abc.abstractmethod
+    def steps_until(self, time: Float[Array, ""], most: int) -> Int[Array, ""]:
+        """How many steps reach a time, at most `most`."""
 
 
 def check_method(method: Any) -> None:

@@ -21,14 +21,14 @@ from ..model.coordinates import check_coordinates, enter
 from ..model.problem import Point, Problem
 from ..model.state import State
 from ..model.ufm import UFM
-from .base import Method, Run
+from .base import Run, SteppedMethod
 from .clock import Clock, check_times, checked_clock, checked_saves, nearest, rule_of, spread
 from .equivariance import obstacle
 from .optimizers import check_arguments, factory_of, missing, structural
 from .transformation import Loss, on_points
 
 
-class Descent(Method):
+class Descent(SteppedMethod):
     """Gradient descent, or any optax optimizer, with a fixed number of steps.
 
     Args:

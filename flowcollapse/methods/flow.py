@@ -23,8 +23,8 @@ from ..model.problem import Point, Problem
 from ..model.ufm import UFM
 from .base import Method, Run
 from .integration import Legs, adjoint_of
-from .layouts import Layout, SecondOrder
-from .solvers.registry import solver_of, splits_stiff_part
+from .layouts import Layout, SecondOrder, layout_of
+from .solvers.registry import solver_of
 
 APPROACHES = ("auto", "explicit", "implicit")
 
@@ -118,19 +118,13 @@ class AbstractFlow(Method):
         """The verdict of a run that ended before the plateau, as it was told to."""
         return Verdict.time_limit
 
-    @property
-    def layout_of_point(self) -> Layout:
-        """How the solver holds a point."""
-        return Layout(splits_stiff_part(solver_of(self.solver)))
-
-    @property
-    def layout(self) -> Layout | SecondOrder:
+    def layout(self, problem: Problem) -> Layout | SecondOrder:
         """How the solver holds the state of the flow."""
-        return self.layout_of_point
+        return layout_of(problem, solver_of(self.solver))
 
     def initial(self, problem: Problem, start: Point) -> PyTree:
         """The state that the flow begins with, in its layout."""
-        return self.layout_of_point.state(problem, start)
+        return layout_of(problem, solver_of(self.solver)).state(problem, start)
 
     def prepared(self, model: UFM, ts: Any) -> "AbstractFlow":
         """The same flow with what is `"auto"` decided, as far as what is known outside of a program allows."""
@@ -152,12 +146,7 @@ class AbstractFlow(Method):
 
     def run(self, problem: Problem, start: Point, ts: Array | int, observe: Callable[[Point], Any] | None) -> Run:
         """Integrate from `start` and observe at `ts`, or at that many times that show the run up to its end."""
-        solver, dtype = solver_of(self.solver), start.X.dtype
-        if splits_stiff_part(solver) and not problem.loss.squared_error:
-            raise UsageError(
-                f"{self.label} takes the mean residual of the squared error apart, but the loss is "
-                f'{problem.loss.text!r}: use solver="tsit5".'
-            )
+        dtype = start.X.dtype
         if self.until is not None and isinstance(ts, int):
             # Where the rest is not known before the run, a first run finds it, and the saves are spread up to there.
             found = self.run(problem, start, jnp.zeros(1, dtype), lambda _: ())

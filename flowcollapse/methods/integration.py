@@ -61,8 +61,7 @@ class Integrable(Protocol):
     until: Any
     adjoint: Any
 
-    @property
-    def layout(self) -> Layout | SecondOrder: ...
+    def layout(self, problem: Problem) -> Layout | SecondOrder: ...
 
     def initial(self, problem: Problem, start: Point) -> PyTree: ...
 
@@ -93,7 +92,7 @@ class Legs(NamedTuple):
 
     def explicit(self, t1: Float[Array, ""]) -> Outcome:
         """From the start to `t1` with the flow's own solver."""
-        solver, layout = suited(solver_of(self.flow.solver), self.ts is not None), self.flow.layout
+        solver, layout = suited(solver_of(self.flow.solver), self.ts is not None), self.flow.layout(self.problem)
         begin, longest = first_step(self.problem, self.rtol, solver), longest_step(self.problem, solver, t1)
         y0 = self.flow.initial(self.problem, self.start)
         return self._integrate(solver, layout, y0, y0, jnp.zeros_like(t1), t1, begin, longest)

@@ -10,10 +10,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
+from .._errors import UsageError
 from .._linalg.algebra import sum_of_squares
 from ..model.problem import Point, Problem
 from ..programs import lanes_last
 from .solvers.exponential import Relaxation
+from .solvers.registry import splits_stiff_part
 from .stiff_part import from_mean_residual, mean_residual_field, stiff_rate, to_mean_residual
 
 
@@ -123,3 +125,18 @@ class SecondOrder:
 
     def block_scales(self, norms: Float[Array, "8"]) -> Float[Array, "8"]:
         return jnp.concatenate([self.of_point.block_scales(part) for part in jnp.split(norms, 2)])
+
+
+def layout_of(problem: Problem, solver: dfx.AbstractSolver) -> Layout:
+    """The layout of a point that a solver works on: with the mean residual for one that takes the stiff part apart.
+
+    Raises:
+        UsageError: for such a solver and another loss than the squared error, whose stiff part is not linear.
+    """
+    splits = splits_stiff_part(solver)
+    if splits and not problem.loss.squared_error:
+        raise UsageError(
+            f"solver {type(solver).__name__} takes the mean residual of the squared error apart, but the loss is "
+            f'{problem.loss.text!r}: use solver="tsit5".'
+        )
+    return Layout(mean_residual=splits)

@@ -27,7 +27,7 @@ from .._checks import Number, check_flag, check_positive, is_traced, real_number
 from .._errors import UsageError
 from ..model.problem import Point, Problem
 from .flow import AbstractFlow
-from .layouts import SecondOrder
+from .layouts import SecondOrder, layout_of
 from .solvers.registry import solver_of, splits_stiff_part
 
 
@@ -135,12 +135,11 @@ class HeavyBallFlow(_Lagging):
         """The force, `f`."""
         return problem.field(point)
 
-    @property
-    def layout(self) -> SecondOrder:
+    def layout(self, problem: Problem) -> SecondOrder:
         """The point and where it would drift to."""
-        return SecondOrder(self.layout_of_point)
+        return SecondOrder(layout_of(problem, solver_of(self.solver)))
 
     def initial(self, problem: Problem, start: Point) -> PyTree:
         """The start, drifting as the gradient flow would."""
         drifted = jax.tree.map(lambda z, f: z + self.mass.astype(z.dtype) * f, start, problem.field(start))
-        return self.layout.state(problem, start, drifted)
+        return self.layout(problem).state(problem, start, drifted)

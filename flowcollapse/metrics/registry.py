@@ -6,6 +6,7 @@ from typing import Any
 from .._checks import shown
 from .._errors import UsageError
 from .._registry import Registry
+from ..model.columns import SAMPLES, Columns
 from ..model.ufm import UFM
 from . import dynamics, neural_collapse, strong_collapse
 from .view import Metric
@@ -19,19 +20,18 @@ SAMPLES_UP_TO = 2**20
 """Up to this many entries of H, the metrics that need single samples are saved by default."""
 
 
-def available(model: UFM, columns) -> tuple[str, ...]:
-    """The metrics that exist for a model in given columns (None: samples)."""
-    knows_samples = columns is None or columns.knows_samples
+def available(model: UFM, columns: Columns = SAMPLES) -> tuple[str, ...]:
+    """The metrics that exist for a model in given columns, by default samples."""
     return tuple(
         name
         for name, metric in METRICS.items()
         if (model.balanced or not metric.equal_counts)
         and (model.loss.squared_error or not metric.squared_error)
-        and (knows_samples or not metric.samples)
+        and (columns.knows_samples or not metric.samples)
     )
 
 
-def checked_names(model: UFM, columns, names: Any) -> tuple[str, ...]:
+def checked_names(model: UFM, columns: Columns, names: Any) -> tuple[str, ...]:
     """The metrics asked for, or the default ones of a run: all that are available and neither costly nor, for many
     entries of H, in need of single samples.
 

@@ -38,7 +38,7 @@ def over_batch(function: Callable, state: Any) -> Any:
     def one(X, W, b, columns):
         return over_batch(function, type(state)(X=X, W=W, b=b, columns=columns))
 
-    mapped_columns = 0 if state.columns is not None and state.columns.batch_ndim > 0 else None
+    mapped_columns = 0 if state.columns.batch_ndim > 0 else None
     return jax.vmap(one, (0, 0, 0, mapped_columns))(state.X, state.W, state.b, state.columns)
 
 

@@ -12,6 +12,7 @@ Runge-Kutta steps commute with it (derived here).
 
 import abc
 import functools
+from typing import ClassVar
 
 import equinox as eqx
 import jax
@@ -30,6 +31,13 @@ class Columns(eqx.Module):
     """What the columns of `X` stand for. `counts` are the numbers of samples of the classes."""
 
     counts: eqx.AbstractVar[tuple[int, ...]]
+
+    reduced: ClassVar[bool]
+    """Whether there may be fewer columns than samples."""
+
+    def of_counts(self, counts: tuple[int, ...]) -> "Columns":
+        """The same columns for a problem with these samples a class."""
+        return self
 
     @property
     def num_classes(self) -> int:
@@ -104,9 +112,14 @@ class Columns(eqx.Module):
 
 
 class SampleColumns(Columns):
-    """One column a sample: `X = H`."""
+    """One column a sample: `X = H`. Those of a state do not know the counts, which the model has."""
 
-    counts: tuple[int, ...] = eqx.field(static=True)
+    counts: tuple[int, ...] = eqx.field(static=True, default=())
+
+    reduced: ClassVar[bool] = False
+
+    def of_counts(self, counts: tuple[int, ...]) -> Columns:
+        return SampleColumns(counts)
 
     @property
     def name(self) -> str:
@@ -140,6 +153,10 @@ class SampleColumns(Columns):
         return L
 
 
+SAMPLES = SampleColumns()
+"""The columns of a state of samples."""
+
+
 class ClassMeanColumns(Columns):
     """Class-mean columns: `X = [B, L]`, no size depends on the number of samples.
 
@@ -157,6 +174,8 @@ class ClassMeanColumns(Columns):
     key: PRNGKeyArray | None = None
     frame: Float[Array, "*lanes samples r"] | None = None
     """Q itself, where it has been made (`ready`)."""
+
+    reduced: ClassVar[bool] = True
 
     @property
     def name(self) -> str:

@@ -19,7 +19,7 @@ from .._checks import check_choice
 from .._errors import UsageError
 from .._linalg.algebra import qr
 from ..programs import SMALL, Program
-from .columns import ClassMeanColumns, Columns, SampleColumns, class_mean_columns
+from .columns import ClassMeanColumns, Columns, class_mean_columns
 from .problem import Point, Problem, problem_of
 from .requirements import check_columns, check_one, check_state
 from .state import State
@@ -31,7 +31,7 @@ COORDINATES = ("auto", "sample", "class-mean")
 class Frame(eqx.Module):
     """Where a run takes place: the columns of the features and, if compressed, an orthonormal basis of their rows."""
 
-    columns: Columns | None
+    columns: Columns
     rows: Float[Array, "*lanes p q"] | None = None
 
     def leave(self, point: Point) -> State:
@@ -43,22 +43,22 @@ class Frame(eqx.Module):
 
     def without_samples(self) -> "Frame":
         """The same frame without what leads back to the samples, which a program would copy."""
-        return Frame(None if self.columns is None else self.columns.without_arrays(), self.rows)
+        return Frame(self.columns.without_arrays(), self.rows)
 
     def of(self, start: State) -> "Frame":
         """The same frame with what leads back to the samples of the start that it was made for."""
-        if self.columns is None:
+        if not self.columns.reduced:
             return self
-        return Frame(self.columns.leading_to(start.X) if start.columns is None else start.columns, self.rows)
+        return Frame(start.columns if start.columns.reduced else self.columns.leading_to(start.X), self.rows)
 
     def problem(self, model: UFM) -> Problem:
         """The problem in this frame."""
-        return Problem(model, SampleColumns(model.counts) if self.columns is None else self.columns)
+        return Problem(model, self.columns.of_counts(model.counts))
 
     @property
     def name(self) -> str:
         """What a trajectory says of its coordinates."""
-        columns = "sample" if self.columns is None else self.columns.name
+        columns = self.columns.name
         return columns if self.rows is None else f"{columns}, {self.rows.shape[-2]} rows as {self.rows.shape[-1]}"
 
 
@@ -85,7 +85,7 @@ def enter(model: UFM, state: State, coordinates: str) -> tuple[Frame, Problem, P
     """
     check_state(model, state)
     exact = ClassMeanColumns(model.counts).admits(model.loss)
-    reduced = state.columns is not None
+    reduced = state.columns.reduced
     check_coordinates(coordinates)
     if coordinates == "class-mean" and not exact and not reduced:
         raise UsageError(
@@ -124,7 +124,7 @@ def to_class_means(model: UFM, state: State) -> State:
         (4, 4)
     """
     check_state(model, state)
-    if state.columns is not None:
+    if state.columns.reduced:
         return state
     check_columns(model, ClassMeanColumns(model.counts))
     check_one(state, "state")

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 from .._linalg.algebra import product, square_norm
 from ..losses.base import AbstractLoss
 from .batch import of_states
-from .columns import Columns, SampleColumns
+from .columns import Columns
 from .requirements import check_columns, check_state
 from .state import State
 from .ufm import UFM
@@ -84,8 +84,7 @@ class Problem(NamedTuple):
 def problem_of(model: UFM, state: State) -> tuple[Problem, Point]:
     """The model in the state's own columns, and the state as a point of it."""
     check_columns(model, state.columns, state.X.shape[-1])
-    columns = SampleColumns(model.counts) if state.columns is None else state.columns
-    return Problem(model, columns), Point(state.W, state.X, state.b)
+    return Problem(model, state.columns.of_counts(model.counts)), Point(state.W, state.X, state.b)
 
 
 def risk(model: UFM, state: State) -> Float[Array, "*batch"]:

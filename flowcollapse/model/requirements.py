@@ -68,9 +68,9 @@ def check_one(state: State, argument: str = "start") -> None:
         raise UsageError(f"{argument} has leading axes {state.W.shape[:-2]}: map over them with jax.vmap.")
 
 
-def check_columns(model: UFM, columns: Columns | None, num_columns: int | None = None) -> None:
+def check_columns(model: UFM, columns: Columns, num_columns: int | None = None) -> None:
     """Raise `UsageError` unless the model's loss is the same in these columns as among the samples."""
-    if columns is not None and not columns.admits(model.loss, num_columns):
+    if not columns.admits(model.loss, num_columns):
         raise UsageError(
             f"state has {columns.name} columns with a part within the classes, which are exact for quadratic losses "
             f"only, and the loss is {model.loss.text!r}: use a state of samples, fc.State(H=state.H, W=state.W, "
@@ -94,12 +94,12 @@ def check_state(model: UFM, state: State, argument: str = "state") -> None:
     check_columns(model, state.columns, *state.X.shape[-1:])
     C, p = model.num_classes, model.num_features
     batch, columns = state.W.shape[:-2], state.columns
-    if columns is not None and columns.counts != model.counts:
+    if columns.reduced and columns.counts != model.counts:
         raise UsageError(
             f"{argument} was made for samples_per_class={columns.counts}, the model has {model.counts}: "
             "use the model that the state was made for."
         )
-    wanted_X = (*batch, p, model.num_samples if columns is None else max(C, *state.X.shape[-1:]))
+    wanted_X = (*batch, p, max(C, *state.X.shape[-1:]) if columns.reduced else model.num_samples)
     for name, array, wanted in (("W", state.W, (*batch, C, p)), ("H", state.X, wanted_X), ("b", state.b, (*batch, C))):
         if array.shape != wanted:
             raise UsageError(

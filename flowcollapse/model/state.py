@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from .._checks import as_array, shown
 from .._errors import UsageError
 from ..programs import SMALL, Program
-from .columns import Columns
+from .columns import SAMPLES, Columns
 
 CURE = "pass numbers, a list or an array of them"
 
@@ -55,7 +55,7 @@ class State(eqx.Module):
     X: Float[Array, "*batch p n"]
     W: Float[Array, "*batch C p"]
     b: Float[Array, "*batch C"]
-    columns: Columns | None = None
+    columns: Columns
 
     def __init__(self, H: Any = None, W: Any = None, b: Any = None, *, X: Any = None, columns: Columns | None = None):
         if columns is not None and not isinstance(columns, Columns):
@@ -70,12 +70,12 @@ class State(eqx.Module):
         if b is None and hasattr(W, "shape"):
             b = jnp.zeros(W.shape[:-1], jnp.float32)  # the narrowest: it gets the precision of the others
         self.X, self.W, self.b = _of_one_precision(X, W, b)
-        self.columns = columns
+        self.columns = SAMPLES if columns is None or not columns.reduced else columns
 
     @property
     def H(self) -> Float[Array, "*batch p samples"]:
         """The features, one column a sample."""
-        return self.X if self.columns is None else _lift(self.columns, self.X, quick=self.X.size <= SMALL)
+        return _lift(self.columns, self.X, quick=self.X.size <= SMALL) if self.columns.reduced else self.X
 
     @property
     def B(self) -> Float[Array, "*batch p C"]:
@@ -88,14 +88,14 @@ class State(eqx.Module):
         return self._class_means()[..., self.W.shape[-2] :]
 
     def _class_means(self) -> Float[Array, "*batch p n"]:
-        if self.columns is None:
+        if not self.columns.reduced:
             raise UsageError("state.B and state.L need class-mean columns: call fc.to_class_means(model, state) first.")
         return self.X
 
     @property
     def coordinates(self) -> str:
         """`"sample"` or `"class-mean"`: what a column of `X` stands for."""
-        return "sample" if self.columns is None else self.columns.name
+        return self.columns.name
 
 
 def _part(name: str, value: Any) -> Any:

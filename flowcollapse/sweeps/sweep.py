@@ -17,7 +17,6 @@ from .._errors import UsageError
 from .._files import local_path
 from ..initial import STARTS, Start
 from ..methods.base import Method
-from ..methods.descent import Descent
 from ..metrics.registry import METRICS
 from ..model.ufm import UFM
 from ..results.provenance import provenance
@@ -287,19 +286,19 @@ def _times(ts: Any, grid: Grid) -> tuple[float, ...] | int:
     for value in grid.axes.get("t1", (None,)):
         method = grid.method if value is None else grid.method.with_numbers({"t1": value})
         times = np.asarray(checked_times(ts, method, np.float64))
-    if isinstance(grid.method, Descent):
-        method = grid.method
-        names = [name for name in grid.axes if name in method.numbers]
+    stepped = grid.method.stepped
+    if stepped is not None:
+        names = [name for name in grid.axes if name in stepped.numbers]
         places = np.meshgrid(*(np.asarray(grid.axes[name]) for name in names), indexing="ij") if names else []
         numbers = {name: place.ravel() for name, place in zip(names, places, strict=True)}
-        ends = jax.jit(jax.vmap(lambda n, _: method.with_numbers(n).duration(), (0, 0)))(
+        ends = jax.jit(jax.vmap(lambda n, _: stepped.with_numbers(n).duration(), (0, 0)))(
             numbers, np.zeros(max(1, *(len(v) for v in numbers.values())) if numbers else 1)
         )
         shortest = int(np.argmin(ends))
         if times[-1] > float(ends[shortest]) * (1 + 1e-6):
             which = {name: float(values[shortest]) for name, values in numbers.items()}
             raise UsageError(
-                f"ts ends at {times[-1]:.6g}, but {method.label}{f' with {which}' if which else ''} ends at "
+                f"ts ends at {times[-1]:.6g}, but {stepped.label}{f' with {which}' if which else ''} ends at "
                 f"{float(ends[shortest]):.6g}: raise num_steps, or end ts earlier."
             )
     return tuple(times.tolist())

@@ -175,7 +175,7 @@ def _riccati(Q: Float[Array, "m p"], rates: Float[Array, " m"], ts: Float[Array,
 
 def _in_columns_of(start: State, means: State, W, X, b) -> State:
     """States in the columns of the start, from those of its class means."""
-    if start.columns is None and means.columns is not None:
+    if means.columns.reduced and not start.columns.reduced:
         return State(H=means.columns.lift(X), W=W, b=b)
     return State(X=X, W=W, b=b, columns=start.columns)
 

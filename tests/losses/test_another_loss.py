@@ -164,7 +164,7 @@ def test_a_run_without_a_known_end_must_be_given_one(model):
 
 @pytest.mark.parametrize("name", ["snc1", "snc2", "snc3", "distance", "relative_distance"])
 def test_metrics_against_the_squared_errors_target_are_refused(model, name):
-    assert name not in available(model, None)
+    assert name not in available(model)
     with pytest.raises(fc.UsageError, match=f"'{name}'.*squared error.*'trial'"):
         fc.metrics.evaluate(model, START, [name])
 

@@ -11,6 +11,7 @@ import flowcollapse as fc
 from flowcollapse.metrics.evaluation import observe_many
 from flowcollapse.metrics.neural_collapse import square_distances
 from flowcollapse.metrics.registry import METRICS, checked_names
+from flowcollapse.model.columns import SAMPLES
 from flowcollapse.model.problem import Point, problem_of
 from flowcollapse.sweeps.grid import make_grid
 from flowcollapse.sweeps.lane import common_metrics
@@ -191,11 +192,11 @@ FORMS = {
 
 @pytest.mark.parametrize("form", FORMS)
 def test_names_come_from_anything_that_yields_them(form):
-    assert checked_names(MODELS["paper"], None, FORMS[form]) == NAMES
+    assert checked_names(MODELS["paper"], SAMPLES, FORMS[form]) == NAMES
 
 
 def test_a_set_of_names_has_one_order():
-    orders = [checked_names(MODELS["paper"], None, set(names)) for names in (NAMES, NAMES[::-1])]
+    orders = [checked_names(MODELS["paper"], SAMPLES, set(names)) for names in (NAMES, NAMES[::-1])]
     assert orders[0] == orders[1]
     assert set(orders[0]) == set(NAMES)
 
@@ -234,10 +235,10 @@ def test_every_verb_refuses_what_are_no_names(verb, names):
 @pytest.mark.parametrize("names", [5, True, 0.5, b"snc1", [b"snc1"], ["snc1", None], [("snc1",)], "", "snc1,", ["snc"]])
 def test_names_that_are_none_are_refused(names):
     with pytest.raises(fc.UsageError, match="metric"):
-        checked_names(MODELS["paper"], None, names)
+        checked_names(MODELS["paper"], SAMPLES, names)
 
 
 def test_the_metrics_of_single_samples_are_kept_by_default_up_to_a_size():
     for samples, kept in ((2**20 // 12, True), (2**20 // 12 + 1, False)):
         model = fc.UFM(num_classes=3, samples_per_class=samples, num_features=4)
-        assert ({"nc4", "cdnv"} <= set(checked_names(model, None, None))) is kept
+        assert ({"nc4", "cdnv"} <= set(checked_names(model, SAMPLES, None))) is kept
