@@ -24,9 +24,9 @@ class UsageError(ValueError):
 
 
 class PrecisionWarning(UserWarning):
-    """A sweep runs in float32, which hides much of neural collapse.
+    """A sweep runs in float32, which is too coarse for much of neural collapse.
 
-    Call `fc.enable_x64()` first, or silence the warning if float32 is intended.
+    Call `fc.enable_x64()` first, or silence the warning if you want float32.
 
     Example:
         >>> import warnings, flowcollapse as fc
@@ -43,7 +43,7 @@ class DevicesWarning(UserWarning):
     Example:
         >>> import warnings, flowcollapse as fc
         >>> with warnings.catch_warnings():
-        ...     warnings.simplefilter("ignore", fc.DevicesWarning)  # the other cores have other work in this block
+        ...     warnings.simplefilter("ignore", fc.DevicesWarning)  # other work uses the other cores
     """
 
 
@@ -55,7 +55,7 @@ class CacheWarning(UserWarning):
     Example:
         >>> import warnings, flowcollapse as fc
         >>> with warnings.catch_warnings():
-        ...     warnings.simplefilter("ignore", fc.CacheWarning)  # compiling anew is fine in this block
+        ...     warnings.simplefilter("ignore", fc.CacheWarning)  # in this block programs may be compiled again
     """
 
 

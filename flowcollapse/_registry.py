@@ -1,4 +1,4 @@
-"""Names and the entries they stand for: one kind of look-up for losses, metrics, starts, solvers and flows."""
+"""Entries by name: one kind of look-up for losses, metrics, starts, solvers and flows."""
 
 import contextlib
 import importlib
@@ -14,12 +14,12 @@ T = TypeVar("T")
 
 
 class Registry(dict[str, T]):
-    """Entries by name. A new entry is one assignment, `REGISTRY["name"] = entry`.
+    """Entries by name. To add an entry, assign `REGISTRY["name"] = entry`.
 
     Args:
-        kind: what messages call an entry, such as `"loss"`.
+        kind: the word for an entry in messages, such as `"loss"`.
         entries: the entries by name.
-        instead: what messages offer beside the names, such as `"pass a diffrax solver"`.
+        instead: an alternative that messages offer besides the names, such as `"pass a diffrax solver"`.
     """
 
     def __init__(self, kind: str, entries: Mapping[str, T] | Iterable[tuple[str, T]] = (), instead: str = ""):
@@ -27,9 +27,9 @@ class Registry(dict[str, T]):
         self.kind, self.instead = kind, instead
 
     def name(self, text: Any) -> str:
-        """The registered name that `text` stands for: case is ignored, and `-` and `_` are the same.
+        """The registered name for a text. Case is ignored, and `-` and `_` are the same.
 
-        The text `module:name` stands for an entry of another module, which is imported and registered as `name`.
+        The text `module:name` is an entry of another module, which is imported and registered as `name`.
 
         Raises:
             UsageError: for anything else.
@@ -49,11 +49,11 @@ class Registry(dict[str, T]):
         return name
 
     def find(self, text: Any) -> T:
-        """The entry that `text` stands for, see `name`."""
+        """The entry for a text, see `name`."""
         return self[self.name(text)]
 
     def find_with_rest(self, text: str) -> tuple[T, str]:
-        """The entry that the beginning of `text` stands for, up to a colon, and the rest after that colon."""
+        """The entry for the start of `text`, up to a colon, and the rest of the text after this colon."""
         first, _, rest = text.partition(":")
         if self._known(first) is not None:
             return self.find(first), rest
@@ -75,7 +75,7 @@ def arguments_of(kind: str, text: str, rest: str) -> dict[str, bool | int | floa
     """The arguments `name=value,name=value` at the end of a text. Values are numbers, true or false.
 
     Raises:
-        UsageError: for another form, or an argument that is given twice.
+        UsageError: for any other form, or an argument that is given twice.
     """
     arguments: dict[str, bool | int | float] = {}
     for part in filter(None, map(str.strip, rest.split(","))):
@@ -115,7 +115,7 @@ def _folded(name: str) -> str:
 
 
 def _imported(kind: str, module: str, name: str) -> Any:
-    """The object `name` of a module, which may lie in the current folder."""
+    """The object `name` of a module, which may be in the current folder."""
     here = os.getcwd()
     added = here not in sys.path
     if added:

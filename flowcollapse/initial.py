@@ -221,12 +221,12 @@ def _collapsed(model: UFM, key: PRNGKeyArray, dtype) -> State:
 STARTS: Registry[Callable[..., State]] = Registry(
     "start", {"sphere": sphere, "on-subspace": on_subspace, "balanced": balanced}, instead="name a function module:name"
 )
-"""The random starts of a given norm, by name: functions of a model, eps and `key=`. Further keywords whose default is
-a float are the start's numbers, and can be axes of a sweep."""
+"""The random starts of a given norm, by name: functions of a model, eps and `key=`. Other keywords with a float default
+are the numbers of the start, and can be axes of a sweep."""
 
 
 class Start(eqx.Module):
-    """A kind of random start with its numbers, as sweeps and comparisons draw it.
+    """A kind of random start with its numbers, for sweeps and comparisons.
 
     Args:
         text: a name in `STARTS`, with numbers if it has any: `"name:number=value,number=value"`. A function of another
@@ -235,7 +235,7 @@ class Start(eqx.Module):
     Raises:
         UsageError: for an unknown name, and for numbers that the start does not have.
 
-    Source: that of the function it draws by.
+    Source: see the function that draws the start.
 
     Example:
         >>> import jax, flowcollapse as fc
@@ -262,7 +262,7 @@ class Start(eqx.Module):
 
     @property
     def numbers(self) -> tuple[str, ...]:
-        """The names of its numbers, which vary without a new compilation."""
+        """The names of the start's numbers, which can vary without a new compilation."""
         return tuple(self.options)
 
     def with_numbers(self, numbers: Mapping[str, Any]) -> "Start":

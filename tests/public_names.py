@@ -1,4 +1,4 @@
-"""What users may call, and what they get: the public names of the package, found by walking from `fc.__all__`."""
+"""The public names of the package, for calls and results, found by walking from `fc.__all__`."""
 
 import types
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ import flowcollapse as fc
 
 
 def listed(module: types.ModuleType) -> list[str]:
-    """The public names of a module: its `__all__`, or whatever a package re-exports in its `__init__`."""
+    """The public names of a module: its `__all__`, or the names that a package re-exports in its `__init__`."""
     return getattr(module, "__all__", [name for name in vars(module) if not name.startswith("_")])
 
 
@@ -29,7 +29,7 @@ def walk(module: types.ModuleType, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def public() -> dict[str, Any]:
-    """Every public function and class once, by its shortest name, and every other function that has an example."""
+    """Every public function and class once, by its shortest name, and every other function with an example."""
     found: dict[int, tuple[str, Any]] = {}
     for name, value in sorted([*walk(fc), *wrong_kinds.public_functions().items()], key=lambda pair: len(pair[0])):
         found.setdefault(id(value), (name, value))

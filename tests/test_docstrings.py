@@ -1,4 +1,4 @@
-"""The docstring of every public name has all its parts: a reader finds them in the same place everywhere."""
+"""The docstring of every public name has all its parts, so readers find them in the same place everywhere."""
 
 import dataclasses
 import doctest
@@ -18,7 +18,7 @@ import flowcollapse as fc
 PUBLIC = public_names.public()
 
 USERS_MAKE = {"Descent", "Flow", "HeavyBallFlow", "ModifiedFlow", "State", "UFM", "initial.Start"}
-"""Classes whose arguments users give, beside the losses. The package makes all others: there the fields are told."""
+"""Classes that users construct, besides the losses. The package makes all others; they document their fields."""
 
 NO_SOURCE = {
     "flowcollapse._errors": "errors and warnings",
@@ -27,14 +27,14 @@ NO_SOURCE = {
     "flowcollapse.settings": "precision and devices of JAX",
     "flowcollapse.sweeps": "the bookkeeping of many runs",
 }
-"""Modules whose functions compute no quantity of the model, and why they have no equation to name."""
+"""Modules whose functions compute no quantity of the model, and the reason why they name no source."""
 
 ARRAYS = {"H", "W", "X", "b", "features", "labels", "mu", "steps", "ts"}
-"""Arguments that may be arrays, whatever their annotation says."""
+"""Arguments that may be arrays, whatever their annotation is."""
 
 
 def parts_of(docstring: str) -> dict[str, str]:
-    """The text under each heading; that of the summary under "". A source is one paragraph."""
+    """The text under each heading, with the summary under "". A source is one paragraph."""
     parts, heading = {"": ""}, ""
     for line in inspect.cleandoc(docstring).splitlines():
         found = re.match(r"(Args|Returns|Raises|Source|Example):", line)
@@ -52,7 +52,7 @@ def parts_of(docstring: str) -> dict[str, str]:
 
 
 def entries_of(text: str) -> dict[str, str]:
-    """The text of each argument of a list of arguments; several may share an entry."""
+    """The text of each argument in a list of arguments; several arguments may share an entry."""
     entries = {}
     for match in re.finditer(r"^    (\S[^:\n]*): (.*(?:\n {8}.*|\n(?= {8}))*)", text, re.MULTILINE):
         entries |= {name.strip(" *"): match[2] for name in match[1].split(",")}
@@ -60,7 +60,7 @@ def entries_of(text: str) -> dict[str, str]:
 
 
 def faults_of(value: Any, sourced: bool = True, read_only: bool = False) -> list[str]:
-    """What a docstring lacks; of a class that is `read_only`, the fields are told and not the arguments."""
+    """The missing parts of a docstring. A `read_only` class documents its fields and not its arguments."""
     text = inspect.getdoc(value) or ""
     parts = parts_of(text)
     faults = []
@@ -94,7 +94,7 @@ def fields_of(value: type) -> list[str]:
 
 
 def has_source(value: Any) -> bool:
-    """Whether there is an equation, or a paper, to name."""
+    """Whether the docstring must name an equation or a paper."""
     return not any(f"{value.__module__}.".startswith(f"{module}.") for module in NO_SOURCE)
 
 
@@ -106,7 +106,7 @@ def test_a_docstring_has_all_its_parts(name):
 
 
 def test_every_example_is_run():
-    """Those of functions that a decorator has turned into something else would be passed over."""
+    """Doctest would skip the examples of functions that a decorator has turned into other objects."""
     modules = {value.__module__ for value in PUBLIC.values()}
     finder = doctest.DocTestFinder()
     run = {test.name for name in modules for test in finder.find(sys.modules[name]) if test.examples}
@@ -157,7 +157,7 @@ def square(A: jaxtyping.Float[jaxtyping.Array, "n n"], power: int, **options: in
     ],
 )
 def test_a_part_that_is_missing_is_found(old, new, fault):
-    """The law itself: one part is taken away at a time."""
+    """The check itself works: it finds every part that is removed from a complete docstring."""
     square.__doc__ = WHOLE.replace(old, new, 1)
     found = faults_of(square)
     assert len(found) == len(fault)
@@ -183,12 +183,12 @@ PROSE = [
 
 
 MADE = {"dist/", "mine.py"}
-"""What prose names and readers make."""
+"""Paths that the pages mention and readers create."""
 
 
 def test_prose_names_files_that_are_there():
-    """From the root of the project, from the package, or from the folder of the file that names them; a name without a
-    folder may stand in any of the three."""
+    """Paths start at the root of the project, the package, or the folder of the file that mentions them; a bare file
+    name may be anywhere in the package, the tests or the benchmarks."""
     everywhere = {
         path.name for folder in ("flowcollapse", "tests", "benchmarks") for path in (ROOT / folder).rglob("*.py")
     }

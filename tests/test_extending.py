@@ -1,4 +1,4 @@
-"""The page on extending, run as it stands: its entries form a module outside the package."""
+"""The page on extending runs as it is: its entries form a module outside the package."""
 
 import importlib
 import re
@@ -35,7 +35,7 @@ REGISTRIES: tuple[dict, ...] = (LOSSES, SOLVERS, fc.metrics.METRICS, fc.initial.
 
 @pytest.fixture
 def mine(folder, monkeypatch):
-    """The module, whose entries leave the registries after the test."""
+    """The module; its entries are removed from the registries after the test."""
     monkeypatch.syspath_prepend(folder)
     before = [dict(registry) for registry in REGISTRIES]
     yield importlib.import_module("mine")
@@ -52,7 +52,7 @@ def test_the_program_runs(mine):
     np.testing.assert_allclose(path.metrics["margin"][-1], mine.smallest_margin(view_of(path)), rtol=1e-12)
     assert grid.sizes == {"delta": 2, "share": 2, "eps": 1, "seed": 2, "time": 2}
     assert both.sizes["method"] == 2
-    # The loss's number reaches the lane: with delta = 0.5 the risk is that of Huber(0.5), and the two differ.
+    # The number of the loss reaches the lane: with delta = 0.5 the risk is that of Huber(0.5), and the lanes differ.
     model = space["model"]
     state = fc.initial.sphere(model, 1.0, key=jax.random.key(3))
     risks = [float(fc.risk(model.with_numbers({"delta": delta}), state)) for delta in (0.5, 1.0)]
@@ -77,7 +77,7 @@ def test_the_gradient_of_the_loss_is_that_of_its_value(mine):
 
 
 def test_small_residuals_feel_the_squared_error(mine):
-    """Huber's loss of a large delta is the squared error, to (residual / delta)^2."""
+    """Huber's loss with a large delta is the squared error, up to (residual / delta)^2."""
     squared = systems.model_of((4, 4, 4), 5)
     model = systems.model_of((4, 4, 4), 5, loss=mine.Huber(1e4))
     state = fc.initial.sphere(squared, 1.0, key=jax.random.key(2))

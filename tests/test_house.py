@@ -1,4 +1,4 @@
-"""The order of the house: what may import what, how long a file may be, and the map that contributors read."""
+"""The structure of the package: which module may import which, the length of files, and the map for contributors."""
 
 import ast
 import re
@@ -29,16 +29,16 @@ FLOORS = (
     ("cli",),
     ("__main__",),
 )
-"""The rooms, from the ground up: packages, and the modules that stand beside them. "" is the package as users see it,
+"""The rooms, from the ground up: packages, and the modules next to them. "" is the package as users see it,
 `import flowcollapse as fc`. A room may import from lower floors, but not from another room on the same floor. This is
-the one place where the order is written down."""
+the only place that defines the order."""
 
 MAX_LINES = 400
-"""A longer file holds more than one idea."""
+"""The most lines of a file. A longer file holds more than one idea."""
 
 
 def modules() -> dict[str, Path]:
-    """The file of each module of the package, by the module's full name."""
+    """The file of each module of the package, by the full name of the module."""
     found = {}
     for file in sorted(PACKAGE.rglob("*.py")):
         parts = file.relative_to(ROOT).with_suffix("").parts
@@ -50,9 +50,9 @@ MODULES = modules()
 
 
 def imports_of(name: str, text: str, package: bool) -> Iterator[tuple[str, str]]:
-    """`(module, name)` for whatever a module of this package imports from the package, wherever in its text.
+    """`(module, name)` for everything that a module imports from this package, anywhere in its text.
 
-    Imports inside functions and under `TYPE_CHECKING` count: they are late, and still arrows between two ideas.
+    Imports inside functions and under `TYPE_CHECKING` count, because they also make one module depend on another.
     """
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import):
@@ -65,13 +65,13 @@ def imports_of(name: str, text: str, package: bool) -> Iterator[tuple[str, str]]
 
 
 def arrows_of(name: str, text: str, package: bool) -> set[str]:
-    """The modules that a module imports. The version is no arrow: the package sets it before it loads any room."""
+    """The modules that a module imports. The version does not count: the package sets it before it loads any room."""
     pairs = set(imports_of(name, text, package)) - {(PACKAGE.name, "__version__")}
     return {f"{source}.{thing}" if f"{source}.{thing}" in MODULES else source for source, thing in pairs}
 
 
 ARROWS = {name: arrows_of(name, file.read_text(), file.name == "__init__.py") for name, file in MODULES.items()}
-ARROWS[PACKAGE.name] |= arrows_of(PACKAGE.name, (PACKAGE / "__init__.pyi").read_text(), True)  # loaded when asked for
+ARROWS[PACKAGE.name] |= arrows_of(PACKAGE.name, (PACKAGE / "__init__.pyi").read_text(), True)  # loaded on request
 
 
 def room(module: str) -> str:
@@ -83,7 +83,7 @@ def floor(module: str) -> int:
 
 
 def upward(arrows: dict[str, set[str]]) -> list[str]:
-    """The imports that do not lead to a lower floor or stay in the room."""
+    """The imports that neither lead to a lower floor nor stay in the room."""
     return [
         f"{name} imports {target}"
         for name, targets in arrows.items()
@@ -165,7 +165,7 @@ def test_no_file_is_too_long():
     ],
 )
 def test_imports_are_read(text, package, found):
-    """The reading itself, on imports of each form."""
+    """`imports_of` finds imports of each form."""
     assert arrows_of("flowcollapse.model" if package else "flowcollapse.model.some", text, package) == found
 
 

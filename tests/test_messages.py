@@ -1,4 +1,4 @@
-"""Every refusal says what to do, by the text of the program; `wrong_kinds.py` sees that it does when it is raised."""
+"""Every error message in the source says what to do; `wrong_kinds.py` checks the same for raised errors."""
 
 import ast
 import re
@@ -11,15 +11,15 @@ from cures import has_cure
 PACKAGE = Path(__file__).parents[1] / "flowcollapse"
 
 REASONS = {"balanced", "bias", "no_decay", "equal_decay", "EQUAL_COUNTS"}
-"""The arguments of `requirements.require` that are ends of messages, and a name for one of them."""
+"""The arguments of `requirements.require` that end messages, and a constant with such a text."""
 
 HOLE = "{}"
 CURED = " {cure}"
-"""What stands in a message for a value that is put in, and for a cure that depends on the value."""
+"""Placeholders in a message for an inserted value, and for a cure that depends on the value."""
 
 
 def text_of(node: ast.expr) -> str:
-    """The text of a message, as far as it stands in the program."""
+    """The text of a message as far as the source contains it."""
     match node:
         case ast.Constant(value=str(text)):
             return text
@@ -32,14 +32,14 @@ def text_of(node: ast.expr) -> str:
 
 
 def is_reason(node: ast.expr) -> bool:
-    """Whether a value is one of the texts that `require` is given for its messages, which end in a cure."""
+    """Whether a value is one of the texts passed to `require` for its messages, which end in a cure."""
     value = node.value if isinstance(node, ast.FormattedValue) else node
     return isinstance(value, ast.Name) and value.id in REASONS
 
 
 def messages(tree: ast.AST, repeated: str = "") -> Iterator[tuple[int, str]]:
-    """`(line, text)` of each `UsageError` that is made. One that repeats a `UsageError` which was caught repeats its
-    cure: `repeated` is the name of the latter."""
+    """`(line, text)` of each new `UsageError`. An error that repeats a caught `UsageError`, named `repeated`, also
+    repeats its cure."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.ExceptHandler):
             caught = isinstance(node.type, ast.Name) and node.type.id == "UsageError"
@@ -52,8 +52,8 @@ def messages(tree: ast.AST, repeated: str = "") -> Iterator[tuple[int, str]]:
 
 
 def cures(tree: ast.AST) -> Iterator[tuple[int, str]]:
-    """`(line, text)` of each text that a name with `cure` in it stands for, or a function of such a name returns, or
-    that `require` is given."""
+    """`(line, text)` of each text that is assigned to a name with `cure` in it, returned by a function with such a
+    name, or passed to `require`."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Assign) and re.search("cure|EQUAL_COUNTS", ast.unparse(node.targets[0]), re.IGNORECASE):
             values = node.value.values if isinstance(node.value, ast.Dict) else [node.value]
@@ -68,7 +68,7 @@ def cures(tree: ast.AST) -> Iterator[tuple[int, str]]:
 
 
 def branches(value: ast.expr) -> list[ast.expr]:
-    """The values that an expression with `if` or `or` may have; `nearest` asks a question that is a cure."""
+    """The possible values of an expression with `if` or `or`. `nearest` is left out: its question is a cure."""
     match value:
         case ast.IfExp(body=body, orelse=orelse):
             return branches(body) + branches(orelse)

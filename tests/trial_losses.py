@@ -1,4 +1,4 @@
-"""Losses that the package does not have, as a user would write them."""
+"""Losses that are not in the package, written as a user would write them."""
 
 from typing import ClassVar
 
@@ -23,7 +23,7 @@ class Trial(AbstractLoss):
 
 
 class Scaled(AbstractLoss):
-    """A multiple of the squared error: quadratic, so class means are exact, but no closed form is its own."""
+    """A multiple of the squared error: quadratic, so class means are exact, but no closed form applies to it."""
 
     factor: float | Array = 2.0
 

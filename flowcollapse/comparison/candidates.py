@@ -1,4 +1,4 @@
-"""The candidates of a comparison: the methods that are run beside the flow, built from the user's arguments."""
+"""The candidates of a comparison: the methods to compare with the flow, built from the user's arguments."""
 
 import dataclasses
 import inspect

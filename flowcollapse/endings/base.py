@@ -1,4 +1,4 @@
-"""The protocol of an ending: when a run on a problem is over, and what may be said of the point where it ended."""
+"""The protocol of an ending: when a run on a problem is over, and which verdict its last point gets."""
 
 import abc
 
@@ -11,7 +11,7 @@ from .verdict import Ending, Verdict
 
 
 class AbstractEnding(abc.ABC):
-    """What is known of the end of runs on a problem.
+    """The known facts about the end of runs on a problem.
 
     Args:
         problem: the problem.
@@ -22,11 +22,11 @@ class AbstractEnding(abc.ABC):
 
     @abc.abstractmethod
     def escape_time(self, start: Point, mean_decay: float | None = None) -> Float[Array, ""] | None:
-        """The time by which the start has escaped from the origin, or None where it is not known."""
+        """The time by which the start has escaped from the origin, or None if it is not known."""
 
     @abc.abstractmethod
     def end_time(self, start: Point) -> Float[Array, ""]:
-        """The time at which a run from `start` has done its work.
+        """The time at which a run from `start` is complete.
 
         Raises:
             UsageError: if it is not known.
@@ -34,25 +34,25 @@ class AbstractEnding(abc.ABC):
 
     @abc.abstractmethod
     def at_rest(self, start: Point, point: Point, tolerance: Float[Array, ""]) -> Bool[Array, ""]:
-        """Whether a flow from `start` has come to rest at `point`, with less than `tolerance` of its norm to go.
+        """Whether a flow from `start` has come to rest at `point`, with less than `tolerance` of its norm left to go.
 
         Raises:
-            UsageError: if that cannot be told.
+            UsageError: if this cannot be decided.
         """
 
     def fastest_rate(self, t: Float[Array, ""]) -> Float[Array, ""] | None:
-        """The fastest decay near a critical point up to the time t, but for the mean residual's; None if not known."""
+        """The fastest decay near a critical point up to time t, except the mean residual's; None if not known."""
         return None
 
     @abc.abstractmethod
     def done(self, start: Point, run: Ending) -> Int[Array, ""] | None:
-        """The verdict of a finite run that has done its work, int8, and -1 for one that ended early.
+        """The verdict of a finite run that is complete, int8, and -1 for a run that ended early.
 
-        None where no run of the problem is ever known to have done its work.
+        None if runs of the problem can never be known to be complete.
         """
 
     def verdict(self, start: Point, run: Ending, limit: Verdict) -> Int[Array, ""]:
-        """The verdict's code, int8. `limit` is that of a run which ended early, as it was told to."""
+        """The code of the verdict, int8. `limit` is the verdict of a run that stopped early, as requested."""
         start, end = jax.lax.stop_gradient((start, run.end))
         finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in end]))
         end = jax.tree.map(lambda x: jnp.where(finite, x, 0.0), end)

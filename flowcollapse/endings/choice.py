@@ -1,4 +1,4 @@
-"""Which ending a problem has, by what its loss declares."""
+"""The choice of a problem's ending from the properties of its loss."""
 
 from jaxtyping import Array, Int
 
@@ -10,10 +10,10 @@ from .verdict import Ending, Verdict
 
 
 def ending_of(problem: Problem) -> AbstractEnding:
-    """The ending of a problem: what is known of when its runs are over."""
+    """The ending of a problem, which knows when its runs are over."""
     return Plateau(problem) if problem.loss.squared_error else OpenEnd(problem)
 
 
 def verdict(problem: Problem, start: Point, run: Ending, limit: Verdict) -> Int[Array, ""]:
-    """The code of the verdict on a run, int8. `limit` is that of a run which ended early, as it was told to."""
+    """The code of the verdict on a run, int8. `limit` is the verdict of a run that stopped early, as requested."""
     return ending_of(problem).verdict(start, run, limit)

@@ -1,4 +1,4 @@
-"""The modes of the targets: how fast they grow near the origin, and which have escaped from it."""
+"""The modes of the targets: how fast they grow near the origin, and which modes have escaped from it."""
 
 import functools
 from typing import NamedTuple
@@ -14,9 +14,10 @@ from ..model.ufm import UFM
 
 
 def target_modes(model: UFM) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Singular vectors and values `(U, s, V)` of the targets that the bias leaves, `diag(sqrt n)(I - u u^T / n_tot)`.
+    """The singular vectors and values `(U, s, V)` of the targets that the bias cannot fit.
 
-    For balanced classes: C - 1 times `sqrt N`. Without a bias nothing is projected out and there are C modes.
+    These targets are `diag(sqrt n)(I - u u^T / n_tot)`. For balanced classes there are C - 1 modes of size `sqrt N`.
+    Without a bias nothing is projected out, and there are C modes.
     """
     return _target_modes(model.counts, model.use_bias)
 
@@ -33,10 +34,10 @@ def _target_modes(counts: tuple[int, ...], use_bias: bool) -> tuple[np.ndarray, 
 
 
 class MeanMode(NamedTuple):
-    """The target that a decaying bias leaves along the classes' mean, `strength * left right^T`, and whether it grows.
+    """The target that a decaying bias leaves along the mean of the classes, `strength * left right^T`.
 
-    The strength is `sqrt N lam_b / (C N + lam_b)` for balanced classes (derived here). Growth slower than a thousandth
-    of the other modes' is not waited for.
+    The strength is `sqrt N lam_b / (C N + lam_b)` for balanced classes (derived here). `grows` is false if the mode
+    grows more than a thousand times slower than the other modes: runs do not wait for it.
     """
 
     strength: Float[Array, ""]
@@ -46,7 +47,7 @@ class MeanMode(NamedTuple):
     grows: Bool[Array, ""]
 
     def amplitude(self, W: Float[Array, "C p"], B: Float[Array, "p C"]) -> Float[Array, ""]:
-        """How much of the mode a point has."""
+        """The size of the mode at a point."""
         return jnp.linalg.norm(W.T @ self.left + B @ self.right) / 2
 
 
@@ -63,13 +64,13 @@ def mean_mode(problem: Problem, dtype) -> MeanMode:
 
 
 def growth_rate(problem: Problem, strength) -> Float[Array, ""]:
-    """The rate at which a mode of the targets grows from the origin: its strength, less what decay takes."""
+    """The rate at which a mode of the targets grows from the origin: its strength, reduced by weight decay."""
     lam_W, lam_H, _ = jax.lax.stop_gradient(problem.decays(jnp.result_type(float)))
     return jnp.sqrt(((lam_W - lam_H) / 2) ** 2 + strength**2) - (lam_W + lam_H) / 2
 
 
 def growing_part(problem: Problem, point: Point) -> Float[Array, "p k"]:
-    """`V0^T = (W^T U + B V) / 2`: the modes that grow, one column a mode; `P (W + B^T) / 2` for balanced classes."""
+    """`V0^T = (W^T U + B V) / 2`: the growing modes, one column per mode; `P (W + B^T) / 2` for balanced classes."""
     U, _, V = target_modes(problem.model)
     dtype = point.X.dtype
     B, _ = problem.split(point.X)
@@ -77,9 +78,9 @@ def growing_part(problem: Problem, point: Point) -> Float[Array, "p k"]:
 
 
 class Growth(NamedTuple):
-    """How much of each growing mode a start has; zero where it lacks the mode.
+    """The size of each growing mode in a start; zero if the start lacks the mode.
 
-    What is below the rounding of W and B is lacking: where the two cancel, only rounding is left of their sum.
+    A size below the rounding of W and B counts as zero: where W and B cancel, their sum is only rounding.
     """
 
     values: Float[Array, " modes"]
@@ -98,20 +99,20 @@ class Growth(NamedTuple):
 
 
 class Modes(NamedTuple):
-    """The modes of the targets at a point, as the spectrum of the residual shows them.
+    """The state of the target modes at a point, read from the spectrum of the residual.
 
     At a critical point a mode can still grow if and only if the residual G has a singular value above
-    `sqrt(lam_W lam_H)` and the features have room for it, that is a direction that no escaped mode uses: those are
-    counted in the spectrum of `W B`. So the modes that have not escaped are counted in the spectrum of `G G^T`, up to
-    the room (derived here).
+    `sqrt(lam_W lam_H)` and the features have room for the mode: a direction that no escaped mode uses. The spectrum of
+    `W B` counts the escaped modes. The spectrum of `G G^T` counts the modes that have not escaped, as far as there is
+    room (derived here).
     """
 
     waiting: Int[Array, ""]
-    """How many have not escaped."""
+    """The number of modes that have not escaped."""
     lacking: Int[Array, ""]
-    """How many the start lacks; they cannot grow."""
+    """The number of modes that the start lacks; they cannot grow."""
     settled: Bool[Array, ""]
-    """Whether every mode either has escaped or has not begun to."""
+    """Whether every mode either has escaped or has not begun to escape."""
 
     @classmethod
     def of(cls, problem: Problem, start: Point, end: Point) -> "Modes":
@@ -121,14 +122,14 @@ class Modes(NamedTuple):
         G, mean, growth = problem.residual(end), mean_mode(problem, end.X.dtype), Growth.of(problem, start)
         mean_excess = jnp.abs(mean.left @ problem.columns.times_ones(G)) / problem.model.num_samples**0.5 - floor
         mean_gap = mean.strength - floor
-        G = jnp.where(mean.grows, G - jnp.outer(mean.left, mean.left @ G), G)  # the mean mode is judged by itself
+        G = jnp.where(mean.grows, G - jnp.outer(mean.left, mean.left @ G), G)  # the mean mode is judged separately
 
         spectrum = jnp.sqrt(jnp.maximum(eigvalsh(G @ G.T)[::-1], 0.0))
         excess = spectrum - floor
         gap = jnp.maximum(s[-1] - floor, 1e-2 * s[-1])
         escaped = jnp.sum(singular_values(end.W @ problem.split(end.X)[0]) > 0.5 * gap)
         room = problem.model.num_features - escaped
-        # The largest belong to the modes that have not escaped. Without room for them it does not matter how large.
+        # The largest values belong to the modes that have not escaped. Without room for them, their size is irrelevant.
         rest = jnp.arange(len(spectrum)) < len(spectrum) - escaped
         waiting = jnp.minimum(jnp.sum(rest & (excess > 0.5 * gap)), room)
         waiting += mean.grows & (mean_excess > 0.5 * mean_gap)
@@ -138,5 +139,5 @@ class Modes(NamedTuple):
 
     @property
     def done(self) -> Bool[Array, ""]:
-        """Whether no mode can grow any more: all have escaped, but for those that the start lacks."""
+        """Whether no mode can grow any more: all have escaped, except those that the start lacks."""
         return self.settled & ((self.waiting == 0) | (self.waiting == self.lacking))

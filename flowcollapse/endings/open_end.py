@@ -1,4 +1,4 @@
-"""The ending of a problem whose end is not known: a run goes as far as it is told to, and no verdict claims more."""
+"""The ending of a problem whose end is not known: a run goes as far as requested, and no verdict claims more."""
 
 from jaxtyping import Array, Bool, Float
 

@@ -1,4 +1,4 @@
-"""The ending of the squared error: when every mode of the targets has escaped, and what decays has decayed."""
+"""The ending of the squared error: when every mode of the targets has escaped, and decaying parts have decayed."""
 
 import math
 
@@ -12,24 +12,24 @@ from .modes import Growth, Modes, growth_rate, mean_mode, target_modes
 from .verdict import Ending, Verdict
 
 DECAY = 20.0
-"""What decays has fallen to e^-20 = 2e-9 at the plateau time."""
+"""At the plateau time, decaying parts have fallen to e^-20 = 2e-9."""
 
 ENOUGH_DECAY = 10.0
-"""A run that ended with what decays at e^-10 = 5e-5 or less has reached the plateau."""
+"""A run that ended with the decaying parts at e^-10 = 5e-5 or less has reached the plateau."""
 
 
 def plateau_time(problem: Problem, point: Point, decay: float | Float[Array, ""] = DECAY) -> Float[Array, ""]:
-    """The time at which every mode that the start has is at the plateau.
+    """The time at which every mode in the start has reached the plateau.
 
-    It is the escape time (see `escape_time`), and with weight decay 20 over the smallest decay more. `decay` replaces
-    the 20. Derived here.
+    It is the escape time (see `escape_time`), plus 20 over the smallest decay if there is weight decay. `decay`
+    replaces the 20. Derived here.
     """
     escape = escape_time(problem, point, decay)
     return (escape + decay / slowest_decay(problem, point.X.dtype)).astype(escape.dtype)
 
 
 def slowest_decay(problem: Problem, dtype) -> Float[Array, ""]:
-    """The smallest weight decay that is not zero; infinite without any."""
+    """The smallest non-zero weight decay; infinite if there is none."""
     decays = jax.lax.stop_gradient(problem.decays(dtype))
     return jnp.min(jnp.stack([jnp.where(lam > 0, lam, jnp.inf) for lam in decays]))
 
@@ -37,11 +37,11 @@ def slowest_decay(problem: Problem, dtype) -> Float[Array, ""]:
 def escape_time(
     problem: Problem, point: Point, decay: float | Float[Array, ""] = DECAY, mean_decay: float | None = None
 ) -> Float[Array, ""]:
-    """The time at which every mode that the start has has escaped from the origin, whatever weight decay does later.
+    """The time at which every mode in the start has escaped from the origin, without the later effect of weight decay.
 
-    `T = (ln(sqrt s / sigma_min) + 20) / s` with the slowest growth rate s (`sqrt N`, less the decay) and the smallest
-    growing singular value of the start that is not zero; likewise for the mean mode, which grows if the bias decays.
-    `decay` replaces the 20, and `mean_decay` that of the mean mode. Derived here.
+    `T = (ln(sqrt s / sigma_min) + 20) / s` with the slowest growth rate s (`sqrt N` minus the decay) and the smallest
+    non-zero growing singular value of the start. The same formula holds for the mean mode, which grows if the bias
+    decays. `decay` replaces the 20, and `mean_decay` replaces the 20 of the mean mode. Derived here.
     """
     dtype = point.X.dtype
     _, s, _ = target_modes(problem.model)
@@ -56,16 +56,16 @@ def escape_time(
 
 
 def _logarithm(above, below) -> Float[Array, ""]:
-    """`ln(above / below)`, zero where that is negative or `below` is zero or infinite."""
+    """`ln(above / below)`; zero if the logarithm is negative or `below` is zero or infinite."""
     known = (below > 0) & jnp.isfinite(below)
     return jnp.where(known, jnp.maximum(jnp.log(above / jnp.where(known, below, 1.0)), 0.0), 0.0)
 
 
 def default_times(count: int, escape: Float[Array, ""], end: Float[Array, ""]) -> Float[Array, " time"]:
-    """Times from 0 to `end` that show the whole run: equal up to the escape, logarithmic after it.
+    """Times from 0 to `end` that show the whole run: equally spaced up to the escape, logarithmic after it.
 
-    Where the approach takes e times as long as the escape or more, each has half of the times; where it takes less,
-    the spacing is continuous. Without an approach all times are equal. A single time is the end.
+    If the end is at least e times as late as the escape, each phase gets half of the times; otherwise the spacing is
+    continuous at the escape. Without an approach, all times are equally spaced. A single time is the end.
     """
     escape = jnp.minimum(escape, end)
     ratio = jnp.log(end / jnp.where(escape > 0, escape, end))
@@ -77,7 +77,7 @@ def default_times(count: int, escape: Float[Array, ""], end: Float[Array, ""]) -
 
 
 class Plateau(AbstractEnding):
-    """Runs of the squared error end at the plateau, whose time follows from the start."""
+    """Runs of the squared error end at the plateau. Its time follows from the start."""
 
     def escape_time(self, start: Point, mean_decay: float | None = None) -> Float[Array, ""]:
         return escape_time(self.problem, start, mean_decay=mean_decay)
@@ -86,11 +86,11 @@ class Plateau(AbstractEnding):
         return plateau_time(self.problem, start)
 
     def at_rest(self, start: Point, point: Point, tolerance: Float[Array, ""]) -> Bool[Array, ""]:
-        """Whether a flow has less than `tolerance` to go, relative to its norms, and is at no saddle.
+        """Whether a flow has less than `tolerance` left to go, relative to its norms, and is not at a saddle.
 
-        What is left to go is the velocity over the slowest rate, which is the smallest weight decay, or without decay
-        the growth rate of the slowest mode. Every mode must have escaped, but for those that the start lacks (derived
-        here).
+        The distance left is the velocity over the slowest rate. That rate is the smallest weight decay, or without
+        decay the growth rate of the slowest mode. Every mode must have escaped, except those that the start lacks
+        (derived here).
         """
         problem = self.problem
         start, point = jax.lax.stop_gradient((start, point))
@@ -105,11 +105,11 @@ class Plateau(AbstractEnding):
         return jax.lax.cond(slow, lambda: Modes.of(problem, start, point).done, lambda: jnp.asarray(False))
 
     def fastest_rate(self, t: Float[Array, ""]) -> Float[Array, ""]:
-        """The fastest decay near a critical point up to the time t, but for the mean residual's.
+        """The fastest decay near a critical point up to time t, except that of the mean residual.
 
-        It is `s (r + 1/r)` with the largest singular value s of the targets, `sqrt N` for balanced classes, plus what
-        weight decay adds. The ratio r is 1 where W and the features are balanced. Decays that differ take it to the
-        root of their quotient, and with the larger decay lam no faster than `sqrt(1 + 4 lam t)` (derived here from the
+        It is `s (r + 1/r)` with the largest singular value s of the targets (`sqrt N` for balanced classes), plus the
+        larger weight decay. The ratio r is 1 if W and the features are balanced. Unequal decays drive r to the root of
+        their quotient, but no faster than `sqrt(1 + 4 lam t)` with the larger decay lam (derived here from the
         Hessian's spectrum, and from `(r - 1/r)' <= 2 lam / r` for the imbalance).
         """
         lam_W, lam_H, _ = jax.lax.stop_gradient(self.problem.decays(t.dtype))
@@ -121,8 +121,8 @@ class Plateau(AbstractEnding):
     def done(self, start: Point, run: Ending) -> Int[Array, ""]:
         """The verdict of a run that has settled.
 
-        It has settled if its modes have and the start's plateau time is over, or the flow is at rest. Modes that have
-        not escaped make a saddle if the start lacked as many (derived here).
+        A run has settled if its modes have settled, and either the plateau time of the start has passed or the flow is
+        at rest. If some modes have not escaped, it is at a saddle: the start lacked as many modes (derived here).
         """
         modes = Modes.of(self.problem, start, run.end)
         long_enough = run.at_rest | (run.t_end >= plateau_time(self.problem, start, ENOUGH_DECAY))

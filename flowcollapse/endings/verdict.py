@@ -1,4 +1,4 @@
-"""How a run ended: the verdicts, and what they are told from."""
+"""How a run ended: the verdicts, and the data they are derived from."""
 
 import enum
 from typing import NamedTuple
@@ -25,7 +25,7 @@ class Verdict(enum.IntEnum):
 
     @property
     def message(self) -> str:
-        """One sentence for people."""
+        """The verdict in one sentence."""
         return _MESSAGES[self]
 
 
@@ -39,7 +39,7 @@ _MESSAGES = {
 
 
 class Ending(NamedTuple):
-    """How a run ended: where, when, whether for lack of steps, and whether at rest."""
+    """How a run ended: the point, the time, whether it ran out of steps, and whether it was at rest."""
 
     end: Point
     t_end: Float[Array, ""]

@@ -21,10 +21,10 @@ class AbstractLoss(eqx.Module):
 
     For samples `u = 1` and `t_j` is the one-hot label. For class means `u = sqrt n`, `z_j / u_j` are the logits of the
     mean and `t_j / u_j` the label, so a class counts n times. Columns with `u_j = 0`, which hold the part within the
-    classes, occur for quadratic losses alone.
+    classes, occur only for quadratic losses.
 
     A subclass is final. Its fields are its numbers, such as a smoothing, and can be axes of a sweep; other options are
-    static fields. Define `value` and `gradient`; the other members have defaults that promise nothing.
+    static fields. Define `value` and `gradient`. The defaults of the other members assume no special property.
 
     Source: the weighted form is derived here; `docs/extending.md` has a worked example.
 
@@ -43,18 +43,18 @@ class AbstractLoss(eqx.Module):
     """
 
     name: ClassVar[str]
-    """What files, tables and messages call the loss."""
+    """The name of the loss in files, tables and messages."""
 
     quadratic: ClassVar[bool] = False
-    """Whether the value depends on the residual `Z - T` by its Frobenius norm alone. An orthogonal map of the columns
-    then leaves it as it is, and class-mean columns hold any state exactly."""
+    """Whether the value depends only on the Frobenius norm of the residual `Z - T`. An orthogonal map of the columns
+    then does not change it, and class-mean columns hold any state exactly."""
 
     squared_error: ClassVar[bool] = False
-    """Whether this is half the squared norm of the residual, which closed forms in `flowcollapse.theory` need."""
+    """Whether this is half the squared norm of the residual, as closed forms in `flowcollapse.theory` assume."""
 
     attained: ClassVar[bool] = True
-    """Whether the infimum is reached at finite logits. Where it is not, as for cross-entropy, a run without decay has
-    no end."""
+    """Whether the infimum is reached at finite logits. If it is not, as for cross-entropy, a run without decay has no
+    end."""
 
     @abc.abstractmethod
     def value(self, logits: Logits, targets: Logits, ones: Ones) -> Float[Array, ""]:
@@ -69,11 +69,11 @@ class AbstractLoss(eqx.Module):
         return jax.jvp(lambda z: self.gradient(z, targets, ones), (logits,), (direction,))[1]
 
     def pull(self, rho: Float[Array, "*shape"], num_classes: int) -> Float[Array, "*shape"]:
-        """How strongly the loss pulls on collapsed logits: at logits `rho P` the residual is `-pull(rho) P`.
+        """The pull of the loss on collapsed logits: at logits `rho P` the residual is `-pull(rho) P`.
 
-        `P = I - 1 1^T / C`. Modes grow from the origin at `sqrt N pull(0)`, and with decay the minimum is where
-        `pull(rho) = sqrt(lam_W lam_H) / sqrt N` (derived here). By default it is read off the gradient at the
-        normalised direction, which is exact for losses that treat all classes alike.
+        `P = I - 1 1^T / C`. Modes grow from the origin at the rate `sqrt N pull(0)`, and with decay the minimum is
+        where `pull(rho) = sqrt(lam_W lam_H) / sqrt N` (derived here). The default reads the pull off the gradient in
+        the direction P, which is exact for losses that treat all classes alike.
         """
         C = num_classes
         frame = jnp.eye(C) - 1 / C
@@ -86,7 +86,7 @@ class AbstractLoss(eqx.Module):
 
     @property
     def numbers(self) -> tuple[str, ...]:
-        """The names of its numbers, which vary without a new compilation."""
+        """The names of the loss's numbers, which can vary without a new compilation."""
         return tuple(field.name for field in dataclasses.fields(self) if not field.metadata.get("static", False))
 
     def with_numbers(self, numbers: Mapping[str, Any]) -> "AbstractLoss":

@@ -10,18 +10,18 @@ from .squared import Squared
 LOSSES: Registry[type[AbstractLoss]] = Registry(
     "loss", {Squared.name: Squared}, instead="pass a loss of your own, or its text module:name"
 )
-"""The losses by name. A loss of your own joins them by `LOSSES["name"] = MyLoss`."""
+"""The losses by name. To add your own loss, assign `LOSSES["name"] = MyLoss`."""
 
 
 def loss_of(loss: Any) -> AbstractLoss:
-    """The loss that is given, or the one that a text stands for.
+    """The given loss, or the loss that a text stands for.
 
     Args:
         loss: a loss, or a text such as `"squared"`, with numbers `"name:number=value,number=value"` or `"name:value"`.
             A loss of another module is `"module:name"`, with numbers `"module:name:number=value"`.
 
     Raises:
-        UsageError: for anything else, and for numbers that the loss does not have or refuses.
+        UsageError: for anything else, and for numbers that the loss does not have or does not accept.
     """
     if isinstance(loss, AbstractLoss):
         return loss

@@ -1,4 +1,4 @@
-"""What a flow and a descent have in common: the way from a start to a path, with numbers that may vary."""
+"""The common interface of flows and descents: from a start to a path, with numbers that can vary."""
 
 import abc
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +16,7 @@ from ..model.ufm import UFM
 
 
 class Run(NamedTuple):
-    """A method's result: observations at `ts` (NaN where the run did not get there), the end, and how it went."""
+    """The result of a method: observations at `ts` (NaN after an early end), the end, and how the run went."""
 
     ts: Float[Array, " time"]
     observed: PyTree
@@ -32,39 +32,39 @@ class Run(NamedTuple):
 
 
 class Method(eqx.Module):
-    """A way from a start to a path, a flow or a descent, as `fc.simulate` and `fc.sweep` take it."""
+    """A method that turns a start into a path, such as a flow or a descent, for `fc.simulate` and `fc.sweep`."""
 
     name: ClassVar[str]
-    """What files and tables call the kind of method."""
+    """The name of this kind of method in files and tables."""
 
     coordinates: eqx.AbstractVar[str]
 
     @property
     @abc.abstractmethod
     def label(self) -> str:
-        """What tables call this method."""
+        """The name of this method in tables."""
 
     @property
     @abc.abstractmethod
     def numbers(self) -> tuple[str, ...]:
-        """The names of its numbers, which vary without a new compilation."""
+        """The names of the method's numbers, which can vary without a new compilation."""
 
     @abc.abstractmethod
     def with_numbers(self, numbers: Mapping[str, Any]) -> "Method":
         """The same method with some of its `numbers` replaced."""
 
     def prepared(self, model: UFM, ts: Any) -> "Method":
-        """The same method with that decided which depends on numbers, as far as they are known outside of a program."""
+        """The same method with all choices made that depend on numbers, if these are known outside of a program."""
         return self
 
     @property
     @abc.abstractmethod
     def limit(self) -> Verdict:
-        """The verdict of a run that ended before the plateau, as it was told to."""
+        """The verdict of a run that stopped before the plateau, as requested."""
 
     @property
     def factorises(self) -> bool:
-        """Whether its steps factorise a matrix, which is done for one lane after the other."""
+        """Whether the method's steps factorise a matrix. Factorisations run one lane after the other."""
         return False
 
     @property
@@ -74,7 +74,7 @@ class Method(eqx.Module):
 
     @property
     def open(self) -> tuple[str, ...]:
-        """The names of the numbers that it needs and has not been given."""
+        """The names of the numbers that the method still needs."""
         return ()
 
     def check_closed(self, left: Sequence[str]) -> None:
@@ -85,12 +85,12 @@ class Method(eqx.Module):
         return self.coordinates
 
     def saves(self, ts: Any, dtype) -> Any:
-        """The save times, or their number, after making sure that the method has them."""
+        """The save times, or their number, after a check that the method can save at them."""
         return ts
 
     @abc.abstractmethod
     def run(self, problem: Problem, start: Point, ts: Array | int, observe: Callable[[Point], Any] | None) -> Run:
-        """Run from `start` and observe at `ts`, or at that many times up to the end; without `observe`, keep points."""
+        """Run from `start` and observe at `ts`, or at `ts` many times up to the end; without `observe`, keep points."""
 
 
 class SteppedMethod(Method):

@@ -1,11 +1,11 @@
-"""When the steps of a descent happen: the distance that its optimizer goes under a constant unit force.
+"""The times of the steps of a descent: the distance that its optimizer moves under a constant unit force.
 
-The force is on one entry of W, in a second run on one of H, and both runs start at rest at the origin. A step takes as
-long as the entry moves further with the force than without it, so noise has no part in it. For SGD and its schedules
-that is the learning rate, for momentum `eta / (1 - beta)` once it has picked up, for Adam and sign methods the learning
-rate. W and H must agree; if one of them does not move, as when it is frozen, the other decides. In this time the
-gradient flow goes the same distance (derived here). An optimizer whose steps depend on the value of the loss, such as
-L-BFGS with its line search, has no such time: each of its steps takes the time 1.
+The force acts on one entry of W, and in a second run on one entry of H. Both runs start at rest at the origin. The time
+of a step is how much further the entry moves with the force than without it, so noise cancels. For SGD and its
+schedules this is the learning rate, for momentum `eta / (1 - beta)` once the momentum has built up, and for Adam and
+sign methods the learning rate. W and H must agree; if one of them does not move, for example because it is frozen, the
+other decides. The gradient flow moves the same distance in this time (derived here). An optimizer whose steps depend on
+the value of the loss, such as L-BFGS with its line search, has no such time: each of its steps takes the time 1.
 """
 
 from collections.abc import Callable
@@ -23,17 +23,17 @@ from ..model.problem import Point
 from .transformation import Loss, on_points
 
 FORCE, STEPS, GIVEN = "unit force", "steps", "given"
-"""The clocks: the distance under a unit force, one a step, and numbers that the user gave."""
+"""The clocks: the distance under a unit force, time 1 per step, and numbers that the user gave."""
 
 AGREE = 1e-6
-"""How far the rates of W and H may differ, relatively."""
+"""The largest relative difference between the rates of W and H."""
 
 
 class Clock(NamedTuple):
-    """The time of an optimizer's steps.
+    """The times of an optimizer's steps.
 
-    `rule` is one of `FORCE`, `STEPS`, `GIVEN`, or the user's function from the number of a step to its length. `given`
-    holds the time that each step takes, or the times of all of them, 0 first.
+    `rule` is one of `FORCE`, `STEPS`, `GIVEN`, or the user's function from the index of a step to its length. `given`
+    holds the time that each step takes, or the times of all steps, starting with 0.
     """
 
     optimizer: optax.GradientTransformation
@@ -50,7 +50,7 @@ class Clock(NamedTuple):
         if callable(rule):
             try:
                 jax.eval_shape(lambda step: jnp.reshape(rule(step), ()), begin[1])
-            except Exception as error:  # whatever a function of the user's own may raise
+            except Exception as error:  # the user's function may raise anything
                 raise UsageError(
                     f"clock of {self.label} must take the number of a step and give the time that it takes, but it "
                     f"raises {type(error).__name__}: {error}; make it one that jax.jit can trace."
@@ -67,7 +67,7 @@ class Clock(NamedTuple):
         optimizer = on_points(self.optimizer, self.label, rest)
 
         def moved(time, state, gradient):
-            # The loss of a constant force falls by the distance.
+            # Under a constant force, the loss falls by the distance moved.
             loss = Loss(-time, lambda _: -time, lambda _: gradient)
             return optimizer.update(gradient, state, rest, loss)
 
@@ -83,7 +83,7 @@ class Clock(NamedTuple):
         return tick, (jnp.zeros((), dtype), jnp.zeros((), int), (optimizer.init(rest), optimizer.init(rest)))
 
     def times(self, num_steps: int, dtype) -> Float[Array, " steps_and_start"]:
-        """The time after each step, from 0 before the first."""
+        """The time after each step, starting with 0 before the first step."""
         tick, begin = self.ticking(dtype)
 
         def step(carry, _):
@@ -98,7 +98,7 @@ class Clock(NamedTuple):
         return jax.lax.fori_loop(0, num_steps, lambda _, carry: tick(carry), begin)[0]
 
     def steps_until(self, time: Float[Array, ""], most: int) -> Int[Array, ""]:
-        """How many steps it takes until a time is reached; `most` if that many are not enough."""
+        """The number of steps until a time is reached, or `most` if more would be needed."""
         if np.ndim(self.given) == 1:
             step = jnp.searchsorted(jnp.asarray(self.given, time.dtype), time)
             return jnp.where(step < len(self.given), step, most)
@@ -113,15 +113,15 @@ class Clock(NamedTuple):
 
 
 def rule_of(optimizer: optax.GradientTransformation, label: str) -> str:
-    """Which clock an optimizer has: `FORCE`, or `STEPS` where its steps depend on the value of the loss.
+    """The clock of an optimizer: `FORCE`, or `STEPS` if its steps depend on the value of the loss.
 
-    Where the value matters, three steps under the force decide, along which the loss falls as fast as it can.
+    If the optimizer uses the value, three steps under the force decide, along which the loss falls as fast as it can.
     """
-    # Shapes alone: an array would start JAX, and with it settle the number of devices.
+    # Only shapes, because an array would start JAX and so fix the number of devices.
     point = jax.eval_shape(lambda: Point(jnp.zeros((1, 1)), jnp.zeros((1, 1)), jnp.zeros(1)))
     try:
         uses = on_points(optimizer, label, point).uses
-    except UsageError:  # told once the shapes are known, with which it may do better
+    except UsageError:  # raised later if the optimizer fails on the shapes of the run, too
         return FORCE
     if "value_fn" in uses:
         return STEPS
@@ -135,10 +135,10 @@ def rule_of(optimizer: optax.GradientTransformation, label: str) -> str:
 
 
 def checked_clock(clock: Any, num_steps: int) -> tuple[str | Callable, Any]:
-    """The rule and the numbers of a clock that a user gives.
+    """The rule and the numbers of a user's clock.
 
     Raises:
-        UsageError: for anything but a positive number, a function, or as many increasing times as there are steps.
+        UsageError: for anything but a positive number, a function, or one increasing time per step.
     """
     if callable(clock):
         return clock, None
@@ -163,10 +163,10 @@ def checked_clock(clock: Any, num_steps: int) -> tuple[str | Callable, Any]:
 
 
 def check_times(times: np.ndarray, label: str) -> None:
-    """Make sure that the times of the steps can be told, and go on.
+    """Check that the times of the steps are usable.
 
     Raises:
-        UsageError: if they are not finite, go back, or rest at 0.
+        UsageError: if they are not finite, decrease, or stay at 0.
     """
     if np.all(np.isfinite(times)) and np.all(np.diff(times) >= 0) and times[-1] > 0:
         return
@@ -178,7 +178,7 @@ def check_times(times: np.ndarray, label: str) -> None:
 
 
 def checked_saves(steps: np.ndarray, last: int, ts: Any, label: str) -> Any:
-    """The save times or their number, as `Descent.saves` gives them; `steps` are the times of the steps."""
+    """The save times or their number, as `Descent.saves` returns them; `steps` holds the times of the steps."""
     if isinstance(ts, int):
         kept = steps[spread(last, min(ts, len(steps)))]
         return ts if np.all(np.diff(kept) > 0) else np.unique(kept)
@@ -200,17 +200,17 @@ def checked_saves(steps: np.ndarray, last: int, ts: Any, label: str) -> Any:
 
 
 def spread(last: Any, count: int) -> Any:
-    """That number of steps, equally far apart, up to the last one."""
+    """`count` evenly spaced step indices from 0 to `last`; a single one is `last`."""
     xp = np if isinstance(last, int) else jnp
     return xp.round(xp.linspace(last, 0, count)[::-1]).astype(int)
 
 
 def almost(time: float) -> float:
-    """A little before a time: clocks are sums of many steps, and those of schedules are in single precision."""
+    """A time just before the given one: clocks are sums of many steps, and schedules compute in single precision."""
     return time * (1 - max(1e-6, 1e4 * float(jnp.finfo(jnp.result_type(float)).eps)))
 
 
 def nearest(times: Any, ts: Any) -> Any:
-    """For each of `ts`, the index of the nearest of the increasing `times`; of arrays of NumPy one of NumPy."""
+    """For each of `ts`, the index of the nearest of the increasing `times`; a NumPy array if `times` is one."""
     middles = (times[1:] + times[:-1]) / 2
     return np.searchsorted(middles, ts) if isinstance(times, np.ndarray) else jnp.searchsorted(middles, ts)

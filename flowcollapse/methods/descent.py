@@ -1,4 +1,4 @@
-"""Discrete descent by any optax optimizer, on the same problem, the same metrics and the same kind of trajectory."""
+"""Discrete descent with any optax optimizer, with the same problem, metrics and kind of trajectory as a flow."""
 
 import contextlib
 import copy
@@ -33,35 +33,35 @@ class Descent(SteppedMethod):
 
     Args:
         optimizer: an optax `GradientTransformation` (`optax.sgd(0.05)`), or the name of an optax optimizer (`"sgd"`),
-            or a function that makes one (`optax.adam`); the last two take their numbers from `hyperparameters`, so that
+            or a function that makes one (`optax.adam`). The last two take their numbers from `hyperparameters`, so
             one compilation serves all values.
-        num_steps: how many steps.
-        t1: end at the step whose time is nearest to this, if that is before the last one.
+        num_steps: the number of steps.
+        t1: end at the step whose time is nearest to this, if that is before the last step.
         coordinates: `"auto"` (class means if the optimizer is proved to commute with the change of coordinates, samples
             otherwise), `"class-mean"`, `"sample"`.
-        clock: the time that a step takes, a function from the number of a step (0, 1, ...) to it, or the times of all
-            steps. Default: the distance that the optimizer goes under a unit force.
-        **hyperparameters: `learning_rate=0.05`, `momentum=0.9`, ... for a name or function. A number that a name needs
-            may be left open, for an axis of a sweep.
+        clock: the time that a step takes, a function from the index of a step (0, 1, ...) to this time, or the times of
+            all steps. Default: the distance that the optimizer moves under a unit force.
+        **hyperparameters: `learning_rate=0.05`, `momentum=0.9`, ... for a name or function. With a name, a required
+            number may be left open, for an axis of a sweep.
 
     The optimizer sees the parameters as `{"W": ..., "H": ..., "b": ...}`. Masks and labels are dictionaries with these
     keys, as in `optax.multi_transform({"moves": optax.sgd(0.05), "rests": optax.set_to_zero()}, {"W": "moves", "H":
-    "moves", "b": "rests"})`. An optimizer that asks for the loss (`value`, `grad`, `value_fn`), such as
-    `optax.lbfgs()`, gets it.
+    "moves", "b": "rests"})`. An optimizer that uses the loss (`value`, `grad`, `value_fn`), such as `optax.lbfgs()`,
+    gets it.
 
-    The time of a step is the distance that the optimizer goes under a constant unit force on an entry of W, starting at
-    rest, and must be the same for H if both move: the sum of the learning rates for SGD and its schedules,
-    `eta / (1 - beta)` a step for momentum once it has picked up, the learning rate for Adam and sign methods. In this
-    time the gradient flow goes the same distance (derived here). b has no say. The steps of an optimizer that depend on
-    the value of the loss, such as those of L-BFGS, take the time 1 each.
+    The time of a step is the distance that the optimizer moves, starting at rest, under a constant unit force on an
+    entry of W. It must be the same for H if both move. It is the learning rate for SGD and its schedules,
+    `eta / (1 - beta)` for momentum once the momentum has built up, and the learning rate for Adam and sign methods. The
+    gradient flow moves the same distance in this time (derived here). b does not affect the time. If the steps of an
+    optimizer depend on the value of the loss, as in L-BFGS, each step takes the time 1.
 
-    Class means and compressed rows are used where the program of the update is shown to be made of sums of gradients,
-    parameters and earlier updates times norms, inner products and numbers: then all steps commute with the isometries
-    between the coordinates, at every magnitude and however many there are (see `flowcollapse/methods/equivariance.py`).
+    Class means and compressed rows are used if every update is proved to be a sum of gradients, parameters and earlier
+    updates times norms, inner products and numbers. Then all steps commute with the isometries between the coordinates,
+    at every magnitude and for any number of steps (see `flowcollapse/methods/equivariance.py`).
 
     Raises:
         UsageError: for an unknown optimizer, numbers that do not fit it, a num_steps that is not a positive integer, a
-            clock that does not go forward, or class-mean coordinates for an optimizer that is not known to keep them.
+            clock that does not increase, or class-mean coordinates for an optimizer that may not commute with them.
 
     Source: the paper descends with a fixed step size.
 
@@ -124,7 +124,7 @@ class Descent(SteppedMethod):
         }
         self.hyperparameters = numbers
         self.options = tuple((k, v) for k, v in sorted(hyperparameters.items()) if k not in numbers)
-        # The kind of optimizer decides the rest: where a number is traced or open, another one stands for it.
+        # The rest depends only on the kind of optimizer, so 0.1 can replace a number that is traced or open.
         stands = {k: 0.1 if v is None or is_traced(v) else v for k, v in numbers.items()}
         example = self._with(stands)
         self.ticks, self.clock = (
@@ -158,7 +158,7 @@ class Descent(SteppedMethod):
 
     @property
     def open(self) -> tuple[str, ...]:
-        """The names of the numbers that it needs and has not been given."""
+        """The names of the numbers that the descent still needs."""
         return tuple(name for name, value in self.hyperparameters.items() if value is None)
 
     def check_closed(self, left: Sequence[str]) -> None:
@@ -171,14 +171,14 @@ class Descent(SteppedMethod):
 
     @property
     def numbers(self) -> tuple[str, ...]:
-        """The names of its numbers, which vary without a new compilation."""
+        """The names of the descent's numbers, which can vary without a new compilation."""
         return (*self.hyperparameters, "t1")
 
     def with_numbers(self, numbers: Mapping[str, Any]) -> "Descent":
         """The same descent with some of its `numbers` replaced.
 
         Raises:
-            UsageError: for what is not a number, such as a schedule, or cannot be.
+            UsageError: for anything but a number, such as a schedule, and for values out of range.
         """
         for name, value in numbers.items():
             if not is_traced(value) and np.asarray(value).dtype.kind not in "iuf":
@@ -194,7 +194,7 @@ class Descent(SteppedMethod):
         def places(one: Descent) -> list:
             return [one.t1 if name == "t1" else one.hyperparameters[name] for name in numbers]
 
-        # The kind of optimizer, and with it the coordinates, are known already.
+        # The kind of optimizer does not change, so the coordinates need no new check.
         return eqx.tree_at(places, self, list(numbers.values()), is_leaf=lambda x: x is None)
 
     def with_steps(self, num_steps: int) -> "Descent":
@@ -204,7 +204,7 @@ class Descent(SteppedMethod):
 
     @property
     def limit(self) -> Verdict:
-        """The verdict of a run that ended before the plateau, as it was told to."""
+        """The verdict of a run that stopped before the plateau, as requested."""
         return Verdict.step_limit if self.t1 is None else Verdict.time_limit
 
     @property
@@ -213,15 +213,15 @@ class Descent(SteppedMethod):
 
     @property
     def label(self) -> str:
-        """What tables call this method."""
+        """The name of this method in tables."""
         return f"descent ({self._kind}, {self.num_steps} steps)"
 
     def _checked_coordinates(self, coordinates: str, example: optax.GradientTransformation) -> str:
-        """The coordinates asked for if the optimizer may use them, as far as that depends on no shapes."""
+        """The requested coordinates if the optimizer may use them, as judged by the example shapes."""
         return coordinates if coordinates == "sample" else self._proved(coordinates, example, *SHAPES)
 
     def coordinates_for(self, model: UFM, start: State) -> str:
-        """The coordinates of a run: those asked for if they are proved to be the same path on the run's own shapes."""
+        """The coordinates of a run: the requested ones if the path is proved to be the same on the run's shapes."""
         if self.coordinates == "sample":
             return "sample"
         reduced = jax.eval_shape(lambda one: enter(model, one, self.coordinates)[2], start)
@@ -243,11 +243,11 @@ class Descent(SteppedMethod):
         return "sample"
 
     def saves(self, ts: Any, dtype) -> Any:
-        """The save times, or their number; as times where that many equal steps would include two of one time.
+        """The save times, or their number. A number becomes times if some of its evenly spaced steps share a time.
 
         Raises:
-            UsageError: for an open number, for steps whose time cannot be told, for times beyond the last step, and for
-                two times that fall on one step. Nothing of that is known inside jit.
+            UsageError: for an open number, steps without usable times, times beyond the last step, and two times that
+                fall on one step. Only open numbers are known inside jit.
         """
         self.check_closed(self.open)
         steps = None if is_traced(ts) else _known_times(self, dtype)
@@ -258,7 +258,7 @@ class Descent(SteppedMethod):
         return checked_saves(steps, last, ts, self.label)
 
     def run(self, problem: Problem, start: Point, ts: Array | int, observe: Callable[[Point], Any] | None) -> Run:
-        """Descend from `start` and observe at the steps whose times are nearest to `ts`, or at that many of them."""
+        """Descend from `start` and observe at the steps whose times are nearest to `ts`, or at `ts` many steps."""
         dtype = start.X.dtype
         optimizer = on_points(self.transformation(), self._kind, start)
         times = self.step_times(dtype)
@@ -282,7 +282,7 @@ class Descent(SteppedMethod):
             )
             return carry, carry[1] if observe is None else observe(carry[1])
 
-        # The end is one more save, so that the step is compiled once.
+        # The end is an additional save, so that the step is compiled only once.
         carry = (jnp.zeros((), int), start, optimizer.init(start))
         (_, end, _), observed = jax.lax.scan(to_save, carry, jnp.append(steps, last))
         observed = jax.tree.map(lambda x: x[:-1], observed)
@@ -292,7 +292,7 @@ class Descent(SteppedMethod):
         return Clock(self.transformation(), self._kind, self.ticks, self.clock)
 
     def step_times(self, dtype) -> Float[Array, " steps_and_start"]:
-        """The time after each step, from 0 before the first."""
+        """The time after each step, starting with 0 before the first step."""
         return self._clock().times(self.num_steps, dtype)
 
     def duration(self) -> Float[Array, ""]:
@@ -300,16 +300,16 @@ class Descent(SteppedMethod):
         return self._clock().duration(self.num_steps, jnp.result_type(float))
 
     def steps_until(self, time: Float[Array, ""], most: int) -> Int[Array, ""]:
-        """How many steps it takes until a time is reached; `most` if that many are not enough."""
+        """The number of steps until a time is reached, or `most` if more would be needed."""
         return self._clock().steps_until(time, most)
 
     def __reduce__(self):
-        """Optimizers are closures, which `pickle` refuses and `cloudpickle` takes."""
+        """Optimizers are closures, which `cloudpickle` can pickle and `pickle` cannot."""
         fields = vars(self)
         functions = {name: fields[name] for name in ("optimizer", "options", "ticks")}
         try:
             packed = cloudpickle.dumps(functions)
-        except Exception as error:  # whatever the user's own objects may raise
+        except Exception as error:  # the user's objects may raise anything
             raise UsageError(
                 f"{self.label} cannot be pickled: {type(error).__name__}: {error}; name the optimizer, as in "
                 'fc.Descent("sgd", 1000, learning_rate=0.05).'
@@ -321,7 +321,7 @@ class Descent(SteppedMethod):
 
 
 def _revived(fields: Mapping[str, Any]) -> Descent:
-    """A descent of given fields, which have been checked before."""
+    """A descent with the given fields, which have been checked before."""
     descent = object.__new__(Descent)
     for name, value in fields.items():
         object.__setattr__(descent, name, value)
@@ -337,7 +337,7 @@ def _shapes(C: int, p: int, n: int, dtype) -> Point:
 
 
 SHAPES = (_shapes(3, 11, 13, np.float32), _shapes(3, 7, 5, np.float32))
-"""Of points in samples and in fewer rows and columns, to know beforehand how most optimizers go."""
+"""Example shapes of points in samples and in reduced coordinates; most optimizers can be judged from them alone."""
 
 
 def _known_times(method: Descent, dtype) -> np.ndarray | None:

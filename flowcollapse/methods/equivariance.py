@@ -1,15 +1,15 @@
-"""Whether an optimizer takes the same path in every isometric coordinates, proved from the program of its update.
+"""A proof, from the program of its update, that an optimizer takes the same path in all isometric coordinates.
 
 Class means and compressed rows replace `(W, X, b)` by `(W R, R^T X Q, b)` with orthonormal columns in R and Q. A run
-there is the run on the samples if and only if every update commutes with these maps. That holds for an update made of
-sums of gradients, parameters and earlier updates of the same part, times numbers that no such map changes: norms and
-inner products over a whole part, the loss, step counts, and whatever follows from them.
+in these coordinates equals the run on the samples if and only if every update commutes with these maps. This holds if
+an update is a sum of gradients, parameters and earlier updates of the same part, times numbers that no such map
+changes: norms and inner products over a whole part, the loss, step counts, and anything computed from them.
 
-The update is traced for the samples' shapes and for the reduced ones. Both programs must be the same but for those
-shapes, and every intermediate result gets a kind: unchanged by the maps, a vector of one part, or unknown. Where the
-updates come out as vectors of their own parts, the optimizer commutes: in every step of a run of any length, at every
-magnitude and with every value of its numbers. An optimizer for which this cannot be shown counts as one that does not
-commute (derived here).
+The update is traced for the shapes of the samples and for the reduced shapes. Both programs must be the same except for
+these shapes, and every intermediate result gets a kind: unchanged by the maps, a vector of one part, or unknown. If
+the update of each part is a vector of this part, the optimizer commutes: in every step of a run of any length, at every
+magnitude and for all values of its numbers. An optimizer without such a proof counts as one that does not commute
+(derived here).
 """
 
 from collections.abc import Callable, Sequence
@@ -33,13 +33,13 @@ class Kind(NamedTuple):
 
 
 SAME = Kind("same")
-"""Not at all."""
+"""Unchanged by the maps."""
 
 ZERO = Kind("zero")
-"""Zero everywhere, in whatever shape."""
+"""Zero everywhere, in any shape."""
 
 EVEN = Kind("even")
-"""One number that is the same in all coordinates, repeated in whatever shape."""
+"""One number that is the same in all coordinates, repeated in any shape."""
 
 UNKNOWN = Kind("unknown")
 
@@ -49,28 +49,28 @@ EVENLY = {
     *("gt", "lt", "ge", "le", "eq", "ne", "and", "or", "not", "xor", "is_finite", "select_n", "convert_element_type"),
     *("copy", "broadcast_in_dim", "reshape", "squeeze", "expand_dims", "transpose", "clamp", "add_any"),
 }
-"""Operations that make entries that are all equal of entries that are all equal."""
+"""Operations whose results have equal entries if all their arguments have equal entries."""
 
 CALLS = (
     *("jit", "pjit", "closed_call", "core_call", "named_call", "remat", "remat2", "checkpoint"),
     *("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"),
 )
-"""Operations that run a program on all of their arguments."""
+"""Operations that run a program on all their arguments."""
 
 KEPT = ("neg", "copy", "real", "stop_gradient", "optimization_barrier")
-"""Operations that leave a vector a vector."""
+"""Operations that map a vector to a vector."""
 
 ROUNDS = 50
-"""A loop's kinds settle in fewer: each of them changes twice at most."""
+"""The most rounds of a loop. Its kinds settle in fewer, because each of them changes at most twice."""
 
 
 def obstacle(optimizer: Any, label: str, samples: Point, reduced: Point) -> str | None:
-    """Why an optimizer may not take the same path in two coordinates, or None where it is proved to.
+    """The reason why an optimizer may take different paths in two coordinates, or None if the paths are proved equal.
 
     Args:
         optimizer: the optax optimizer.
         label: its name in messages.
-        samples, reduced: a point of each of the coordinates, or its shapes.
+        samples, reduced: a point in each of the two coordinates, or its shapes.
 
     Source: derived here; see the module.
     """
@@ -140,7 +140,7 @@ def _walk_closed(programs: Sequence[Any], kinds: Sequence[Kind]) -> list[Kind]:
 
 
 def _walk(programs: Sequence[Any], kinds: Sequence[Kind]) -> list[Kind]:
-    """The kinds of the results of two programs that are to be the same but for shapes."""
+    """The kinds of the results of two programs that must be the same except for shapes."""
     known: dict[Any, Kind] = {}
     inputs = _pairs([[*program.constvars, *program.invars] for program in programs])
     for (one, _), kind in zip(inputs, kinds, strict=True):
@@ -185,7 +185,7 @@ def _kinds(one: Any, other: Any, kinds: list[Kind]) -> list[Kind]:
 
 
 def _even(equation: Any, kinds: list[Kind]) -> Kind | None:
-    """The kind of a result of equal entries, None where the entries need not be equal."""
+    """The kind of a result with equal entries, or None if the entries may differ."""
     name = equation.primitive.name
     if name == "reduce_sum" and kinds == [ZERO]:
         return ZERO
@@ -203,12 +203,12 @@ def _even(equation: Any, kinds: list[Kind]) -> Kind | None:
         return ZERO
     if name == "select_n" and all(zeros[1:]):
         return ZERO
-    # A single number that all coordinates share is more than an even array.
+    # A single number that is the same in all coordinates is `SAME`, which is stronger than `EVEN`.
     return SAME if equation.outvars[0].aval.shape == () else EVEN
 
 
 def _of_vectors(equation: Any, kinds: list[Kind]) -> Kind:
-    """The kind of the only result of an operation on at least one vector."""
+    """The kind of the single result of an operation on at least one vector."""
     name, options = equation.primitive.name, equation.params
     first, last = kinds[0], kinds[-1]
     numbers = [
@@ -221,7 +221,7 @@ def _of_vectors(equation: Any, kinds: list[Kind]) -> Kind:
         return first
     if name == "convert_element_type":
         old, new = (variable.aval.dtype for variable in (equation.invars[0], equation.outvars[0]))
-        # Rounding entries to fewer digits depends on the coordinates by as much.
+        # Rounding entries to fewer digits gives different results in different coordinates.
         return first if new in (np.float32, np.float64) and new.itemsize >= old.itemsize else UNKNOWN
     if name in ("add", "sub", "add_any"):
         return _join(first, last, alike=False)
@@ -259,7 +259,10 @@ def _of_vectors(equation: Any, kinds: list[Kind]) -> Kind:
 
 
 def _join(one: Kind, other: Kind, alike: bool) -> Kind:
-    """The kind of what is the one or the other, or their sum. `alike`: their shapes are the same in all coordinates."""
+    """The kind of a result that is either of two results, or their sum.
+
+    `alike` means that the shape of the result is the same in all coordinates.
+    """
     if one == other:
         return one
     if ZERO in (one, other):
@@ -286,7 +289,7 @@ def _cond(one: Any, other: Any, kinds: list[Kind]) -> list[Kind]:
 
 
 def _settled(step: Callable[[list[Kind]], list[Kind]], carry: list[Kind], alike: list[bool]) -> list[Kind]:
-    """The kinds of a loop's carry that hold before and after every turn."""
+    """The kinds of a loop's carry that hold before and after every iteration."""
     for _ in range(ROUNDS):
         joined = [_join(a, b, same) for a, b, same in zip(carry, step(carry), alike, strict=True)]
         if joined == carry:

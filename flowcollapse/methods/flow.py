@@ -1,4 +1,4 @@
-"""The gradient flow, integrated by diffrax in the coordinates where it is cheap and not stiff."""
+"""The gradient flow, integrated by diffrax in coordinates in which it is cheap and not stiff."""
 
 import abc
 import dataclasses
@@ -29,14 +29,14 @@ from .solvers.registry import solver_of
 APPROACHES = ("auto", "explicit", "implicit")
 
 EXPLICIT_UP_TO = 6000.0
-"""Up to this time, in units of the fastest decay at rest, explicit steps are few: about a thousand."""
+"""Up to this time, in units of the fastest decay at rest, about a thousand explicit steps suffice."""
 
 LONGEST_UNTIL_REST = 1e3
-"""A run until rest ends at the latest after this many plateau times."""
+"""A run until rest ends after this many plateau times at the latest."""
 
 
 class AbstractFlow(Method):
-    """A flow, integrated with adaptive steps: what its kinds have in common. Each has a `velocity` of its own."""
+    """A flow, integrated with adaptive steps: the base class of all flows. Each defines its `velocity`."""
 
     rtol: Number = 1e-8
     atol: Number | None = None
@@ -50,7 +50,7 @@ class AbstractFlow(Method):
     adjoint: str | dfx.AbstractAdjoint = eqx.field(static=True, default="reverse")
 
     symmetric: ClassVar[bool] = True
-    """Whether the field has a symmetric Jacobian, as that of a gradient flow has."""
+    """Whether the field has a symmetric Jacobian, as in a gradient flow."""
 
     def __init__(
         self,
@@ -96,13 +96,13 @@ class AbstractFlow(Method):
 
     @property
     def label(self) -> str:
-        """What tables call this method."""
+        """The name of this method in tables."""
         solver = self.solver if isinstance(self.solver, str) else type(self.solver).__name__
         return f"{self.name.replace('-', ' ')} ({solver})"
 
     @property
     def numbers(self) -> tuple[str, ...]:
-        """The names of its numbers, which vary without a new compilation."""
+        """The names of the flow's numbers, which can vary without a new compilation."""
         return tuple(field.name for field in dataclasses.fields(self) if not field.metadata.get("static", False))
 
     def with_numbers(self, numbers: Mapping[str, Any]) -> "AbstractFlow":
@@ -115,29 +115,29 @@ class AbstractFlow(Method):
 
     @property
     def limit(self) -> Verdict:
-        """The verdict of a run that ended before the plateau, as it was told to."""
+        """The verdict of a run that stopped before the plateau, as requested."""
         return Verdict.time_limit
 
     def layout(self, problem: Problem) -> Layout | SecondOrder:
-        """How the solver holds the state of the flow."""
+        """The layout of the state of the flow in the solver."""
         return layout_of(problem, solver_of(self.solver))
 
     def initial(self, problem: Problem, start: Point) -> PyTree:
-        """The state that the flow begins with, in its layout."""
+        """The initial state of the flow, in its layout."""
         return layout_of(problem, solver_of(self.solver)).state(problem, start)
 
     def prepared(self, model: UFM, ts: Any) -> "AbstractFlow":
-        """The same flow with what is `"auto"` decided, as far as what is known outside of a program allows."""
+        """The same flow with the approach `"auto"` resolved from the numbers that are known outside of a program."""
         if self.approach != "auto":
             return self
-        # Implicit steps begin once every mode has escaped, which is known for the squared error.
+        # Implicit steps begin once every mode has escaped. That time is known only for the squared error.
         explicit = not (self._can_be_implicit and model.loss.squared_error)
         explicit = explicit or (self.until is None and _few_steps_at_rest(model, self.t1, ts))
         return self._with(approach="explicit" if explicit else "implicit")
 
     @property
     def factorises(self) -> bool:
-        """Whether the solver is an implicit one with Newton's method."""
+        """Whether the solver is implicit, with Newton's method."""
         return isinstance(solver_of(self.solver), dfx.AbstractImplicitSolver)
 
     @property
@@ -145,10 +145,10 @@ class AbstractFlow(Method):
         return self.symmetric and not self.factorises
 
     def run(self, problem: Problem, start: Point, ts: Array | int, observe: Callable[[Point], Any] | None) -> Run:
-        """Integrate from `start` and observe at `ts`, or at that many times that show the run up to its end."""
+        """Integrate from `start` and observe at `ts`, or at `ts` many times that show the run up to its end."""
         dtype = start.X.dtype
         if self.until is not None and isinstance(ts, int):
-            # Where the rest is not known before the run, a first run finds it, and the saves are spread up to there.
+            # The time of rest is not known beforehand: a first run finds it, and a second run spreads the saves.
             found = self.run(problem, start, jnp.zeros(1, dtype), lambda _: ())
             known = self._with(until=None, t1=found.t_end)
             return known.run(problem, start, ts, observe)._replace(
@@ -169,8 +169,8 @@ class AbstractFlow(Method):
             )
         goes_implicit = self.approach == "implicit" or (self.approach == "auto" and self._can_be_implicit)
         if first_end is not None and goes_implicit:
-            # The mean mode can take hundreds of times as long as the others. Steps that are short beside its growth
-            # bring it up, and its decay to rest is left to the implicit ones.
+            # The mean mode can take hundreds of times longer than the other modes. The explicit steps, which are short
+            # compared with its growth time, carry it through its growth; implicit steps do its decay to rest.
             first = legs.explicit(jnp.minimum(first_end, t1))
             over = first.ran_out | first.at_rest
             last = legs.implicit(first.end, first.t_end, jnp.where(over, first.t_end, t1))
@@ -187,7 +187,7 @@ class AbstractFlow(Method):
         return Run(ts, observed, last.end, last.t_end, last.ran_out, last.stats, last.at_rest)
 
     def _end(self, problem: Problem, start: Point, ts: Array | int) -> Float[Array, ""]:
-        """When to end: at t1, the last of `ts`, far beyond the plateau time for a run until rest, or at that time."""
+        """The end of the run: t1, the last of `ts`, the plateau time, or far beyond it for a run until rest."""
         if self.t1 is not None:
             end = self.t1
         elif self.until is not None:
@@ -204,25 +204,26 @@ class Flow(AbstractFlow):
         solver: a name (`"exponential"`, `"tsit5"`, `"dopri5"`, `"dopri8"`, `"kvaerno5"`, `"kencarp5"`) or a diffrax
             solver with an error estimate. The default treats the stiff mean residual exactly and takes eighth-order
             steps in the rest; its cost depends neither on the samples per class nor on the stiffness.
-        rtol: relative tolerance of each block (W, class means, within-class part, bias) in its own norm; in float32 at
-            least 4e-6 is used.
-        atol: absolute tolerance of each block's norm. Default: `rtol` times the block's norm at the start, so that it
-            follows eps.
-        t1: where to end. Default: the plateau time of the start, or the last of `ts`.
-        max_steps: accepted and rejected steps together; implicit steps of the approach are counted apart. A run that
-            needs more ends early: its verdict says so, `t_end` is where it ended, and what it did not reach is NaN.
-        coordinates: `"auto"` (class means where exact, compressed rows where it pays), `"class-mean"`, `"sample"`.
-        mesh: a `jax.sharding.Mesh` over whose devices the columns of the features are spread, for one large problem.
-        until: `"rest"` ends the run where the flow has come to rest: every mode that the start has has escaped, and
-            W, the features and b each have less than `10 rtol` of their norm to go. Then `t1` is the latest end.
-        approach: how the flow goes on once every mode has escaped. `"implicit"` changes to implicit steps (backward
-            differentiation with conjugate gradients), which take the slow approach that weight decay causes in a few
-            hundred steps; `"explicit"` keeps the solver to the end, with steps as short as its stability wants;
-            `"auto"` is `"implicit"` if there is weight decay or the end is far, unless the solver is implicit already.
+        rtol: relative tolerance of each block (W, class means, within-class part, bias) in the norm of the block; in
+            float32 at least 4e-6 is used.
+        atol: absolute tolerance of each block's norm. Default: `rtol` times the block's norm at the start, so it scales
+            with eps.
+        t1: the end time. Default: the plateau time of the start, or the last of `ts`.
+        max_steps: the most steps, accepted and rejected together; the implicit steps of the approach are counted
+            separately. A run that needs more ends early: its verdict says so, `t_end` is the time reached, and later
+            saves are NaN.
+        coordinates: `"auto"` (class means if exact, compressed rows if they save work), `"class-mean"`, `"sample"`.
+        mesh: a `jax.sharding.Mesh`; the columns of the features are spread over its devices, for one large problem.
+        until: `"rest"` ends the run when the flow has come to rest: every mode in the start has escaped, and W, the
+            features and b each have less than `10 rtol` of their norm left to go. Then `t1` is the latest end.
+        approach: the steps after every mode has escaped. `"implicit"` changes to implicit steps (backward
+            differentiation with conjugate gradients), which cover the slow approach under weight decay in a few hundred
+            steps. `"explicit"` keeps the solver to the end, with steps limited by its stability. `"auto"` is
+            `"implicit"` if there is weight decay or the end is far, unless the solver is already implicit.
         adjoint: how the run is differentiated: `"reverse"` (for `jax.grad`, with checkpoints), `"forward"` (for
-            `jax.jvp`, `jax.jacfwd` and their repetition, as in second derivatives), or an adjoint of diffrax.
+            `jax.jvp`, `jax.jacfwd` and nested uses of them, as in second derivatives), or an adjoint of diffrax.
 
-    The times that `fc.simulate` saves by default are equally far apart up to the escape, and logarithmic after it.
+    The times that `fc.simulate` saves by default are equally spaced up to the escape, and logarithmic after it.
 
     Raises:
         UsageError: for an unknown solver, coordinates, approach or adjoint, tolerances or a t1 that are not positive,
@@ -239,7 +240,7 @@ class Flow(AbstractFlow):
     """
 
     name = "flow"
-    __init__ = AbstractFlow.__init__  # which type checkers do not see inherited
+    __init__ = AbstractFlow.__init__  # type checkers do not see the inherited one
 
     def velocity(self, problem: Problem, point: Point) -> Point:
         """`-grad R`."""
@@ -247,7 +248,7 @@ class Flow(AbstractFlow):
 
 
 def spread_columns(X: Float[Array, "p n"], mesh: Mesh) -> Float[Array, "p n"]:
-    """The columns of X spread over the devices of a mesh; the compiler carries that through the whole solve.
+    """X with its columns spread over the devices of a mesh. The compiler keeps this layout through the whole solve.
 
     Raises:
         UsageError: if the number of columns is not a multiple of the number of devices.
@@ -263,7 +264,7 @@ def spread_columns(X: Float[Array, "p n"], mesh: Mesh) -> Float[Array, "p n"]:
 
 
 def _few_steps_at_rest(model: UFM, t1: Any, ts: Any) -> bool:
-    """Whether explicit steps, capped at their stability, are few up to the end. False where numbers are traced."""
+    """Whether few explicit steps, limited by their stability, reach the end. False if numbers are traced."""
     decays = jax.tree.leaves(model.weight_decay)
     end = t1 if t1 is not None else None if isinstance(ts, int) else ts[-1]
     if any(is_traced(x) for x in (*decays, end)):
@@ -275,5 +276,5 @@ def _few_steps_at_rest(model: UFM, t1: Any, ts: Any) -> bool:
 
 
 def choose(which: Bool[Array, " time"], x, y) -> Array:
-    """`x` where `which`, and `y` elsewhere, along the first axis."""
+    """`x` where `which` is true and `y` elsewhere, along the first axis."""
     return jnp.where(which.reshape(-1, *(1,) * (x.ndim - 1)), x, y)

@@ -1,7 +1,7 @@
-"""The integrations that a flow is made of: explicit steps from the start, implicit ones once every mode has escaped.
+"""The integrations of a flow: explicit steps from the start, implicit steps once every mode has escaped.
 
-Weight decay, and the flow along a minimum that is not a point, are slow: explicit steps, capped at their stability of
-a few over `sqrt N`, would be counted in millions.
+Weight decay, and the flow along a minimum that is not a point, are slow. Explicit steps would take millions, because
+stability limits them to a few over `sqrt N`.
 """
 
 import functools
@@ -25,7 +25,7 @@ from .solvers.registry import solver_of, suited
 from .stiff_part import first_step, longest_step
 
 REST = 10.0
-"""A flow is at rest when it has less than this times rtol to go."""
+"""A flow is at rest if it has less than this times rtol left to go."""
 
 LINEAR = 1e-2
 """The linear systems of the implicit steps are solved to this times rtol."""
@@ -38,7 +38,7 @@ ADJOINTS: dict[str, Callable[[], dfx.AbstractAdjoint]] = {
 
 
 def adjoint_of(adjoint: Any) -> dfx.AbstractAdjoint:
-    """The adjoint of a name, or the one of diffrax that is given.
+    """The adjoint with the given name, or the given diffrax adjoint.
 
     Raises:
         UsageError: for anything else.
@@ -67,7 +67,7 @@ class Integrable(Protocol):
 
 
 class Outcome(NamedTuple):
-    """The result of a leg: its saves, the end and the time of it, and how it went."""
+    """The result of one integration: its saves, the end and its time, and how the integration went."""
 
     saved: PyTree
     end: Point
@@ -78,10 +78,9 @@ class Outcome(NamedTuple):
 
 
 class Legs(NamedTuple):
-    """The integrations that a run is made of.
+    """The integrations of a run.
 
-    `ts` are the save times of the run, or None where nothing is saved. A save is the point, or with `observe` what that
-    makes of it.
+    `ts` holds the save times of the run, or is None if nothing is saved. A save is the point, or `observe(point)`.
     """
 
     flow: Integrable
@@ -91,26 +90,26 @@ class Legs(NamedTuple):
     observe: Callable[[Point], PyTree] | None
 
     def explicit(self, t1: Float[Array, ""]) -> Outcome:
-        """From the start to `t1` with the flow's own solver."""
+        """Integrate from the start to `t1` with the solver of the flow."""
         solver, layout = suited(solver_of(self.flow.solver), self.ts is not None), self.flow.layout(self.problem)
         begin, longest = first_step(self.problem, self.rtol, solver), longest_step(self.problem, solver, t1)
         y0 = self.flow.initial(self.problem, self.start)
         return self._integrate(solver, layout, y0, y0, jnp.zeros_like(t1), t1, begin, longest)
 
     def implicit(self, point: Point, t0: Float[Array, ""], t1: Float[Array, ""]) -> Outcome:
-        """From a point at `t0` to `t1` with implicit steps, which nothing but their error limits."""
+        """Integrate from a point at `t0` to `t1` with implicit steps, which only their error limits."""
         solver = ExtendedBDF(jnp.maximum(LINEAR * self.rtol, 4 * jnp.finfo(t0.dtype).eps))
         layout = Layout(mean_residual=False)
         y0, scale = layout.state(self.problem, point), layout.state(self.problem, self.start)
         fastest = ending_of(self.problem).fastest_rate(t0)
-        assert fastest is not None  # or the flow would stay explicit
+        assert fastest is not None  # otherwise the flow stays explicit
         begin = jnp.sqrt(self.rtol) / fastest
         begin = jnp.maximum(begin, 256 * jnp.finfo(t0.dtype).eps * t0)
         return self._integrate(solver, layout, y0, scale, t0, t1, begin, None)
 
     @property
     def rtol(self) -> Float[Array, ""]:
-        """The flow's relative tolerance, as far as the precision allows it."""
+        """The relative tolerance of the flow, but at least 32 roundings."""
         dtype = self.start.X.dtype
         return jnp.maximum(jnp.asarray(self.flow.rtol, dtype), 32 * jnp.finfo(dtype).eps)
 
@@ -120,7 +119,7 @@ class Legs(NamedTuple):
         def save(t, y, args):
             return y if observe is None else args.observe(layout.point(args.problem, y))
 
-        # Where nothing is observed, nothing is saved, and the solver's output costs nothing.
+        # If nothing is observed, nothing is saved, and the solver need not prepare output.
         saves = [] if self.ts is None else [dfx.SubSaveAt(ts=jnp.clip(self.ts, t0, t1), fn=save)]
         with lean_diffrax():
             solution = dfx.diffeqsolve(
@@ -169,7 +168,7 @@ class Legs(NamedTuple):
 
 
 def _stats(solution: dfx.Solution, solver: dfx.AbstractSolver, output: bool) -> dict[str, Int[Array, ""]]:
-    """Steps, and evaluations of the field where the solver tells how many a step takes, with and without output."""
+    """The numbers of steps, and of evaluations of the field if the solver says how many a step takes."""
     accepted, rejected = solution.stats["num_accepted_steps"], solution.stats["num_rejected_steps"]
     stats = {"accepted": accepted, "rejected": rejected}
     per_step = getattr(solver, "evaluations_per_step", None)

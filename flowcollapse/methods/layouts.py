@@ -1,4 +1,4 @@
-"""How a point, or a point and its velocity, is laid out inside the solver, and the field and norms in that layout."""
+"""The layout of a point, or of a point and its velocity, in the solver, and the field and norms in this layout."""
 
 import dataclasses
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from .stiff_part import from_mean_residual, mean_residual_field, stiff_rate, to_
 
 
 class Arguments(NamedTuple):
-    """What the fields and the saves of an integration read: the problem, the observer if any, and the flow."""
+    """The arguments of the fields and saves of an integration: the problem, the observer if any, and the flow."""
 
     problem: Problem
     observe: Callable[[Point], PyTree] | None
@@ -28,12 +28,12 @@ class Arguments(NamedTuple):
 
 
 class LanesLastTerm(dfx.ODETerm):
-    """A term whose field allows lanes as the last axis of the state, and depends on the problem without its samples."""
+    """A term whose field allows lanes as the last axis of the state, and uses the problem without its samples."""
 
     def reads(self, args: Arguments) -> Problem:
         """The part of the arguments that the field reads."""
         model, columns = args.problem
-        # Three decays, since one that has lanes would look like three.
+        # Always three decays, because a single decay with three lanes would look like three decays.
         return Problem(eqx.tree_at(lambda m: m.weight_decay, model, model.decays), columns.without_arrays())
 
     def vf(self, t, y, args):
@@ -41,14 +41,14 @@ class LanesLastTerm(dfx.ODETerm):
 
 
 def _squares(blocks: tuple[Array, ...]) -> Float[Array, "blocks *lanes"]:
-    """The sums of the squares of the blocks, the last of which is a vector for each lane."""
+    """The sums of the squares of the blocks. The last block is a vector for each lane."""
     lanes = blocks[-1].ndim - 1
     return jnp.stack([sum_of_squares([block], lanes) for block in blocks])
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How a point is laid out inside the solver: `((W, X), e)` or `((W, X), b)`."""
+    """The layout of a point in the solver: `((W, X), e)` or `((W, X), b)`."""
 
     mean_residual: bool
 
@@ -61,9 +61,9 @@ class Layout:
         return from_mean_residual(problem, W, X, last) if self.mean_residual else Point(W, X, last)
 
     def terms(self) -> dfx.AbstractTerm:
-        """The flow's vector field, split into forcing and relaxation for the solvers that take them apart.
+        """The vector field of the flow. For solvers that need it, it is split into forcing and relaxation.
 
-        The flow's `velocity` is the field.
+        Otherwise the field is the flow's `velocity`.
         """
 
         def forcing(t, y, problem):
@@ -89,16 +89,16 @@ class Layout:
         return jnp.sqrt(lanes_last(_squares)((W, *problem.split(X), last)))
 
     def block_scales(self, norms: Float[Array, "4"]) -> Float[Array, "4"]:
-        """What the error of each block is measured against: its own size; B's for the mean residual and the bias."""
+        """The error scales: each block's norm, but B's for the mean residual, and the sum of B's and b's for b."""
         last = norms[1] if self.mean_residual else norms[1] + norms[3]
         return norms.at[3].set(last)
 
 
 @dataclasses.dataclass(frozen=True)
 class SecondOrder:
-    """How a point that has a velocity is laid out: as z and as `u = z + m z'`, where it would drift to in the time m.
+    """The layout of a point with a velocity: z, and `u = z + m z'`, the place it would drift to in the time m.
 
-    Then `m z'' + z' = f(z)` is `z' = (u - z) / m`, `u' = f(z)`, and both parts have the scales of a point.
+    Then `m z'' + z' = f(z)` becomes `z' = (u - z) / m`, `u' = f(z)`, and both parts have the scales of a point.
     """
 
     of_point: Layout
@@ -110,7 +110,7 @@ class SecondOrder:
         return self.of_point.point(problem, y[0])
 
     def terms(self) -> dfx.AbstractTerm:
-        """The field of both parts, for a flow that has a `mass` too."""
+        """The field of both parts, for a flow that also has a `mass`."""
 
         def field(t, y, args):
             problem, flow = args.problem, args.flow
@@ -120,7 +120,7 @@ class SecondOrder:
         return dfx.ODETerm(field)
 
     def block_norms(self, problem: Problem, y: PyTree) -> Float[Array, "8"]:
-        """The norms of W, B, L and the bias, of the point and of where it would drift to."""
+        """The norms of W, B, L and the bias, first of the point and then of the place it would drift to."""
         return jnp.concatenate([self.of_point.block_norms(problem, part) for part in y])
 
     def block_scales(self, norms: Float[Array, "8"]) -> Float[Array, "8"]:

@@ -1,17 +1,17 @@
 """Flows that follow discrete descent one order more closely than the gradient flow does.
 
-Descent `z_{k+1} = z_k - eta g(z_k) + beta (z_k - z_{k-1})`, seen at the times of its own clock (see `fc.Descent`: a
-step takes `eta / (1 - beta)` once it has picked up), expands into
+Descent `z_{k+1} = z_k - eta g(z_k) + beta (z_k - z_{k-1})`, observed at the times of its clock (see `fc.Descent`: a
+step takes `eta / (1 - beta)` once the momentum has built up), expands into
 
-    m z'' + z' = -grad R(z) + O(eta^2),    m = eta (1 + beta) / (2 (1 - beta)^2),
+    m z'' + z' = -grad R(z) + O(eta^2),    m = eta (1 + beta) / (2 (1 - beta)^2).
 
-with plain gradient descent at `beta = 0`. The gradient flow leaves out m: its distance to descent is O(eta). Here are
-the equation itself, and the first-order flow on which its solutions settle, `z' = f - m Df f` with `f = -grad R`: the
-gradient flow of `R + (m/2) ||grad R||^2`. Their distances to descent are O(eta^2) from the first step on, because the
-clock has the momentum's start from rest in it.
+Plain gradient descent has `beta = 0`. The gradient flow leaves out m, so its distance to descent is O(eta). This module
+has the equation itself, and the first-order flow on which its solutions settle, `z' = f - m Df f` with `f = -grad R`:
+the gradient flow of `R + (m/2) ||grad R||^2`. Their distances to descent are O(eta^2) from the first step on, because
+the clock accounts for the start of the momentum from rest.
 
 Sources: Hairer, Lubich and Wanner, Geometric Numerical Integration (2006), chapter IX, and Barrett and Dherin 2021 for
-`beta = 0`; Kovachki and Stuart 2021 for momentum. The clock, and with it the first steps, are derived here.
+`beta = 0`; Kovachki and Stuart 2021 for momentum. The clock, and so the first steps, are derived here.
 """
 
 from typing import Any
@@ -62,7 +62,7 @@ class _Lagging(AbstractFlow):
 
     @property
     def mass(self) -> Float[Array, ""]:
-        """m, see above; for Nesterov's form `eta (1 - beta + 2 beta^2) / (2 (1 - beta)^2)`."""
+        """The mass m of this module's docstring; `eta (1 - beta + 2 beta^2) / (2 (1 - beta)^2)` for Nesterov's form."""
         eta, beta = jnp.asarray(self.learning_rate), jnp.asarray(self.momentum)
         return eta * (1 - beta + 2 * beta**2 if self.nesterov else 1 + beta) / (2 * (1 - beta) ** 2)
 
@@ -72,20 +72,20 @@ class ModifiedFlow(_Lagging):
 
     Args:
         learning_rate: eta, the step size of the descent.
-        momentum: its beta, at least 0 and below 1; `m = eta (1 + beta) / (2 (1 - beta)^2)`, so `eta / 2` without
-            momentum.
-        nesterov: whether the momentum is Nesterov's, as `optax.sgd(..., nesterov=True)` has it; then
+        momentum: beta of the descent, at least 0 and below 1; `m = eta (1 + beta) / (2 (1 - beta)^2)`, which is
+            `eta / 2` without momentum.
+        nesterov: whether the momentum is Nesterov's, as in `optax.sgd(..., nesterov=True)`; then
             `m = eta (1 - beta + 2 beta^2) / (2 (1 - beta)^2)`.
-        solver: an explicit solver, `"dopri8"`, `"dopri5"` or `"tsit5"`, the implicit `"kvaerno5"`, or one of diffrax's.
+        solver: an explicit solver, `"dopri8"`, `"dopri5"` or `"tsit5"`, the implicit `"kvaerno5"`, or a diffrax solver.
         **options: `rtol`, `atol`, `t1`, `max_steps`, `coordinates`, `mesh`, as for `fc.Flow`.
 
     Raises:
-        UsageError: for a learning rate that is not positive, a momentum out of range, a solver that is only for the
-            plain gradient flow, or what `fc.Flow` refuses.
+        UsageError: for a learning rate that is not positive, a momentum out of range, a solver that works only for the
+            plain gradient flow, or for the reasons `fc.Flow` has.
 
     Source: `z' = f - m Df f` with `f = -grad R`; backward error analysis, see Hairer, Lubich and Wanner 2006, chapter
-    IX, and Barrett and Dherin 2021; with momentum Kovachki and Stuart 2021. The mass of Nesterov's form and the times
-    at which it holds are derived here.
+    IX, and Barrett and Dherin 2021; with momentum, Kovachki and Stuart 2021. The mass of Nesterov's form and the times
+    at which the equation holds are derived here.
 
     Example:
         >>> import jax, flowcollapse as fc
@@ -96,7 +96,7 @@ class ModifiedFlow(_Lagging):
     """
 
     name = "modified-flow"
-    __init__ = _Lagging.__init__  # which type checkers do not see inherited
+    __init__ = _Lagging.__init__  # type checkers do not see the inherited one
 
     def velocity(self, problem: Problem, point: Point) -> Point:
         """`f - m Df f`."""
@@ -110,16 +110,16 @@ class HeavyBallFlow(_Lagging):
 
     Args:
         learning_rate: eta, the step size of the descent.
-        momentum: its beta, at least 0 and below 1; `m = eta (1 + beta) / (2 (1 - beta)^2)`.
+        momentum: beta of the descent, at least 0 and below 1; `m = eta (1 + beta) / (2 (1 - beta)^2)`.
         nesterov: whether the momentum is Nesterov's; then `m = eta (1 - beta + 2 beta^2) / (2 (1 - beta)^2)`.
         solver: as for `fc.ModifiedFlow`. The velocity relaxes at the rate `1/m`, which an explicit solver must resolve.
         **options: as for `fc.Flow`.
 
     Raises:
-        UsageError: as `fc.ModifiedFlow`.
+        UsageError: for the reasons `fc.ModifiedFlow` has.
 
-    Source: Kovachki and Stuart 2021; without m it is the gradient flow, their leading order, O(eta) from descent. The
-    initial velocity belongs to the clock of `fc.Descent` (derived here).
+    Source: Kovachki and Stuart 2021. Without m it is the gradient flow, their leading order, at a distance O(eta) from
+    descent. The initial velocity follows from the clock of `fc.Descent` (derived here).
 
     Example:
         >>> import flowcollapse as fc
@@ -128,7 +128,7 @@ class HeavyBallFlow(_Lagging):
     """
 
     name = "heavy-ball-flow"
-    symmetric = False  # as a system of first order
+    symmetric = False  # the Jacobian of the first-order system is not
     __init__ = _Lagging.__init__
 
     def velocity(self, problem: Problem, point: Point) -> Point:
@@ -136,7 +136,7 @@ class HeavyBallFlow(_Lagging):
         return problem.field(point)
 
     def layout(self, problem: Problem) -> SecondOrder:
-        """The point and where it would drift to."""
+        """The point and the place it would drift to."""
         return SecondOrder(layout_of(problem, solver_of(self.solver)))
 
     def initial(self, problem: Problem, start: Point) -> PyTree:

@@ -1,4 +1,4 @@
-"""The optimizers that go by name: optax's own."""
+"""The optimizers that have names: those of optax."""
 
 import functools
 import inspect
@@ -11,15 +11,15 @@ from .._errors import UsageError, nearest
 from .._registry import arguments_of
 
 ALSO_NEEDED = {"noisy_sgd": "key"}
-"""Arguments that optax falls back on a warning for: a random key is chosen by the one who runs."""
+"""Arguments that optax only warns about if they are missing. The user must choose the random key."""
 
 RATES = {"learning_rate", "max_learning_rate"}
-"""How optimizers call their step size, by which they are known."""
+"""The names of the step size in optax. A function with one of them is an optimizer."""
 
 
 @functools.cache
 def named() -> Mapping[str, Callable[..., optax.GradientTransformation]]:
-    """The optimizers by name: what optax has beside its transformations that takes a learning rate."""
+    """The optimizers by name: all functions of optax with a learning rate, except its `scale_by` transformations."""
     return {
         name: factory
         for name, factory in sorted(vars(optax).items())
@@ -30,10 +30,10 @@ def named() -> Mapping[str, Callable[..., optax.GradientTransformation]]:
 
 
 def factory_of(name: str) -> Callable[..., optax.GradientTransformation]:
-    """The function that makes the optimizer of a name.
+    """The function that makes the named optimizer.
 
     Raises:
-        UsageError: for a name that optax has not.
+        UsageError: for a name that optax does not have.
     """
     if name not in named():
         known = ", ".join(map(repr, named()))
@@ -45,16 +45,16 @@ def factory_of(name: str) -> Callable[..., optax.GradientTransformation]:
 
 
 def missing(factory: Callable, arguments: Iterable[str]) -> tuple[str, ...]:
-    """The numbers that an optimizer that goes by name needs besides the arguments, in order."""
+    """The required numbers of a named optimizer that are not among the arguments, in order."""
     parameters = inspect.signature(factory).parameters.values()
     return tuple(one.name for one in parameters if one.default is inspect.Parameter.empty and one.name not in arguments)
 
 
 def check_arguments(label: str, factory: Callable, arguments: Iterable[str]) -> None:
-    """Make sure that a factory takes the arguments, and lacks none, by its signature.
+    """Check by its signature that a factory accepts the arguments and needs no others.
 
     Raises:
-        UsageError: if it does not.
+        UsageError: if an argument is unknown or missing.
     """
     try:
         parameters = inspect.signature(factory).parameters
@@ -77,7 +77,7 @@ def check_arguments(label: str, factory: Callable, arguments: Iterable[str]) -> 
 
 
 def structural(factory: Callable) -> tuple[str, ...]:
-    """The arguments that decide what is computed rather than with which numbers: sizes and counts."""
+    """The arguments that change the program and not only its numbers: sizes, counts and seeds."""
     try:
         parameters = inspect.signature(factory).parameters
     except (TypeError, ValueError):
@@ -87,7 +87,7 @@ def structural(factory: Callable) -> tuple[str, ...]:
 
 
 SEEDS = {"key", "seed"}
-"""Integers that random numbers are drawn from."""
+"""Integers that seed random numbers."""
 
 
 def parse(text: str) -> tuple[str, dict[str, Any]]:

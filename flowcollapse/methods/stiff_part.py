@@ -1,4 +1,4 @@
-"""The stiff part of the flow: the mean residual, the only fast variable, which relaxes linearly."""
+"""The stiff part of the flow: the mean residual, which is the only fast variable and relaxes linearly."""
 
 from typing import Any, cast
 
@@ -13,11 +13,11 @@ from ..model.problem import Point, Problem
 from ..programs import called
 
 FIRST_STEP = 3.0
-"""The first step times the fastest rate, over `rtol^(1/order)`. Of 1, 2, 3 and 5, 3 took the fewest steps."""
+"""The first step times the fastest rate, over `rtol^(1/order)`. Of 1, 2, 3 and 5, the value 3 took the fewest steps."""
 
 
 def first_step(problem: Problem, rtol: Float[Array, ""], solver: dfx.AbstractSolver) -> Float[Array, ""]:
-    """A first step that resolves the transient of the mean residual: one much larger would be rejected."""
+    """A first step that resolves the transient of the mean residual. A much larger step would be rejected."""
     order = solver.order(cast(Any, None)) or 1
     _, lam_H, _ = problem.decays(rtol.dtype)
     fastest = stiff_rate(problem, rtol.dtype) + lam_H + max(problem.model.counts) ** 0.5
@@ -25,19 +25,19 @@ def first_step(problem: Problem, rtol: Float[Array, ""], solver: dfx.AbstractSol
 
 
 def longest_step(problem: Problem, solver: dfx.AbstractSolver, t1: Float[Array, ""]) -> Float[Array, ""] | None:
-    """The longest step in which the solver is stable up to t1, if it says how far it is and splits the residual."""
+    """The longest stable step of the solver up to t1, or None if its stability or the fastest decay is not known."""
     stable = getattr(solver, "real_stability", None)
     fastest = ending_of(problem).fastest_rate(t1)
     return None if stable is None or fastest is None else stable / fastest
 
 
 def stiff_rate(problem: Problem, dtype) -> Float[Array, ""]:
-    """The rate `n_tot + lam_b` at which the mean residual decays; without a bias there is none to decay."""
+    """The rate `n_tot + lam_b` at which the mean residual decays. Without a bias, the residual does not decay."""
     return (problem.model.num_samples if problem.model.use_bias else 0) + problem.decays(dtype)[2]
 
 
 def to_mean_residual(problem: Problem, point: Point) -> Float[Array, " C"]:
-    """`e = (W X u + a b - T u) / a`: the residual averaged over the samples, one number a class."""
+    """`e = (W X u + a b - T u) / a`: the residual averaged over the samples, one number per class."""
     return bias_free_residual(problem, point.W, point.X) + point.b
 
 
@@ -51,7 +51,7 @@ def from_mean_residual(
 
 
 def bias_free_residual(problem: Problem, W: Float[Array, "C p"], X: Float[Array, "p n"]) -> Float[Array, " C"]:
-    """`(W X u - T u) / a`, through vectors only."""
+    """`(W X u - T u) / a`, computed with vectors only."""
     counts = jnp.asarray(problem.model.counts, X.dtype)
     return (W @ problem.columns.times_ones(X) - counts) / problem.model.num_samples
 
@@ -61,10 +61,10 @@ def mean_residual_field(
 ) -> tuple[Float[Array, "C p *lanes"], Float[Array, "p n *lanes"], Float[Array, "C *lanes"]]:
     """The flow in `(W, X, e)`: `(W', X', g)` with `e' = -(a + lam_b) e + g`. Lanes, if any, come last.
 
-    With `m = (W X - T) u / a` the residual is `G = W X - T + (e - m) u^T`, `W' = -G X^T - lam_W W`,
-    `X' = -W^T G - lam_H X`, and `g = lam_b m + (W' X u + W X' u) / a` needs vectors only, since
-    `X' u = -a W^T e - lam_H X u`. Without a bias, `G = W X - T` and e rests. Three matrix products, `6 C p n`
-    operations (derived here).
+    With `m = (W X - T) u / a`, the residual is `G = W X - T + (e - m) u^T`, `W' = -G X^T - lam_W W`,
+    `X' = -W^T G - lam_H X`, and `g = lam_b m + (W' X u + W X' u) / a` needs only vectors, because
+    `X' u = -a W^T e - lam_H X u`. Without a bias, `G = W X - T` and e is constant. This takes three matrix products,
+    `6 C p n` operations (derived here).
     """
     decays = problem.decays(X.dtype)
     if not problem.model.use_bias:

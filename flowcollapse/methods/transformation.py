@@ -1,8 +1,8 @@
-"""An optax optimizer at work on the points of a problem: the tree that it sees, and the loss where it asks for it.
+"""An optax optimizer applied to the points of a problem: the tree that it sees, and the loss if it uses the loss.
 
 An optimizer sees the parameters as `{"W": ..., "H": ..., "b": ...}`: the classifier, the features and the bias. Labels
 and masks are dictionaries with the same keys: `{"W": "slow", "H": "slow", "b": "fast"}`. Named tuples with the fields
-W, X, b and plain tuples in the order W, H, b are understood as well.
+W, X, b and plain tuples in the order W, H, b also work.
 """
 
 import inspect
@@ -20,7 +20,7 @@ from ..model.problem import Point
 
 
 class Form(NamedTuple):
-    """A tree that optimizers see, and the way back to the point."""
+    """A form of the tree that optimizers see, and the inverse map to the point."""
 
     wrap: Callable[[Point], Any]
     unwrap: Callable[[Any], Point]
@@ -31,11 +31,11 @@ FORMS = (
     Form(lambda point: point, lambda tree: tree),
     Form(tuple, lambda tree: Point(*tree)),
 )
-"""The trees that an optimizer is tried on, in this order: labels and masks have the form of one of them."""
+"""The forms of the tree that an optimizer is tried on, in this order. Labels and masks must have one of them."""
 
 
 class Loss(NamedTuple):
-    """What an optimizer may ask for besides the gradient: the value at the point, and the functions."""
+    """What an optimizer may use besides the gradient: the value at the point, and the functions."""
 
     value: Float[Array, ""]
     value_fn: Callable[[Point], Float[Array, ""]]
@@ -43,7 +43,7 @@ class Loss(NamedTuple):
 
 
 class OnPoints(NamedTuple):
-    """An optimizer that takes points, and what it uses of the loss: "value", "value_fn", "grad_fn"."""
+    """An optimizer of points, and the parts of the loss that it uses: "value", "value_fn", "grad_fn"."""
 
     optimizer: optax.GradientTransformation
     label: str
@@ -52,7 +52,7 @@ class OnPoints(NamedTuple):
     uses: frozenset[str]
 
     def init(self, point: Point) -> Any:
-        """The state at the start, in the precision that updates leave it in."""
+        """The state at the start, in the precision that it has after an update."""
         state = self.optimizer.init(self.form.wrap(point))
         zero = Loss(jnp.zeros((), point.X.dtype), _sum, _ones)
         after = jax.eval_shape(lambda s: self._updated(point, s, point, zero)[1], state)
@@ -63,7 +63,7 @@ class OnPoints(NamedTuple):
         return jax.tree.map(_like, state, after)
 
     def update(self, gradient: Point, state: Any, point: Point, loss: Loss | None) -> tuple[Point, Any]:
-        """The step to add to the point, and the next state. `loss` may be None where nothing of it is used."""
+        """The step to add to the point, and the next state. `loss` may be None if the optimizer does not use it."""
         loss = loss or Loss(jnp.zeros((), point.X.dtype), _sum, _ones)
         updates, after = self._updated(gradient, state, point, loss)
         return jax.tree.map(_like, updates, point), jax.tree.map(_like, after, state)
@@ -87,7 +87,7 @@ class OnPoints(NamedTuple):
         return jax.make_jaxpr(self.init)(point)
 
     def update_program(self, point: Point) -> Any:
-        """The program of a step: from gradient, state, point and value to step and state."""
+        """The program of a step, from gradient, state, point and value to step and state."""
         state = jax.eval_shape(self.init, point)
         value = jax.ShapeDtypeStruct((), point.X.dtype)
 
@@ -98,14 +98,14 @@ class OnPoints(NamedTuple):
 
 
 OFFERED = ("value", "grad", "value_fn", "grad_fn", "obj_fn")
-"""What an optimizer may take by name beside gradients, state and parameters. optax's have the first three."""
+"""The names an optimizer may accept besides gradients, state and parameters. optax uses the first three."""
 
 
 def on_points(optimizer: optax.GradientTransformation, label: str, point: Point) -> OnPoints:
-    """An optimizer for points of the shapes of `point`, on the first of `FORMS` that its labels fit.
+    """An optimizer for points of the shapes of `point`, with the first of `FORMS` that its labels fit.
 
     Raises:
-        UsageError: if it fails on all of them, with the first reason.
+        UsageError: if the optimizer fails on all forms; the message gives the first reason.
     """
     point = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), point)
     first: Exception | None = None
@@ -115,7 +115,7 @@ def on_points(optimizer: optax.GradientTransformation, label: str, point: Point)
             return one._replace(uses=_used(one, point))
         except UsageError:
             raise
-        except Exception as error:  # whatever an optimizer of the user's own may raise
+        except Exception as error:  # the user's optimizer may raise anything
             first = first or error
     reason = str(first).strip().splitlines()
     raise UsageError(
@@ -125,13 +125,13 @@ def on_points(optimizer: optax.GradientTransformation, label: str, point: Point)
 
 
 def _called(optimizer: optax.GradientTransformation, label: str) -> str:
-    """The name of an optimizer, of a ready one that of the function that made it."""
+    """The name of an optimizer. A ready optimizer has the name of the function that made it."""
     made, _, inner = getattr(optimizer.update, "__qualname__", "").partition(".")
     return f"{label}.{made}" if label == "optax" and inner else label
 
 
 def _taken(optimizer: optax.GradientTransformation) -> list[tuple[str, ...]]:
-    """Those of `OFFERED` that the optimizer's update takes, as far as it tells: some refuse the others."""
+    """The sets of names in `OFFERED` to try, from the signature of the update: some optimizers refuse other names."""
     try:
         parameters = inspect.signature(optimizer.update).parameters
     except (TypeError, ValueError):  # a built-in function does not tell
@@ -142,7 +142,7 @@ def _taken(optimizer: optax.GradientTransformation) -> list[tuple[str, ...]]:
 
 
 def _used(one: OnPoints, point: Point) -> frozenset[str]:
-    """What the optimizer uses of the loss, found by tracing a step."""
+    """The parts of the loss that the optimizer uses, found by tracing a step."""
     uses = set()
 
     def told(name, function):
@@ -174,7 +174,7 @@ def _ones(point: Point) -> Point:
 
 
 def _like(value: Any, wanted: Any) -> Any:
-    """A value in the dtype of another; keys and the like as they are."""
+    """A value in the dtype of another value."""
     if value.shape != wanted.shape:
         raise ValueError(f"an array of shape {value.shape} where {wanted.shape} was to be")
     return value if value.dtype == wanted.dtype else value.astype(wanted.dtype)

@@ -1,7 +1,7 @@
 """The unconstrained-features model: its sizes, its state, its risk and the gradient of the risk.
 
 Source: Mixon, Parshall and Pi, "Neural collapse with unconstrained features" (arXiv 2011.11619). The features H are
-free variables beside the classifier W and the bias b, and the risk of the squared error is
+free variables like the classifier W and the bias b, and the risk of the squared error is
 
     R(H, W, b) = 1/2 ||W H + b 1^T - I_C (x) 1_N^T||_F^2.
 

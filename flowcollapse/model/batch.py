@@ -1,4 +1,4 @@
-"""Functions of one state over all the leading axes that a state has, and as one program."""
+"""Functions of one state, applied over all leading axes of a state and compiled as one program."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,8 +12,8 @@ from ..programs import SMALL, Program
 def of_states(function: Callable, model: Any, state: Any, *options: Any) -> Any:
     """`function(model, state, *options)` over the leading axes of the state.
 
-    Out of a program it is compiled as one, since JAX would compile each of its operations apart. One program serves all
-    numbers of the model.
+    Outside of a program it is compiled as one program, because JAX would compile each of its operations separately. One
+    program serves all numbers of the model.
     """
     model, state = floating(model, state)
     return _of_states(function, model, state, options, quick=is_small(state))
@@ -26,12 +26,12 @@ def _of_states(function: Callable, model: Any, state: Any, options: tuple[Any, .
 
 
 def is_small(state: Any) -> bool:
-    """Whether work on these states takes milliseconds, so that it is compiled with little effort."""
+    """Whether work on these states takes only milliseconds, so that it should be compiled with little effort."""
     return state.W.size + state.X.size <= SMALL
 
 
 def over_batch(function: Callable, state: Any) -> Any:
-    """`function(state)` over its leading axes. The columns' own arrays may have fewer of them: lanes first."""
+    """`function(state)` over its leading axes. The arrays of the columns may have only the first of them, the lanes."""
     if state.W.ndim == 2:
         return function(state)
 
@@ -43,7 +43,7 @@ def over_batch(function: Callable, state: Any) -> Any:
 
 
 def floating(model: Any, state: Any) -> tuple[Any, Any]:
-    """A model and a state with arrays of one precision, so that a decay of another value is not another program."""
+    """A model and a state with arrays of one precision, so that a new value of the decay does not recompile."""
     dtype = jnp.result_type(state.X, state.W, state.b, jnp.float32)
     X, W, b = (jnp.asarray(x, dtype) for x in (state.X, state.W, state.b))
     model = jax.tree.map(lambda x: jnp.asarray(x, dtype), model)

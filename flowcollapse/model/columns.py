@@ -1,12 +1,12 @@
-"""The columns of the features: what a column of `X` stands for, and the risk's data `u` and `T` in those columns.
+"""The columns of the features: the meaning of a column of `X`, and the data `u` and `T` of the risk in those columns.
 
 The features enter the squared-error risk only through `1/2 ||W X + b u^T - T||_F^2`, with
 
-- one column a sample:     `X = H` (p x n_tot),  `u = 1`,             `T = I_C (x) 1^T`;
+- one column per sample:   `X = H` (p x n_tot),  `u = 1`,             `T = I_C (x) 1^T`;
 - class-mean columns:      `X = [B, L]`,         `u = [sqrt n; 0]`,   `T = [diag(sqrt n), 0]`.
 
 Here `B = Hbar diag(sqrt n)` holds the class means and `L` the part within the classes, `H - Hbar (x) 1^T = L Q^T`
-with orthonormal columns in `Q`, which never moves. The map is an isometry, so gradients, descent steps and
+with orthonormal columns in `Q`, which never changes. The map is an isometry, so gradients, descent steps and
 Runge-Kutta steps commute with it (derived here).
 """
 
@@ -28,7 +28,7 @@ MAX_LIFT_BYTES = 2 * 2**30
 
 
 class Columns(eqx.Module):
-    """What the columns of `X` stand for. `counts` are the numbers of samples of the classes."""
+    """The meaning of the columns of `X`. `counts` holds the number of samples of each class."""
 
     counts: eqx.AbstractVar[tuple[int, ...]]
 
@@ -58,11 +58,11 @@ class Columns(eqx.Module):
 
     @abc.abstractmethod
     def ones(self, n: int, dtype) -> Float[Array, " n"]:
-        """`u`: what the bias multiplies; `||u||^2` is the number of samples."""
+        """`u`, the vector that multiplies the bias; `||u||^2` is the number of samples."""
 
     @abc.abstractmethod
     def times_ones(self, X: Float[Array, "m n *lanes"]) -> Float[Array, "m *lanes"]:
-        """`X u`, reading no more of X than it must. Lanes, if any, come last."""
+        """`X u`, reading as little of X as possible. Lanes, if any, come last."""
 
     @abc.abstractmethod
     def split(self, X: Float[Array, "p n"]) -> tuple[Float[Array, "p C"], Float[Array, "p r"]]:
@@ -70,37 +70,37 @@ class Columns(eqx.Module):
 
     @abc.abstractmethod
     def lift(self, X: Float[Array, "*batch p n"]) -> Float[Array, "*batch p samples"]:
-        """`H`, one column a sample, classes one after the other."""
+        """`H`, one column per sample, classes one after the other."""
 
     def admits(self, loss: AbstractLoss, num_columns: int | None = None) -> bool:
-        """Whether a loss of the samples is the same loss of these columns, of which there are `num_columns`.
+        """Whether a loss of the samples is the same loss of these `num_columns` columns.
 
-        That holds for any loss where there are class means alone, and with a part within the classes for quadratic
+        This holds for any loss if there are only class means. With a part within the classes, it holds for quadratic
         losses.
         """
         return loss.quadratic or num_columns == self.num_classes
 
     def without_arrays(self) -> "Columns":
-        """The same columns without what leads back to the samples: all that the risk and its field need."""
+        """The same columns without the map back to the samples, which the risk and its field do not need."""
         return self
 
     def leading_to(self, H: Float[Array, "*lanes p samples"]) -> "Columns":
-        """The same columns with what leads back to the samples that they were made from."""
+        """The same columns with the map back to the samples that they were made from."""
         return self
 
     def ready(self, X: Float[Array, "p n"]) -> "Columns":
-        """The same columns with what single samples of such X need made once, for use inside of one program."""
+        """The same columns with the map back to single samples of X computed once, for use inside one program."""
         return self
 
     @property
     def batch_ndim(self) -> int:
-        """How many leading axes (lanes) the columns' own arrays have."""
+        """The number of leading axes (lanes) of the arrays in the columns."""
         return 0
 
     @property
     @abc.abstractmethod
     def knows_samples(self) -> bool:
-        """Whether single samples can be told apart, as NC4 and CDNV need."""
+        """Whether single samples are known, as NC4 and CDNV require."""
 
     def variances(self, L: Float[Array, "p r"]) -> Float[Array, " C"]:
         """`||h_i - mu_c||^2` averaged over the samples of each class."""
@@ -108,11 +108,11 @@ class Columns(eqx.Module):
 
     @abc.abstractmethod
     def deviations(self, L: Float[Array, "p r"]) -> Float[Array, "p samples"]:
-        """`H - Hbar (x) 1^T`, one column a sample."""
+        """`H - Hbar (x) 1^T`, one column per sample."""
 
 
 class SampleColumns(Columns):
-    """One column a sample: `X = H`. Those of a state do not know the counts, which the model has."""
+    """One column per sample: `X = H`. In a state these columns do not know the counts, because the model has them."""
 
     counts: tuple[int, ...] = eqx.field(static=True, default=())
 
@@ -158,22 +158,22 @@ SAMPLES = SampleColumns()
 
 
 class ClassMeanColumns(Columns):
-    """Class-mean columns: `X = [B, L]`, no size depends on the number of samples.
+    """Class-mean columns: `X = [B, L]`. No size depends on the number of samples.
 
     The rotation `Q` that leads back to the samples is one of three:
 
     - neither `origin` nor `key`: the fixed Helmert basis of the within-class space (`r = n_tot - C`, for few samples);
-    - `origin` (p x n_tot): the features that the state came from, held and not copied. `Q` is made from their QR
-      factorisation when it is asked for;
-    - `key`: the state was drawn already reduced; `Q` is drawn from this key, uniformly among the orthonormal frames of
-      the within-class space, when `H` is asked for, and single samples are unknown before that.
+    - `origin` (p x n_tot): the features that the state came from, held without a copy. `Q` is computed from their QR
+      factorisation on request;
+    - `key`: the state was drawn already reduced. When `H` is requested, `Q` is drawn from this key, uniformly among the
+      orthonormal frames of the within-class space. Single samples are unknown before that.
     """
 
     counts: tuple[int, ...] = eqx.field(static=True)
     origin: Float[Array, "*lanes p samples"] | None = None
     key: PRNGKeyArray | None = None
     frame: Float[Array, "*lanes samples r"] | None = None
-    """Q itself, where it has been made (`ready`)."""
+    """Q itself, if it has been computed (`ready`)."""
 
     reduced: ClassVar[bool] = True
 
@@ -221,7 +221,7 @@ class ClassMeanColumns(Columns):
         return repeat_columns(B / root_counts(self.counts, X.dtype), self.counts) + self.deviations(L)
 
     def deviations(self, L: Float[Array, "*batch p r"]) -> Float[Array, "*batch p samples"]:
-        if L.shape[-1] == 0:  # class means alone
+        if L.shape[-1] == 0:  # only class means
             return jnp.zeros((*L.shape[:-1], self.num_samples), L.dtype)
         Q = self._frame(L)
         if Q is None:
@@ -230,7 +230,7 @@ class ClassMeanColumns(Columns):
         return L @ jnp.swapaxes(Q, -1, -2)
 
     def _frame(self, L: Float[Array, "*batch p r"]) -> Float[Array, "*lanes samples r"] | None:
-        """Q, or None where it is Helmert's basis, which running sums stand for."""
+        """Q, or None for Helmert's basis, which is applied by running sums."""
         if self.frame is not None:
             return self.frame
         if self.key is not None:
@@ -250,7 +250,7 @@ class ClassMeanColumns(Columns):
         Q = self._frame(L)
         if Q is None:  # each class has separate columns
             return jnp.sum(L.reshape(len(L), C, N - 1) ** 2, axis=(0, 2)) / N
-        # `||L Q_c^T||^2 = <L^T L, Q_c^T Q_c>`, of which the second factor does not change along a run.
+        # `||L Q_c^T||^2 = <L^T L, Q_c^T Q_c>`, and the second factor is constant along a run.
         Q = Q.reshape(C, N, -1)
         return jnp.sum(jnp.swapaxes(Q, 1, 2) @ Q * (L.T @ L), axis=(1, 2)) / N
 
@@ -268,13 +268,13 @@ def class_mean_columns(H: Float[Array, "p samples"], counts: tuple[int, ...]):
     """Class-mean columns of the features.
 
     Args:
-        H: features, shape (p, n_tot), one column a sample, classes one after the other.
-        counts: samples of each class.
+        H: features, shape (p, n_tot), one column per sample, classes one after the other.
+        counts: the number of samples of each class.
 
     Returns:
-        `(X, columns)` with `X = [B, L]` of shape (p, C + r), `r = min(p, n_tot - C)`, so that
-        `columns.lift(X)` is `H`. For `n_tot - C <= p` the within-class basis is fixed and nothing is factorised;
-        otherwise `L` and `Q` come from the QR factorisation of the deviations whose R has no negative diagonal entry
+        `(X, columns)` with `X = [B, L]` of shape (p, C + r), `r = min(p, n_tot - C)`, such that
+        `columns.lift(X)` is `H`. If `n_tot - C <= p`, the within-class basis is fixed and nothing is factorised.
+        Otherwise `L` and `Q` come from the QR factorisation of the deviations with no negative diagonal entry in R
         (derived here).
     """
     p, num_samples = H.shape
@@ -287,14 +287,14 @@ def class_mean_columns(H: Float[Array, "p samples"], counts: tuple[int, ...]):
 
 
 def _positive_qr(A: Float[Array, "m r"]) -> tuple[Float[Array, "m r"], Float[Array, "r r"]]:
-    """`A = Q R` without a negative entry on the diagonal of R, which makes it the same wherever it is computed."""
+    """`A = Q R` with no negative diagonal entry in R, so every computation gives the same factors."""
     Q, R = qr(A)
     signs = jnp.where(jnp.diagonal(R) < 0, -1.0, 1.0).astype(R.dtype)
     return Q * signs, signs[:, None] * R
 
 
 def _within_basis_of(counts: tuple[int, ...], H: Float[Array, "p samples"]) -> Float[Array, "samples r"]:
-    """The orthonormal frame Q of the within-class space that `class_mean_columns` has taken for these features."""
+    """The orthonormal frame Q of the within-class space that `class_mean_columns` uses for these features."""
     return _positive_qr(SampleColumns(counts).split(H)[1].T)[0]
 
 
@@ -312,7 +312,7 @@ def class_means(H: Float[Array, "*batch p samples"], counts: tuple[int, ...]) ->
 
 
 def repeat_columns(M: Float[Array, "*batch p C"], counts: tuple[int, ...]) -> Float[Array, "*batch p samples"]:
-    """`M (x) 1^T`: every class's column once a sample."""
+    """`M (x) 1^T`: the column of each class, repeated once per sample."""
     if len(set(counts)) == 1:
         return jnp.broadcast_to(M[..., None], (*M.shape, counts[0])).reshape(*M.shape[:-1], sum(counts))
     return jnp.repeat(M, np.array(counts), axis=-1, total_repeat_length=sum(counts))
@@ -333,14 +333,14 @@ def within_class_basis(counts: tuple[int, ...], dtype) -> Float[Array, "samples 
 
 
 DENSE_UP_TO = 128
-"""Up to this many samples, Helmert's basis is a matrix; for more, running sums take its place."""
+"""Up to this many samples, Helmert's basis is a matrix; for more samples, running sums replace it."""
 
 
 @functools.partial(jax.jit, static_argnames="counts")
 def times_within_basis(D: Float[Array, "*batch samples"], counts: tuple[int, ...]) -> Float[Array, "*batch r"]:
-    """`D Q` with Helmert's basis Q, which large numbers of samples do without: in each class, entry k is
+    """`D Q` with Helmert's basis Q, computed without Q for many samples.
 
-    (d_0 + ... + d_{k-1} - k d_k) / sqrt(k (k + 1)).
+    In each class, entry k is `(d_0 + ... + d_{k-1} - k d_k) / sqrt(k (k + 1))`.
     """
     if sum(counts) <= DENSE_UP_TO:
         return D @ within_class_basis(counts, D.dtype)
@@ -362,14 +362,14 @@ def from_within_basis(L: Float[Array, "*batch r"], counts: tuple[int, ...]) -> F
 
 
 def _helmert(counts: tuple[int, ...], dtype) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For each sample its place k in its class, whether a column of the basis belongs to it, and `sqrt(k (k + 1))`."""
+    """For each sample, its place k in its class and `sqrt(k (k + 1))`; and the samples that own a basis column."""
     place = np.concatenate([np.arange(n) for n in counts])
     root = np.sqrt(place * (place + 1.0))
     return place.astype(dtype), np.flatnonzero(place), np.where(place == 0, 1.0, root).astype(dtype)
 
 
 def _running_sums(x: Float[Array, "*batch n"], first: np.ndarray) -> Float[Array, "*batch n"]:
-    """Sums of x from the latest `first` entry on: they begin anew in each class, so none loses digits to another."""
+    """Sums of x from the latest `first` entry on. They restart in each class, so no class loses digits to another."""
 
     def add(a, b):
         (sum_a, first_a), (sum_b, first_b) = a, b

@@ -1,9 +1,9 @@
 """Exact changes of coordinates: samples to class means, features to the rows that move, bias to mean residual.
 
-Three maps, each with its way back, that compose:
+Three maps, each with an inverse, that can be combined:
 
 - columns: `H` to `[B, L]` (see `columns.py`), exact for the squared error; no size depends on the samples per class;
-- rows: the columns of `W^T` and `X` never leave the span of those they start with, so p features become
+- rows: the columns of `W^T` and `X` never leave the span of the columns at the start, so p features become
   `q = min(p, 2C + r)`; exact for any loss of the logits with L2 decay;
 - mean residual: `b` to `e = (W X u + a b - T u) / a`, `a = ||u||^2 = n_tot`, the only stiff variable of the flow, which
   obeys a linear diagonal equation plus a mild forcing.
@@ -29,24 +29,24 @@ COORDINATES = ("auto", "sample", "class-mean")
 
 
 class Frame(eqx.Module):
-    """Where a run takes place: the columns of the features and, if compressed, an orthonormal basis of their rows."""
+    """The coordinates of a run: the columns of the features and, if compressed, an orthonormal basis of their rows."""
 
     columns: Columns
     rows: Float[Array, "*lanes p q"] | None = None
 
     def leave(self, point: Point) -> State:
-        """The state, with the user's p rows, that a point of this frame stands for. Leading axes are allowed."""
+        """The state with all p rows that a point of this frame represents. Leading axes are allowed."""
         W, X, b = point
         if self.rows is not None:
             W, X = _all_rows(self.rows, W, X, quick=X.size <= SMALL)
         return State(X=X, W=W, b=b, columns=self.columns)
 
     def without_samples(self) -> "Frame":
-        """The same frame without what leads back to the samples, which a program would copy."""
+        """The same frame without the map back to the samples, which a program would copy."""
         return Frame(self.columns.without_arrays(), self.rows)
 
     def of(self, start: State) -> "Frame":
-        """The same frame with what leads back to the samples of the start that it was made for."""
+        """The same frame with the map back to the samples of the start that it was made for."""
         if not self.columns.reduced:
             return self
         return Frame(start.columns if start.columns.reduced else self.columns.leading_to(start.X), self.rows)
@@ -57,7 +57,7 @@ class Frame(eqx.Module):
 
     @property
     def name(self) -> str:
-        """What a trajectory says of its coordinates."""
+        """The name of the coordinates in a trajectory."""
         columns = self.columns.name
         return columns if self.rows is None else f"{columns}, {self.rows.shape[-2]} rows as {self.rows.shape[-1]}"
 
@@ -74,14 +74,14 @@ def check_coordinates(coordinates: str) -> None:
 
 
 def enter(model: UFM, state: State, coordinates: str) -> tuple[Frame, Problem, Point]:
-    """The frame that `coordinates` asks for, the problem in it and the state as a point of it.
+    """The frame for `coordinates`, the problem in this frame and the state as a point of it.
 
-    `"sample"` takes the features as they are (and makes those of a state that was drawn already reduced),
-    `"class-mean"` reduces the columns, and `"auto"` does that where it is exact and compresses the rows too where this
-    at least halves them.
+    `"sample"` takes the features as they are (and computes the features of a state that was drawn already reduced).
+    `"class-mean"` reduces the columns. `"auto"` reduces the columns if that is exact, and also compresses the rows if
+    that at least halves them.
 
     Raises:
-        UsageError: if `coordinates` is unknown, or if class means are asked for with a loss that does not allow them.
+        UsageError: if `coordinates` is unknown, or for class means with a loss that does not allow them.
     """
     check_state(model, state)
     exact = ClassMeanColumns(model.counts).admits(model.loss)
@@ -105,14 +105,15 @@ def enter(model: UFM, state: State, coordinates: str) -> tuple[Frame, Problem, P
 
 
 def to_class_means(model: UFM, state: State) -> State:
-    """The same state in class-mean columns: `state.B` and `state.L`; `state.H` leads back (to rounding).
+    """The same state in class-mean columns `state.B` and `state.L`; `state.H` is still the same up to rounding.
 
     Args:
         model: the model.
         state: one state, without leading axes.
 
     Raises:
-        UsageError: if the state's shapes do not fit the model, for leading axes, or for a loss that class means change.
+        UsageError: if the shapes of the state do not fit the model, for leading axes, or if class means change the
+            loss.
 
     Source: derived here; see `columns.py`.
 
@@ -133,7 +134,7 @@ def to_class_means(model: UFM, state: State) -> State:
 
 
 def state_size(model: UFM) -> int:
-    """Numbers of a state in class-mean columns and compressed rows."""
+    """The size of a state in class-mean columns and compressed rows."""
     C = model.num_classes
     columns = C + min(model.num_features, model.num_samples - C)
     return min(model.num_features, C + columns) * (C + columns) + C

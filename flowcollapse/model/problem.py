@@ -1,7 +1,7 @@
 """The unconstrained-features model: its sizes, its state, its risk and the gradient of the risk.
 
 Source: Mixon, Parshall and Pi, "Neural collapse with unconstrained features" (arXiv 2011.11619). The features H are
-free variables beside the classifier W and the bias b, and the risk of the squared error is
+free variables like the classifier W and the bias b, and the risk of the squared error is
 
     R(H, W, b) = 1/2 ||W H + b 1^T - I_C (x) 1_N^T||_F^2.
 
@@ -94,11 +94,11 @@ class Problem(NamedTuple):
         G = self.residual(point, logits)
         lam_W, lam_H, lam_b = self.decays(X.dtype)
         b_velocity = -(self.columns.times_ones(G) + lam_b * b) if self.model.use_bias else jnp.zeros_like(b)
-        # One minus outside, which descent's own undoes: its steps take a tenth less time than with negated factors.
+        # One minus sign outside, because it cancels the one of descent: its steps take a tenth less time this way.
         return Point(-(G @ X.T + lam_W * W), -(W.T @ G + lam_H * X), b_velocity)
 
     def decays(self, dtype) -> tuple[Float[Array, "*lanes"], ...]:
-        """`(lam_W, lam_H, lam_b)` in the state's own precision."""
+        """`(lam_W, lam_H, lam_b)` in the precision of the state."""
         return tuple(decay.astype(dtype) for decay in self.model.decays)
 
     def split(self, X: Float[Array, "p n"]) -> tuple[Float[Array, "p C"], Float[Array, "p r"]]:
@@ -170,7 +170,7 @@ def velocity(model: UFM, state: State) -> State:
         state: a state of it, with any leading axes (time, lanes).
 
     Returns:
-        The velocity, as a `State` in the state's own columns.
+        The velocity, as a `State` in the columns of the given state.
 
     Raises:
         UsageError: if the state's shapes do not fit the model, or its class means the loss.

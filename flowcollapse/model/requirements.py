@@ -1,4 +1,4 @@
-"""The guard of the package: what a model or a state must be for a function to answer."""
+"""The checks of models and states that functions of the package require."""
 
 from typing import Any
 
@@ -30,15 +30,15 @@ def require(
     equal_decay: str | None = None,
     modes: int | None = None,
 ) -> None:
-    """Raise `UsageError` unless the model is one that a closed form holds for.
+    """Raise `UsageError` unless a closed form holds for the model.
 
     Args:
         model: the model.
         squared_error: the loss must be the squared error.
-        balanced, bias, no_decay, equal_decay: the classes must have equal counts, there must be a bias, nothing may
-            decay, W and H must decay alike. Each text ends the message: it gives the reason and, after a colon, the
-            cure. Decays that are traced are not checked.
-        modes: there must be at least as many features as this number of growing modes.
+        balanced, bias, no_decay, equal_decay: the classes must have equal counts, there must be a bias, no weight
+            decay, or equal decay of W and H. Each text ends the message: it gives the reason and, after a colon, the
+            cure. Traced decays are not checked.
+        modes: the number of growing modes; there must be at least as many features.
     """
     check_model(model)
     if squared_error and not model.loss.squared_error:
@@ -63,7 +63,7 @@ def require(
 
 
 def check_one(state: State, argument: str = "start") -> None:
-    """Raise `UsageError` unless `state` is a single one, without leading axes."""
+    """Raise `UsageError` unless `state` is a single state, without leading axes."""
     if state.W.ndim != 2:
         raise UsageError(f"{argument} has leading axes {state.W.shape[:-2]}: map over them with jax.vmap.")
 
@@ -79,7 +79,7 @@ def check_columns(model: UFM, columns: Columns, num_columns: int | None = None) 
 
 
 def check_state(model: UFM, state: State, argument: str = "state") -> None:
-    """Raise `UsageError` unless `state`, which users know as `argument`, has the model's shapes and fits its loss."""
+    """Raise `UsageError` unless `state` has the model's shapes and fits its loss. Messages call it `argument`."""
     check_model(model)
     if not isinstance(state, State):
         kind = type(state).__name__
@@ -109,7 +109,7 @@ def check_state(model: UFM, state: State, argument: str = "state") -> None:
 
 
 def known_decays(model: UFM) -> tuple[float, float, float] | None:
-    """`(lam_W, lam_H, lam_b)`, or None where one of them is traced."""
+    """`(lam_W, lam_H, lam_b)`, or None if one of them is traced."""
     decay = model.weight_decay
     if any(is_traced(x) for x in jax.tree.leaves(decay)):
         return None

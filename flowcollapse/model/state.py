@@ -26,22 +26,22 @@ class State(eqx.Module):
     """A point of the model: features H, classifier W and bias b.
 
     Args:
-        H: features, shape (p, n_tot), one column a sample, classes one after the other.
+        H: features, shape (p, n_tot), one column per sample, classes one after the other.
         W: classifier, shape (C, p).
         b: bias, shape (C,). Default: zeros.
         X: the features in other columns, in place of `H`, shape (p, n).
-        columns: what the columns of `X` are, as another state has them. Default: samples.
+        columns: the meaning of the columns of `X`, taken from another state. Default: samples.
 
-    Leading axes (time, lanes) are allowed on all three alike. Each is an array of JAX or NumPy, a list, or a tensor of
-    another framework, which is detached and copied. All three get the widest precision among them, at least float32;
-    integers become the widest float that JAX has been allowed.
+    Leading axes (time, lanes) are allowed if all three have the same ones. Each is an array of JAX or NumPy, a list, or
+    a tensor of another framework, which is detached and copied. All three get the widest precision among them, at least
+    float32; integers become the widest float that is enabled in JAX.
 
-    Inside, the features are kept as columns `X` that may be the class-mean columns `[B, L]`; `H` is then made when it
-    is asked for, and never before.
+    Internally the features are kept as columns `X`, which may be the class-mean columns `[B, L]`. `H` is then computed
+    only on request.
 
     Raises:
-        UsageError: for a part that is missing or holds anything but real numbers. Whether the shapes fit a model is
-            checked where the state meets one.
+        UsageError: for a part that is missing or holds anything but real numbers. The shapes are checked when the state
+            is used with a model.
 
     Source: the paper's variables; the columns are derived here.
 
@@ -68,13 +68,13 @@ class State(eqx.Module):
                     f"state.{name} is missing: give H and W, as in fc.State(H=..., W=..., b=...); b is 0 by default."
                 )
         if b is None and hasattr(W, "shape"):
-            b = jnp.zeros(W.shape[:-1], jnp.float32)  # the narrowest: it gets the precision of the others
+            b = jnp.zeros(W.shape[:-1], jnp.float32)  # the narrowest type, so the others decide the precision
         self.X, self.W, self.b = _of_one_precision(X, W, b)
         self.columns = SAMPLES if columns is None or not columns.reduced else columns
 
     @property
     def H(self) -> Float[Array, "*batch p samples"]:
-        """The features, one column a sample."""
+        """The features, one column per sample."""
         return _lift(self.columns, self.X, quick=self.X.size <= SMALL) if self.columns.reduced else self.X
 
     @property
@@ -94,12 +94,12 @@ class State(eqx.Module):
 
     @property
     def coordinates(self) -> str:
-        """`"sample"` or `"class-mean"`: what a column of `X` stands for."""
+        """`"sample"` or `"class-mean"`: the meaning of a column of `X`."""
         return self.columns.name
 
 
 def _part(name: str, value: Any) -> Any:
-    """A part of a state as an array. A number or None passes: `jax.vmap` takes states of those as its `in_axes`."""
+    """A part of a state as an array. Numbers and None pass, because `in_axes` of `jax.vmap` may be a state of them."""
     if value is None or isinstance(value, bool | int | float):
         return value
     array = value if isinstance(value, jax.Array | np.ndarray | jax.ShapeDtypeStruct) else as_array(name, value)
@@ -109,9 +109,9 @@ def _part(name: str, value: Any) -> Any:
 
 
 def _of_one_precision(*parts: Any) -> tuple[Any, ...]:
-    """The parts in the widest of their floating types: in integers the roots of the counts and the decays would round.
+    """The parts in the widest of their floating types. Integers would round the roots of the counts and the decays.
 
-    float64 that JAX has not been allowed stays, for `check_state` to refuse.
+    If float64 is not enabled in JAX, it is kept here, and `check_state` refuses it.
     """
     if not all(isinstance(part, jax.Array | np.ndarray) for part in parts):
         return parts

@@ -20,11 +20,11 @@ class UFM(eqx.Module):
 
     Args:
         num_classes: C, at least 2.
-        samples_per_class: N, or a tuple with one count a class.
+        samples_per_class: N, or a tuple with one count per class.
         num_features: p.
         weight_decay: one number for all, or three in the order (W, H, b); adds `1/2 lam ||.||^2` of each to the risk.
-        use_bias: without it `b` is zero and stays there.
-        loss: a loss of the logits (`fc.losses`) or its text; `"squared"` is the paper's. A loss of your own goes by
+        use_bias: whether the model has a bias. Without one, `b` stays zero.
+        loss: a loss of the logits (`fc.losses`) or its text; `"squared"` is the paper's. Your own loss is
             `"module:name"`.
 
     Raises:
@@ -69,17 +69,17 @@ class UFM(eqx.Module):
 
     @property
     def counts(self) -> tuple[int, ...]:
-        """Samples of each class."""
+        """The number of samples of each class."""
         n = self.samples_per_class
         return (n,) * self.num_classes if isinstance(n, int) else n
 
     @property
     def numbers(self) -> tuple[str, ...]:
-        """The names of its numbers, which vary without a new compilation: the decay, and the numbers of the loss."""
+        """The numbers that can vary without a new compilation: the decay, and the numbers of the loss."""
         return ("weight_decay", *self.loss.numbers)
 
     def with_numbers(self, numbers: Mapping[str, Any]) -> "UFM":
-        """The same model with some of its `numbers`, or of its sizes, replaced, and checked anew."""
+        """The same model with some of its `numbers` or sizes replaced; the new model is checked."""
         of_loss = {name: value for name, value in numbers.items() if name in self.loss.numbers}
         fields: dict[str, Any] = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         fields |= {name: value for name, value in numbers.items() if name not in of_loss}
@@ -88,12 +88,12 @@ class UFM(eqx.Module):
 
     @property
     def balanced(self) -> bool:
-        """Whether every class has as many samples."""
+        """Whether all classes have the same number of samples."""
         return isinstance(self.samples_per_class, int)
 
     @property
     def num_samples(self) -> int:
-        """`n_tot`, which is C N when the classes are balanced."""
+        """`n_tot`, which is C N if the classes are balanced."""
         return sum(self.counts)
 
     @property
@@ -105,7 +105,7 @@ class UFM(eqx.Module):
 
 
 def _checked_decay(decay):
-    """The decay as given, after its length and, where they are known, its signs have been checked."""
+    """The decay as given, after a check of its length and, if they are known, its signs."""
     values = tuple(decay) if isinstance(decay, list | tuple) else decay
     parts = values if isinstance(values, tuple) else (values,)
     known = [None if is_traced(x) else real_numbers(x) for x in parts]

@@ -389,7 +389,7 @@ def _told(path: Path) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or str(error)
         raise UsageError(
-            f"cannot write {path} ({reason}). All finished lanes are kept: free some space, or give another place, and "
+            f"cannot write {path} ({reason}). All finished lanes are kept: make room, or give another place, and "
             "run the same command again."
         ) from error
 

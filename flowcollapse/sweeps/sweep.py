@@ -171,10 +171,10 @@ def _check_start(start: Any) -> None:
 
 
 def _plan(grid: Grid, ts: Any, metrics: Any, keep_final: Any) -> Plan:
-    """The sweep, checked.
+    """The plan of a sweep, checked.
 
     Raises:
-        UsageError: for times, metrics, or objects without a name.
+        UsageError: for bad times or metrics, or objects without a name.
     """
     times = _times(NUM_SAVES if ts is None else ts, grid)
     names = tuple(dict.fromkeys(common_metrics(grid, metrics)))

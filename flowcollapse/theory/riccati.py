@@ -176,7 +176,7 @@ def _riccati(Q: Float[Array, "m p"], rates: Float[Array, " m"], ts: Float[Array,
 
 
 def _in_columns_of(start: State, means: State, W, X, b) -> State:
-    """States in the columns of the start, from those of its class means."""
+    """States in the columns of the start, from states in class-mean columns."""
     if means.columns.reduced and not start.columns.reduced:
         return State(H=means.columns.lift(X), W=W, b=b)
     return State(X=X, W=W, b=b, columns=start.columns)
@@ -210,7 +210,7 @@ def _balance_defects(model: UFM, start: State) -> dict[str, Float[Array, ""]]:
 
 
 def _check_balanced_start(model: UFM, start: State, rtol: Number | None) -> None:
-    """Raise `UsageError` where `balanced_flow` does not hold."""
+    """Raise `UsageError` if `balanced_flow` does not apply."""
     require(model, equal_decay="W^T W - H H^T = lam I needs equal decay: make them equal")
     defects = _balance_defects(as_arrays(model, start.W.dtype), start)
     decays = known_decays(model)
@@ -263,7 +263,7 @@ def _second_phase_defects(model: UFM, start: State) -> dict[str, Float[Array, ""
 
 
 def _check_second_phase(model: UFM, start: State, rtol: Number | None) -> None:
-    """Raise `UsageError` where `second_phase` does not hold."""
+    """Raise `UsageError` if `second_phase` does not apply."""
     require(
         model,
         bias="without a bias there is no second phase: use a model with a bias",

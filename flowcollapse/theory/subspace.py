@@ -31,7 +31,7 @@ EQUAL_COUNTS = "the subspace S is defined for equal counts: use equal counts"
 
 
 class RiskParts(NamedTuple):
-    """The risk on S in two parts that do not interact: `classifier` and `bias`.
+    """The risk on S in two parts that do not interact: that of the `classifier` and that of the `bias`.
 
     Example:
         >>> import jax, flowcollapse as fc

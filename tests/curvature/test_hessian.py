@@ -201,7 +201,7 @@ def test_the_derivative_of_the_sharpness():
 
 
 def test_hidden_rows_are_those_of_any_loss_of_the_logits():
-    """Softmax cross-entropy: columns do not reduce and rows do, so the samples' own matrix is at hand to compare."""
+    """With softmax cross-entropy, rows reduce and columns do not, so the full matrix is available to compare."""
 
     def value(logits, targets):
         return jnp.sum(jax.nn.logsumexp(logits, axis=0)) - jnp.sum(targets * logits)

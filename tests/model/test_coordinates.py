@@ -110,7 +110,7 @@ def test_a_start_drawn_reduced_goes_the_same_way_with_its_samples_made():
 
 
 def test_rows_reduce_for_any_loss_of_the_logits():
-    # Softmax cross-entropy: columns do not reduce, rows do.
+    # With softmax cross-entropy, rows reduce and columns do not.
     model = fc.UFM(num_classes=3, samples_per_class=3, num_features=24, loss=Trial(), weight_decay=0.1)
     start = start_of(model)
     full, reduced = (

@@ -1,4 +1,4 @@
-"""Step size control that bounds the error of every block of the state by itself."""
+"""Step size control that bounds the error of each block of the state separately."""
 
 from collections.abc import Callable
 
@@ -9,15 +9,15 @@ from jaxtyping import Array, Float, PyTree
 
 
 class BlockControl(dfx.AbstractAdaptiveStepSizeController):
-    """Step control with one number a block: `||error|| / (atol + rtol ||now||)`, and the largest of them counts.
+    """Step control with one number per block, `||error|| / (atol + rtol ||now||)`, of which the largest counts.
 
     The blocks are W, B, L and the bias or mean residual. A norm over a block does not change under rotations of the
-    features or of the samples, so full, reduced and compressed runs take the same steps; and each block is measured
-    against its own size, so small starts keep their relative accuracy. Plain integral control. Derived here.
-    `block_norms(y)` gives the blocks' norms and `block_scales(norms)` what each block's error is measured against.
+    features or the samples, so full, reduced and compressed runs take the same steps. Each block has its own scale, so
+    small starts keep their relative accuracy. The controller is a plain integral controller. Derived here.
+    `block_norms(y)` returns the norms of the blocks, and `block_scales(norms)` the scale for the error of each block.
 
-    No step is longer than `longest`. At rest the error says nothing, and steps would grow past the limit of stability,
-    where rounding grows to hundreds of rtol before it is seen, and every second step is rejected.
+    No step is longer than `longest`. At rest the error estimate gives no limit: steps would grow past the stability
+    limit, rounding would grow to hundreds of rtol before the estimate sees it, and every second step would be rejected.
     """
 
     rtol: Float[Array, ""]
@@ -28,12 +28,12 @@ class BlockControl(dfx.AbstractAdaptiveStepSizeController):
 
     @property
     def atol(self) -> Float[Array, ""]:
-        """The absolute tolerance that implicit solvers use for their root finder, entry by entry."""
+        """The absolute tolerance per entry for the root finder of implicit solvers."""
         return jnp.max(self.block_atol)
 
     @property
     def norm(self) -> Callable[[PyTree], Float[Array, ""]]:
-        """The norm that implicit solvers use for their root finder."""
+        """The norm for the root finder of implicit solvers."""
         return lambda y: jnp.max(jnp.stack([jnp.max(jnp.abs(leaf)) for leaf in jax.tree.leaves(y)]))
 
     def _integral(self) -> dfx.PIDController:

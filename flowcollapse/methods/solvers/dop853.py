@@ -8,7 +8,7 @@ import numpy as np
 
 NUM_STAGES = 12
 
-# The nodes of the twelve stages, of the step end, and of the three further stages that the output needs.
+# The nodes of the twelve stages, of the step end, and of the three additional stages for the output.
 C = np.array(
     [
         0.0,
@@ -180,7 +180,7 @@ E3 = np.array(
     ]
 )
 
-# Output of order 7: what each of the sixteen field values adds to the last four coefficients.
+# Output of order 7: the contribution of each of the sixteen field values to the last four coefficients.
 D = np.zeros((4, 16))
 D[0, [0, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15]] = [
     -8.428938276109013,

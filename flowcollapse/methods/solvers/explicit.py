@@ -1,4 +1,4 @@
-"""Explicit Runge-Kutta methods of diffrax, with one loop over their stages."""
+"""Explicit Runge-Kutta methods of diffrax, with a single loop over their stages."""
 
 import functools
 from typing import ClassVar
@@ -12,9 +12,9 @@ from .exponential import combined, in_a_loop
 
 
 class _Explicit(dfx.AbstractERK):
-    """An explicit diffrax solver whose stages are a loop that is shorter than diffrax's.
+    """An explicit diffrax solver whose loop over the stages compiles to a smaller program than diffrax's.
 
-    The same tableau, the same numbers to rounding, the same dense output.
+    It has the same tableau, the same results up to rounding, and the same dense output.
     """
 
     tableau: ClassVar[dfx.ButcherTableau]
@@ -36,7 +36,7 @@ class _Explicit(dfx.AbstractERK):
 
         k = in_a_loop(increment, tableau.num_stages, terms.prod(first, control))
         error = jax.tree.map(functools.partial(combined, tableau.b_error), k)
-        # The last stage is the field at the end; its increment is that times the step.
+        # The increment of the last stage is the field at the end times the step.
         last = jax.tree.map(lambda ks: ks[-1] / (t1 - t0), k) if tableau.fsal else None
         y1 = moved(tableau.b_sol, k)
         return y1, error, {"y0": y0, "y1": y1, "k": k}, last, dfx.RESULTS.successful

@@ -1,13 +1,13 @@
-"""The exponential DOP853: eighth order for the slow part, the stiff linear part by its exact exponential.
+"""The exponential DOP853: eighth order for the slow part, and the exact exponential for the stiff linear part.
 
 For `slow' = f(slow, fast)`, `fast' = -a fast + g(slow, fast)` with one rate `a >= 0` for all of `fast`, the slow part
 takes DOP853's twelve stages, and the fast part at the fraction x of a step is
 
     fast(x) = exp(-a h x) fast0 + h sum_j w_j(a h) g_j
 
-with weights that are exact for polynomials however stiff `a` is, and DOP853's own where `a h` is small. So neither
-accuracy nor step size depends on the stiffness. The weights, derived here, are in `weights.py`;
-`docs/solver.md` has the derivation and the measurements; the coefficients of DOP853 are in `dop853.py`.
+The weights are exact for polynomials at any stiffness `a`, and equal DOP853's weights if `a h` is small. So neither
+accuracy nor step size depends on the stiffness. The weights, derived here, are in `weights.py`. `docs/solver.md` has
+the derivation and the measurements. The coefficients of DOP853 are in `dop853.py`.
 """
 
 import dataclasses
@@ -42,20 +42,20 @@ from .weights import (
 
 
 def combined(coefficients: Sequence[float] | np.ndarray, arrays: Array) -> Array:
-    """`sum_j c_j a_j`, without the terms that are zero."""
+    """`sum_j c_j a_j`, without the terms with zero coefficients."""
     return total([float(c) * arrays[j] for j, c in enumerate(coefficients) if c != 0])
 
 
 def driven(weights: Array, row: int, used: np.ndarray, g: Array) -> Array:
-    """`sum_j w_j g_j` for a row of the weights, over the stages that it uses."""
+    """`sum_j w_j g_j` for a row of the weights, over the stages that the row uses."""
     return total([weights[row, j] * g[j] for j in np.flatnonzero(used)])
 
 
 def in_a_loop(stage: Callable, count: int, first: PyTree) -> PyTree:
-    """The results of some stages, stacked, by a loop in which the field stands once.
+    """The stacked results of `count` stages, from a loop that contains the field only once.
 
-    `stage(i, results)` is the result of stage i from the stacked ones, of which those before it are there. That of the
-    `first` stage is given.
+    `stage(i, results)` is the result of stage i. It may use the stacked results of the stages before i. `first` is the
+    result of the first stage.
     """
 
     def evaluate(results, i):
@@ -70,7 +70,7 @@ class Relaxation(dfx.ODETerm):
     """The stiff linear part of a state `(slow, fast)`: `slow' = 0` and `fast' = -a fast`.
 
     Args:
-        rate: from the arguments of the integration and a dtype to the number a.
+        rate: a function from the arguments of the integration and a dtype to the number a.
     """
 
     rate: Callable[[Any, Any], Float[Array, ""]]
@@ -89,13 +89,12 @@ class ExponentialDOP853(dfx.AbstractAdaptiveSolver):
     """DOP853 with the stiff linear part treated exactly; see this module's docstring.
 
     A diffrax solver for a state `(slow, fast)` and a `MultiTerm` of two terms: the first gives `(slow', g)`, the second
-    is the `Relaxation` of an array `fast`. Twelve evaluations of the first term a step; output
-    of order 7 for three more, which a run without saves leaves out. The slow part alone converges with
-    order 8. Where slow and fast drive each other, states and output converge with an order between 6.5 and 7 as the
-    steps go to zero at fixed `a`.
+    is the `Relaxation` of an array `fast`. A step takes twelve evaluations of the first term. Output of order 7 takes
+    three more, which runs without saves omit. The slow part alone converges with order 8. If slow and fast drive each
+    other, states and output converge with an order between 6.5 and 7 as the steps go to zero at fixed `a`.
 
     Args:
-        output: whether the step prepares output inside it.
+        output: whether a step prepares dense output.
     """
 
     output: bool = eqx.field(static=True, default=True)
@@ -103,7 +102,7 @@ class ExponentialDOP853(dfx.AbstractAdaptiveSolver):
     term_structure: ClassVar = dfx.MultiTerm[tuple[dfx.AbstractTerm, dfx.AbstractTerm]]
     evaluations_per_step: ClassVar[int] = NUM_STAGES
     real_stability: ClassVar[float] = 6.0
-    """Steps damp a decay at the rate r while `h r < 6.4`, and halve it at 6."""
+    """A step h damps a decay with rate r if `h r < 6.4`, and halves it at `h r = 6`."""
     evaluations_for_output: ClassVar[int] = len(C) - NUM_STAGES - 1
 
     def suited(self, output: bool) -> "ExponentialDOP853":
@@ -140,15 +139,15 @@ class ExponentialDOP853(dfx.AbstractAdaptiveSolver):
 
 
 PLACES = (0, *range(END + 1), *range(NEAR + 1, NEAR + len(C) - NUM_STAGES))
-"""In which row of `step_weights` stands a stage, the step end or a further stage; there is none for the first."""
+"""The row of `step_weights` for each stage, the step end and the further stages; the first stage has no row."""
 
 STAGE_USES = [np.zeros(0, bool), *USED[: END + 1], *FURTHER.used]
 
 
 def _step(output: bool, forcing: dfx.AbstractTerm, t0, h, z, y0: PyTree, first: PyTree, args: PyTree, mapped=False):
-    """The end of a step, its error, what its output is made from, and the forcing at its end.
+    """The end of a step, its error, the data for its output, and the forcing at its end.
 
-    Lanes may come last, or the step is `mapped` over them.
+    Lanes may be the last axes, or the step is `mapped` over them.
     """
     slow0, fast0 = y0
     count = len(C) if output else NUM_STAGES + 1
@@ -157,13 +156,13 @@ def _step(output: bool, forcing: dfx.AbstractTerm, t0, h, z, y0: PyTree, first: 
     nodes, coefficients = jnp.asarray(C[:count], h.dtype), jnp.asarray(A[:count, :count], h.dtype)
 
     def at(i: int, derivatives: tuple[PyTree, Array]) -> PyTree:
-        """The state at stage i from the stages that it uses."""
+        """The state at stage i, from the stages that it uses."""
         k, g = derivatives
         slow = jax.tree.map(lambda y, ks: y + h * combined(A[i], ks), slow0, k)
         return slow, decay[PLACES[i]] * fast0 + driven(weights, PLACES[i], STAGE_USES[i], g)
 
     def at_any(i: Array, derivatives: tuple[PyTree, Array]) -> PyTree:
-        """The same for a traced i, without lanes, from all stages."""
+        """The state at a traced stage i without lanes, from all stages."""
         k, g = derivatives
         slow = jax.tree.map(lambda y, ks: y + h * jnp.tensordot(coefficients[i], ks, 1), slow0, k)
         place = jnp.asarray(PLACES)[i]
@@ -172,16 +171,16 @@ def _step(output: bool, forcing: dfx.AbstractTerm, t0, h, z, y0: PyTree, first: 
     def in_its_branch(i: Array, derivatives: tuple[PyTree, Array]) -> PyTree:
         return jax.lax.switch(i - 1, [functools.partial(at, j) for j in range(1, count)], derivatives)
 
-    # A product with zeros costs a small state less than to compile the branches.
+    # For a small state, multiplying by zeros costs less than compiling the branches.
     small = not mapped and h.ndim == 0 and sum(x.size for x in jax.tree.leaves(slow0)) <= SMALL
     state = at_any if small else in_its_branch
     k, g = in_a_loop(lambda i, so_far: forcing.vf(t0 + nodes[i] * h, state(i, so_far), args), count, tuple(first))
 
     @called
     def embedded(h, weights, k: PyTree, g: Array) -> tuple[tuple[PyTree, ...], tuple[Array, ...]]:
-        """The differences between the end of the step and those of the embedded rows."""
+        """The differences between the end of the step and the ends of the embedded rows."""
         slow = (jax.tree.map(lambda ks, row=row: h * combined(row, ks), k) for row in (E5, E3))
-        # The weights of a difference sum to zero: without the first forcing, a constant one leaves no rounding.
+        # The weights of a difference sum to zero. So subtract g[0]: a constant forcing then leaves no rounding.
         return tuple(slow), tuple(driven(weights, row, USED[row], g - g[0]) for row in (FIFTH, THIRD))
 
     y1 = at(NUM_STAGES, (k, g))
@@ -196,7 +195,7 @@ def _step(output: bool, forcing: dfx.AbstractTerm, t0, h, z, y0: PyTree, first: 
 
 
 def _estimate(h, fifth: PyTree, third: PyTree) -> PyTree:
-    """DOP853's `E5 |E5| / sqrt(|E5|^2 + 0.01 |E3|^2)`, with one norm for all: of order 8 for E5 and E3 of 6 and 4."""
+    """DOP853's `E5 |E5| / sqrt(|E5|^2 + 0.01 |E3|^2)` with one norm over all: order 8, as E5 and E3 have 6 and 4."""
     squares = [sum_of_squares(jax.tree.leaves(tree), h.ndim) for tree in (fifth, third)]
     denominator = squares[0] + 0.01 * squares[1]
     ratio = jnp.sqrt(squares[0] / jnp.where(denominator > 0, denominator, 1.0))
@@ -204,8 +203,8 @@ def _estimate(h, fifth: PyTree, third: PyTree) -> PyTree:
 
 
 class DenseOutput(dfx.AbstractLocalInterpolation):
-    """Output inside a step: DOP853's polynomial of order 7 for the slow part; for the fast part the exact integral of a
-    polynomial of degree 5 through the forcing, and Lawson's integral of what that one misses."""
+    """Output inside a step. The slow part uses DOP853's polynomial of order 7. The fast part uses the exact integral of
+    a polynomial of degree 5 through the forcing, and Lawson's integral of the rest of the forcing."""
 
     t0: Array
     t1: Array

@@ -1,16 +1,16 @@
-"""Extended backward differentiation with its linear systems solved by conjugate gradients: long steps near rest.
+"""Extended backward differentiation, with linear systems solved by conjugate gradients: long steps near rest.
 
 A gradient flow has the symmetric Jacobian `J = -Hessian`, so the matrix `I - b h J` of an implicit stage is symmetric,
-and positive definite once every mode has escaped. Near collapse the Hessian has few distinct eigenvalues (about `C N`,
-`2 s`, `s` with `s = sqrt N`, and those of the order of the weight decay), and conjugate gradients need about as many
-iterations as there are clusters of them, whatever the size of the state and the length of the step (derived here).
+and positive definite once every mode has escaped. Near collapse the Hessian has few distinct eigenvalues: about `C N`,
+`2 s` and `s` with `s = sqrt N`, and eigenvalues of the order of the weight decay. Conjugate gradients need about one
+iteration for each cluster of eigenvalues, at any size of the state and any length of the step (derived here).
 
-The stages are as accurate as the step (their order is 5 and 6), and each uses the Jacobian at its own point. Both
-matter where the flow slides along a curved valley with steep walls: one-step methods with one Jacobian a step lose
-their order there, and their steps grow no longer than the cube root of the walls' steepness allows.
+The stages are about as accurate as the step (their orders are 5 and 6), and each uses the Jacobian at its own point.
+Both properties matter when the flow slides along a curved valley with steep walls. One-step methods with one Jacobian
+per step lose their order there, and the steepness of the walls limits their steps by its cube root.
 
 Source: J. R. Cash, "On the integration of stiff systems of O.D.E.s using extended backward differentiation formulae",
-Numerische Mathematik 34, 1980. Its formulas for unequal steps, and stages of one Newton iteration, are derived here.
+Numerische Mathematik 34, 1980. The formulas for unequal steps, and stages of one Newton iteration, are derived here.
 """
 
 from typing import Any, ClassVar
@@ -22,37 +22,40 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 PAST = 5
-"""The past values that a backward differentiation formula takes. One more is kept, for the extrapolation."""
+"""The number of past values in a backward differentiation formula. One more is kept for the extrapolation."""
 
 NEXT, AFTER, END = 0, PAST + 2, PAST + 3
-"""The places of the stages among the points of a step: the past ones stand in between."""
+"""The places of the stages among the points of a step. The past points are in between."""
 
 CAUTION = 2.0
-"""The error estimate is that of the formula without extension over this; the step is more accurate by an order."""
+"""The error estimate is the error of the formula without extension, divided by this. The step is one order better."""
 
 MOST_ITERATIONS = 500
-"""Systems that take more iterations than this make the step fail, and a shorter one is tried."""
+"""If a system takes more iterations than this, the step fails and a shorter one is tried."""
 
 
 class ExtendedBDF(dfx.AbstractAdaptiveSolver):
-    """Cash's extended backward differentiation formula of order 6, for a symmetric Jacobian that ignores time.
+    """Cash's extended backward differentiation formula of order 6, for a field with a symmetric Jacobian.
+
+    The field must not depend on time.
 
     Args:
-        tolerance: how far the residual of each linear system is reduced.
+        tolerance: the factor by which the residual of each linear system is reduced.
 
-    A step solves for the next point and the one after it with the ordinary formula of order 5, then for the next point
-    with the formula that takes the slope at both. The points before the start are put on the start's tangent, so the
-    first step should be short: the square root of the relative tolerance, in units of the shortest time scale.
+    A step solves for the next point and the point after it with the ordinary formula of order 5, and then for the next
+    point with the formula that uses the slopes at both. The points before the start are put on the tangent at the
+    start, so the first step should be short: the square root of the relative tolerance, in units of the shortest time
+    scale.
 
-    A step is rejected where `I - b h J` is not positive definite along the directions that the conjugate gradients see;
-    shorter steps then are.
+    A step is rejected if `I - b h J` is not positive definite along the directions of the conjugate gradients. For
+    shorter steps it is.
     """
 
     tolerance: float | Float[Array, ""] = 1e-10
 
     term_structure: ClassVar = dfx.AbstractTerm
     symmetric_jacobian: ClassVar[bool] = True
-    """Whether the method rests on a symmetric Jacobian."""
+    """Whether the method requires a symmetric Jacobian."""
 
     @property
     def interpolation_cls(self):
@@ -101,16 +104,16 @@ class ExtendedBDF(dfx.AbstractAdaptiveSolver):
 
 
 def formulas(nodes: Float[Array, " past"]) -> tuple[Float[Array, "3 2 points"], Float[Array, " 3"]]:
-    """The stages' formulas `y = known + b h f(y)`: the weights of all points in the guess and the known part, and b.
+    """The formulas `y = known + b h f(y)` of the stages: the weights of all points in guess and known part, and b.
 
-    The nodes are the times of the past points in steps, from 0 backwards. Where the interpolant of some nodes has the
-    value E and the slope D at x, the backward differentiation formula there is `h f = D + a (y - E)`, with
-    `a = sum_j 1 / (x - x_j)`. The extension is the polynomial one degree higher that has the slope of the stage at 2
-    there too (derived here).
+    The nodes are the times of the past points in units of the step, from 0 backwards. If the interpolant of some nodes
+    has the value E and the slope D at x, the backward differentiation formula at x is `h f = D + a (y - E)`, with
+    `a = sum_j 1 / (x - x_j)`. The extension uses the polynomial one degree higher that also has the slope of the stage
+    at 2 (derived here).
     """
     nodes = jnp.concatenate([jnp.ones_like(nodes[:1]), nodes])
-    # An extrapolation from m points has errors of 2^m roundings, and off the floor of a valley by that much the Hessian
-    # is not positive definite along it, for long steps in single precision.
+    # An extrapolation from m points has errors of 2^m roundings. In single precision, that is far enough off the floor
+    # of a valley that the Hessian is not positive definite along it, which matters for long steps.
     behind = PAST + 1 if jnp.finfo(nodes.dtype).eps < 1e-10 else 3
     taken = [(1, PAST), (1, PAST), (0, PAST), (1, behind), (0, behind)]
     taken = np.array([[begin <= i < begin + many for i in range(PAST + 2)] for begin, many in taken], float)
@@ -127,9 +130,10 @@ def formulas(nodes: Float[Array, " past"]) -> tuple[Float[Array, "3 2 points"], 
 
 
 def interpolation(nodes: Float[Array, " n"], taken: np.ndarray, x):
-    """The weights of nodes in the interpolant at x and in its slope there, and `sum_j 1 / (x - x_j)`.
+    """The weights of the nodes in the interpolant at x and in its slope at x, and `sum_j 1 / (x - x_j)`.
 
-    Many interpolants at once: `taken` holds 1 for the nodes of each and 0 for the others, and x one place for each.
+    This computes many interpolants at once. Each has a row of `taken`, with 1 for its nodes and 0 for the others, and
+    an entry of x.
     """
     away = x[:, None] - nodes
     inverse = taken / (away + (1 - taken))
@@ -139,7 +143,7 @@ def interpolation(nodes: Float[Array, " n"], taken: np.ndarray, x):
 
 
 def interpolant(nodes: Float[Array, " n"], taken: np.ndarray, x) -> Float[Array, "many n"]:
-    """The weights of nodes in the interpolants at x."""
+    """The weights of the nodes in the interpolants at x."""
     own = np.eye(len(nodes))
     others = taken[:, None] * (1 - own)
     factors = (x[:, None, None] - nodes) / (nodes[:, None] - nodes + own)
@@ -147,14 +151,14 @@ def interpolant(nodes: Float[Array, " n"], taken: np.ndarray, x) -> Float[Array,
 
 
 def _positive(h: Any) -> Float[Array, ""]:
-    """h, and 1 for a run without length, whose steps are thrown away but must have derivatives."""
+    """h, or 1 for a run of length zero, whose steps are thrown away but must have derivatives."""
     return jnp.where(h > 0, h, 1.0)
 
 
 def conjugate_gradients(matrix, rhs: PyTree, tolerance: Float[Array, ""]) -> PyTree:
-    """The solution of `matrix(x) = rhs`, its residual reduced to `tolerance`; NaN where that cannot be done.
+    """The solution of `matrix(x) = rhs`, with the relative residual reduced to `tolerance`.
 
-    It cannot where the matrix is not positive definite, or takes more than `MOST_ITERATIONS`.
+    It is NaN if the matrix is not positive definite, or if this takes more than `MOST_ITERATIONS`.
     """
 
     def advance(carry):
@@ -183,7 +187,7 @@ def _dot(a: PyTree, b: PyTree) -> Float[Array, ""]:
 
 
 class DenseOutput(dfx.AbstractLocalInterpolation):
-    """The polynomial through the end of a step and the points before it, as accurate as the error estimate."""
+    """The polynomial through the end of a step and the points before it; as accurate as the error estimate."""
 
     t0: Array
     t1: Array

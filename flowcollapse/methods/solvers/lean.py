@@ -1,8 +1,9 @@
-"""Diffrax's driver without the parts that these runs can do without, which are half of a small program.
+"""Diffrax's driver without two parts that these runs do not need, which make up half of a small program.
 
-It checks at run time that times increase, which is checked before (`simulation.checked_times`), by callbacks to the
-host, which no compilation cache takes; and it finds the number 100 roundings below the end by 100 steps. Diffrax looks
-both up in `equinox.internal`. While a run is traced they stand replaced there, for this thread alone.
+First, diffrax checks at run time that times increase. `simulation.checked_times` has done so before, and the check uses
+callbacks to the host, so programs with it cannot be cached on disk. Second, diffrax finds the number 100 roundings
+below the end in 100 steps. Diffrax takes both functions from `equinox.internal`. While a run is traced, they are
+replaced there, for this thread only.
 """
 
 import contextlib
@@ -19,11 +20,11 @@ _lock = threading.Lock()
 _depth = 0
 
 ROUNDINGS = 100
-"""How many times diffrax asks for the number before the end."""
+"""How many times diffrax steps to the previous floating-point number, from the end."""
 
 
 class _Replaced:
-    """A function of `equinox.internal` that this thread has replaced by another; other threads get the original."""
+    """A replacement for a function of `equinox.internal` in this thread; other threads get the original function."""
 
     def __init__(self, name: str, other: Any):
         self.name, self.original, self.other = name, getattr(eqxi, name), other
@@ -37,7 +38,7 @@ def _unchecked(x: Any, *_: Any, **__: Any) -> Any:
 
 
 def _well_before(x: Any) -> Any:
-    """The number `ROUNDINGS` before x; that one itself if it is what this gave last."""
+    """The number `ROUNDINGS` before x, or x itself if the previous call returned it."""
     if x is getattr(_here, "found", None):
         return x
     x = jax.lax.stop_gradient(jnp.asarray(x))
@@ -50,7 +51,7 @@ _replaced = (_Replaced("error_if", _unchecked), _Replaced("prevbefore", _well_be
 
 @contextlib.contextmanager
 def lean_diffrax() -> Iterator[None]:
-    """While this lasts, what this thread traces of diffrax is without these parts."""
+    """A context in which this thread traces diffrax without these parts."""
     global _depth
     with _lock:
         _depth += 1

@@ -1,4 +1,4 @@
-"""The implicit solver, and the linear solvers that it calls."""
+"""The implicit-explicit solver, and the linear solvers of implicit solvers."""
 
 import operator
 
@@ -14,7 +14,7 @@ from ..._linalg.algebra import lu_factor, lu_solve, lu_solve_transposed
 
 
 class _DiagonalSolver(lx.AbstractLinearSolver):
-    """Linear systems whose matrix is known to be diagonal: one product with ones shows the diagonal."""
+    """Linear systems with a diagonal matrix: one product with a vector of ones gives the diagonal."""
 
     def init(self, operator, options):
         return operator.mv(jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype), operator.in_structure()))
@@ -35,8 +35,8 @@ class _DiagonalSolver(lx.AbstractLinearSolver):
 class _DenseSolver(lx.AbstractLinearSolver):
     """Linear systems by LU factors, for lanes on several devices.
 
-    There, lineax's own refuses its vectors (under `shard_map` their shapes name the devices, and those of its matrices
-    do not), and would wait for ever besides (`one_by_one`).
+    lineax's LU solver fails there: under `shard_map` the shapes of its vectors name the devices and those of its
+    matrices do not. It would also deadlock (see `one_by_one`).
     """
 
     def init(self, operator, options):
@@ -59,13 +59,14 @@ class _DenseSolver(lx.AbstractLinearSolver):
 def kencarp5() -> dfx.KenCarp5:
     """Kennedy and Carpenter's 5(4) implicit-explicit pair (Applied Numerical Mathematics 44, 2003), as diffrax has it.
 
-    The mean residual alone is implicit, linear and diagonal: one iteration solves it, whatever its tolerance.
+    Only the mean residual is implicit. Its equation is linear and diagonal, so one iteration solves it at any
+    tolerance.
     """
     return dfx.KenCarp5(root_finder=dfx.VeryChord(rtol=1e-3, atol=1e-12, linear_solver=_DiagonalSolver()))
 
 
 def _for_lanes(solver: dfx.AbstractSolver) -> dfx.AbstractSolver:
-    """The solver with linear systems that lanes can solve, unless it brings a linear solver of its own."""
+    """The solver with a linear solver that works for lanes, unless it already has a specific one."""
     root_finder = getattr(solver, "root_finder", None)
     if isinstance(getattr(root_finder, "linear_solver", None), lx.AutoLinearSolver):
         return eqx.tree_at(operator.attrgetter("root_finder.linear_solver"), solver, _DenseSolver())

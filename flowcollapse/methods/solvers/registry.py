@@ -1,4 +1,4 @@
-"""Solvers by name, explicit diffrax solvers with their stages in one loop, and step control by blocks."""
+"""The solvers by name."""
 
 from collections.abc import Callable
 
@@ -26,7 +26,7 @@ SOLVERS: Registry[Callable[[], dfx.AbstractSolver]] = Registry(
 
 
 def solver_of(solver: str | dfx.AbstractSolver) -> dfx.AbstractSolver:
-    """The solver of a name, or the diffrax solver given.
+    """The solver with the given name, or the given diffrax solver.
 
     Raises:
         UsageError: for an unknown name, or an object that is not a diffrax solver with an error estimate.
@@ -39,11 +39,11 @@ def solver_of(solver: str | dfx.AbstractSolver) -> dfx.AbstractSolver:
 
 
 def suited(solver: dfx.AbstractSolver, output: bool) -> dfx.AbstractSolver:
-    """The solver for a run with or without output, if it knows the difference."""
+    """The solver for a run with or without output. Most solvers are the same for both."""
     known = getattr(solver, "suited", None)
     return solver if known is None else known(output)
 
 
 def splits_stiff_part(solver: dfx.AbstractSolver) -> bool:
-    """Whether the solver takes two terms, the stiff linear one apart."""
+    """Whether the solver takes two terms, with the stiff linear term separate."""
     return getattr(solver.term_structure, "__origin__", solver.term_structure) is dfx.MultiTerm

@@ -1,16 +1,17 @@
-"""Weights of the exponential DOP853 for the fast part: exact integrals of interpolants, and Lawson's for the rest.
+"""Weights of the exponential DOP853 for the fast part: exact integrals of interpolants, and Lawson's weights for the
+rest.
 
-A row of DOP853 with node x and coefficients `a_j` says `int_0^x f dt ~ sum_j a_j f_j`, in units of the step. The fast
-part asks for `int_0^x exp(-z (x - t)) g dt` with `z = a h`. Lawson's weights `v_j = a_j exp(-z (x - c_j))` keep the
-order of the row, but miss the integral altogether once z is large. So g is first interpolated on a few well spread
-stages K of the row, with the Lagrange polynomials `l_k`. The interpolant is integrated exactly, and only the rest
-goes by Lawson's weights, which are faded out by `chi(z)` where z is large:
+A row of DOP853 with node x and coefficients `a_j` approximates `int_0^x f dt ~ sum_j a_j f_j`, in units of the step.
+The fast part needs `int_0^x exp(-z (x - t)) g dt` with `z = a h`. Lawson's weights `v_j = a_j exp(-z (x - c_j))` keep
+the order of the row, but are useless for this integral once z is large. So g is first interpolated on a few well-spread
+stages K of the row, with the Lagrange polynomials `l_k`. The interpolant is integrated exactly. Only the rest uses
+Lawson's weights, which `chi(z)` fades out for large z:
 
     w_k(z) = int_0^x exp(-z (x - t)) l_k(t) dt + chi(z) sum_j v_j (delta_jk - l_k(c_j)).
 
-At z = 0 the row is DOP853's own; constants, and polynomials of a degree below the number of stages in K, are integrated
-exactly at any z. Derived here: `docs/solver.md` has the derivation, the choice of the sets K and the measurements. The
-coefficients of DOP853 are in `dop853.py`.
+At z = 0 the row is the row of DOP853. Polynomials of a degree below the number of stages in K, and so constants, are
+integrated exactly at any z. Derived here: `docs/solver.md` has the derivation, the choice of the sets K and the
+measurements. The coefficients of DOP853 are in `dop853.py`.
 """
 
 import math
@@ -28,17 +29,17 @@ from ...programs import called
 from .dop853 import E3, E5, NUM_STAGES, A, B, C, D
 
 Z_FADE = 3.0
-"""Where Lawson's weights fade out: `chi(z) = exp(-(z/3)^8)`."""
+"""The z at which Lawson's weights fade out: `chi(z) = exp(-(z/3)^8)`."""
 
 Z_NEAR = 1.0
-"""Where stage 5 turns from its four nodes for small z to its three for large z."""
+"""The z at which stage 5 changes from its four nodes for small z to its three nodes for large z."""
 
 Z_LARGEST = 8.0
-"""Both factors are zero from here on, in float64 too, so that larger z may be cut off before the exponentials."""
+"""From this z on, both factors are zero even in float64, so a larger z can be limited to it before the exponentials."""
 
-# The stages K for each row. Rows 5 to 11 take four: the errors of these stages start at the same degree, and cancel in
+# The stages K for each row. Rows 5 to 11 take four. The errors of these stages start at the same degree, and cancel in
 # sums only if their sets are equally large. The four nodes of row 5 lie close together and extrapolate badly, so they
-# are used for small z only.
+# are used only for small z.
 STAGE_SETS = (
     (0,),
     (0, 1),
@@ -57,11 +58,11 @@ END_SET, FIFTH_SET, THIRD_SET = (0, 3, 5, 9, 10, 11), (0, 3, 5, 9, 11), (0, 5, 1
 FURTHER_SET = (0, 5, 9, 10, 12)
 OUTPUT_SET = (0, 5, 9, 12, 14, 15)
 NUM_PHI = max(len(END_SET), len(OUTPUT_SET))
-"""The largest set, and with it the number of phi functions."""
+"""The size of the largest set, and so the number of phi functions."""
 
 
 def interpolation(stages: Sequence[int], num_stages: int) -> tuple[np.ndarray, np.ndarray]:
-    """The Lagrange polynomials on the nodes of `stages`, and what interpolation leaves at the node of every stage.
+    """The Lagrange polynomials on the nodes of `stages`, and the error of interpolation at the node of every stage.
 
     The first, shape (m, stage k), holds `m!` times the coefficient of `t^m` in `l_k`, zero where k is not in `stages`.
     The second, shape (stage j, stage k), holds `delta_jk - l_k(c_j)`.
@@ -89,7 +90,7 @@ class Rows(NamedTuple):
         return (self.polynomials != 0).any(axis=0) | (self.lawson != 0).any(axis=0)
 
     def weights(self, z: Float[Array, "*lanes"]) -> tuple[Float[Array, "row *lanes"], Float[Array, "row stage *lanes"]]:
-        """`exp(-z x)` for each row, and its weights over the step size."""
+        """`exp(-z x)` for each row, and its weights divided by the step size."""
         decay, moments = decay_and_moments(z, beside(self.nodes, z))
         weights = decay[:, None] * _lawson(lawson_growth(z), self.lawson)
         for table, moment in zip(self.polynomials, moments, strict=True):
@@ -98,7 +99,7 @@ class Rows(NamedTuple):
 
 
 def rows_of(nodes: np.ndarray, coefficients: Sequence[np.ndarray], sets: Sequence[Sequence[int]]) -> Rows:
-    """The tables for rows with these nodes, DOP853 coefficients (all of one length) and sets K."""
+    """The tables for rows with the given nodes, DOP853 coefficients (all of one length) and sets K."""
     tables = [interpolation(stages, len(row)) for row, stages in zip(coefficients, sets, strict=True)]
     lawson = [row[:, None] * missed for row, (_, missed) in zip(coefficients, tables, strict=True)]
     return Rows(nodes, np.stack([p for p, _ in tables], axis=1), np.stack(lawson, axis=1))
@@ -129,7 +130,7 @@ def lawson_growth(z: Float[Array, "*lanes"]) -> Float[Array, "stage *lanes"]:
 
 
 def _lawson(growth: Float[Array, "of_all *lanes"], table: np.ndarray) -> Float[Array, "row stage *lanes"]:
-    """`sum_j growth_j table_j`, as one product of the part of the table that is not zero."""
+    """`sum_j growth_j table_j`, as one product with the non-zero part of the table."""
     first, last = np.flatnonzero(table.any(axis=(0, 2)))[[0, -1]]
     stages = np.flatnonzero(table.any(axis=(1, 2)))
     block = table[stages[0] : stages[-1] + 1, first : last + 1]
@@ -140,10 +141,11 @@ def _lawson(growth: Float[Array, "of_all *lanes"], table: np.ndarray) -> Float[A
 
 
 def _step_rows() -> Rows:
-    """Stages 1 to 11, the step end, its differences to the embedded rows of orders 5 and 3, and stage 5's to small z.
+    """The rows of a step: stages 1 to 11, the step end, and three differences.
 
-    Differences are made on the tables: all rows hold exp(-a h) fast0 and the same constants, whose rounding would
-    otherwise drown them.
+    The differences are those of the step end to the embedded rows of orders 5 and 3, and of stage 5 for small z to
+    stage 5 for large z. They are taken between the tables, because all rows contain exp(-a h) fast0 and the same
+    constants, and the rounding of these would swamp the differences.
     """
     rows = [A[i, :NUM_STAGES] for i in range(1, NUM_STAGES)]
     near = rows[NEAR_STAGE - 1]
@@ -178,10 +180,10 @@ STEP_AND_FURTHER = Rows(
 def step_weights(
     z: Float[Array, "*lanes"], further: bool = False
 ) -> tuple[Float[Array, "row *lanes"], Float[Array, "row stage *lanes"]]:
-    """`exp(-z x)` and the weights over the step size for the rows of a step, and of the `further` stages of the output.
+    """`exp(-z x)` and the weights divided by the step size, for the rows of a step and the `further` output stages.
 
-    Row i - 1 is stage i, row `END` the step end; rows `FIFTH` and `THIRD` are differences between the step end and
-    embedded rows of these orders. After row `NEAR`, which is for this function alone, come the further stages.
+    Row i - 1 is stage i, and row `END` is the step end. Rows `FIFTH` and `THIRD` are differences between the step end
+    and the embedded rows of these orders. Row `NEAR` is only used in this function. The further stages follow it.
     """
     decay, weights = (STEP_AND_FURTHER if further else STEP).weights(z)
     return decay, weights.at[NEAR_STAGE - 1].add(_fading(z, Z_NEAR, 4) * weights[NEAR])
@@ -190,7 +192,7 @@ def step_weights(
 _pad = (0, len(C) - NUM_STAGES)
 _whole, _first, _last = np.pad(B, _pad), np.eye(len(C))[0], np.eye(len(C))[NUM_STAGES]
 OUTPUT_ROWS = np.stack([_whole, _first - _whole, 2 * _whole - _last - _first, *D])
-"""What the field value of each stage adds to the coefficients of DOP853's output polynomial, as `nested` reads them."""
+"""The contribution of each stage to the coefficients of DOP853's output polynomial, in the order of `nested`."""
 
 _OUTPUT_POLYNOMIALS, _OUTPUT_MISSED = interpolation(OUTPUT_SET, len(C))
 _REST = tuple(int(j) for j in np.flatnonzero(OUTPUT_ROWS.any(axis=0)) if j not in OUTPUT_SET)
@@ -199,8 +201,11 @@ _REST = tuple(int(j) for j in np.flatnonzero(OUTPUT_ROWS.any(axis=0)) if j not i
 def output_coefficients(
     z: Float[Array, "*lanes"], g: Float[Array, "stage *shape"]
 ) -> tuple[Float[Array, "row *shape"], Float[Array, "m *shape"]]:
-    """The forcing of all stages as output needs it: the coefficients that `nested` reads, of Lawson's integral of what
-    the interpolant misses, and `m!` times the coefficients of the interpolant."""
+    """The forcing of all stages in the form that output needs.
+
+    Returns the coefficients for `nested` of Lawson's integral of the interpolation error, and `m!` times the
+    coefficients of the interpolant.
+    """
     inside, outside = (g[np.array(stages)] for stages in (OUTPUT_SET, _REST))
 
     def product(matrix, values):
