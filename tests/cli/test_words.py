@@ -69,7 +69,7 @@ def test_every_flag_with_one_value_refuses_two(name):
         ("simulate --t1 -1", ["--t1=-1"]),
         ("simulate --seed_shown 1", ["--seed_shown", "1"]),  # not a flag of this command: tyro refuses it
         ("simulate --weight_decay 0.1,0.2,0.3", ["--weight-decay", "0.1", "0.2", "0.3"]),
-        ("simulate --start On_Subspace", ["--start=on-subspace"]),
+        ("simulate --start On_Subspace", ["--start=On_Subspace"]),  # a name that the registry looks up
         ("simulate --method DESCENT", ["--method=descent"]),
         ("simulate --reduced true", ["--reduced=True"]),
         ("simulate --metrics snc1,risk --metrics risk nc1", ["--metrics", "snc1", "risk", "nc1"]),
