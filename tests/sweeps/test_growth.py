@@ -221,7 +221,7 @@ def test_a_store_of_an_older_form_is_read_and_not_added_to(path):
     file = path / "zarr.json"
     file.write_text(file.read_text().replace(store.FORMAT, "flowcollapse sweep 1"))
     assert (fc.open_sweep(path)["verdict"] >= 0).all()
-    with pytest.raises(fc.UsageError, match=r"written by flowcollapse \S+, in a form that fc.open_sweep reads"):
+    with pytest.raises(fc.UsageError, match=r"written by flowcollapse \S+, in a format that fc.open_sweep can read"):
         run(path, [1.0], 2)
     file.write_text(file.read_text().replace("flowcollapse sweep 1", "flowcollapse sweep 99"))
     with pytest.raises(fc.UsageError, match=r"written by flowcollapse \S+, which is newer"):
