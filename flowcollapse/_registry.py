@@ -4,7 +4,7 @@ import contextlib
 import importlib
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 from ._checks import is_traced, shown
@@ -20,11 +20,14 @@ class Registry(dict[str, T]):
         kind: the word for an entry in messages, such as `"loss"`.
         entries: the entries by name.
         instead: an alternative that messages offer besides the names, such as `"pass a diffrax solver"`.
+        admits: whether an object of another module can be an entry; by default every function and class can.
     """
 
-    def __init__(self, kind: str, entries: Mapping[str, T] | Iterable[tuple[str, T]] = (), instead: str = ""):
+    def __init__(
+        self, kind: str, entries: Mapping[str, T], instead: str = "", admits: Callable[[Any], bool] = callable
+    ):
         super().__init__(entries)
-        self.kind, self.instead = kind, instead
+        self.kind, self.instead, self.admits = kind, instead, admits
 
     def name(self, text: Any) -> str:
         """The registered name for a text. Case is ignored, and `-` and `_` are the same.
@@ -43,6 +46,8 @@ class Registry(dict[str, T]):
         if not colon or not name.isidentifier():
             raise UsageError(f"{self.kind} {text!r} is not known: {self._cure()}{nearest(text, self) or '.'}")
         entry = _imported(self.kind, module, name)
+        if not self.admits(entry):
+            raise UsageError(f"{self.kind} {text!r} is {shown(entry)}, which is no {self.kind}: {self._cure()}.")
         if self.get(name, entry) is not entry:
             raise UsageError(f"{self.kind} {name!r} is already another one: give that of {module} a different name.")
         self[name] = entry
@@ -51,6 +56,16 @@ class Registry(dict[str, T]):
     def find(self, text: Any) -> T:
         """The entry for a text, see `name`."""
         return self[self.name(text)]
+
+    def make(self, text: Any) -> Any:
+        """What the entry for a text makes when it is called without arguments."""
+        entry: Any = self.find(text)
+        try:
+            return entry()
+        except TypeError as error:
+            raise UsageError(
+                f"{self.kind} {text!r} cannot be made without arguments, {error}: write a function without any."
+            ) from None
 
     def find_with_rest(self, text: str) -> tuple[T, str]:
         """The entry for the start of `text`, up to a colon, and the rest of the text after this colon."""

@@ -15,6 +15,8 @@ import systems
 import flowcollapse as fc
 from flowcollapse.losses import LOSSES
 from flowcollapse.methods.solvers.registry import SOLVERS
+from flowcollapse.metrics.registry import checked_names
+from flowcollapse.model.columns import SAMPLES
 
 PAGE = (Path(__file__).parent.parent / "docs" / "extending.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
@@ -105,7 +107,7 @@ def test_a_store_of_an_outside_loss_resumes_and_refuses_another(mine, tmp_path):
 WRONG = {
     "no module": ("nowhere_at_all:Huber", r"cannot be imported.*name a module"),
     "no name": ("mine:Hubert", r"does not exist.*use a name"),
-    "no loss": ("mine:aligned", r"is no loss"),
+    "no loss": ("mine:aligned", r"is no loss.*AbstractLoss"),
     "no number": ("mine:Huber:delta=big", r"delta must be a number"),
     "an unknown number": ("mine:Huber:width=1", r"width.*give the numbers that Huber has"),
     "a refused number": ("mine:Huber:delta=-1.0", r"delta is -1\.0"),
@@ -118,3 +120,24 @@ def test_wrong_texts_are_refused(mine, name):
     text, message = WRONG[name]
     with pytest.raises(fc.UsageError, match=message):
         fc.UFM(num_classes=2, samples_per_class=2, num_features=2, loss=text)
+
+
+OTHERS = {
+    "a solver": (lambda text: fc.Flow(text), "math:pi", r"solver 'math:pi' is 3\.14.*pass a diffrax solver"),
+    "a solver with arguments": (lambda text: fc.Flow(text), "mine:aligned", r"cannot be made without arguments.*write"),
+    "what makes no solver": (lambda text: fc.Flow(text), "builtins:dict", r"solver must be .*estimate, got \{\}"),
+    "an adjoint": (lambda text: fc.Flow(adjoint=text), "math:pi", r"adjoint 'math:pi' is 3\.14.*choose one of"),
+    "a start": (lambda text: fc.initial.Start(text), "math:pi", r"start 'math:pi' is 3\.14.*choose one of"),
+    "a metric": (
+        lambda text: checked_names(systems.model_of((2, 2), 3), SAMPLES, text),
+        "mine:aligned",
+        r"is no metric",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_objects_of_another_kind_are_refused(mine, name):
+    call, text, message = OTHERS[name]
+    with pytest.raises(fc.UsageError, match=message):
+        call(text)

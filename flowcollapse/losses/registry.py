@@ -8,7 +8,10 @@ from .base import AbstractLoss
 from .squared import Squared
 
 LOSSES: Registry[type[AbstractLoss]] = Registry(
-    "loss", {Squared.name: Squared}, instead="pass a loss of your own, or its text module:name"
+    "loss",
+    {Squared.name: Squared},
+    instead="pass a loss of your own, a subclass of fc.losses.AbstractLoss, or its text module:name",
+    admits=lambda entry: isinstance(entry, type) and issubclass(entry, AbstractLoss),
 )
 """The losses by name. To add your own loss, assign `LOSSES["name"] = MyLoss`."""
 
@@ -28,8 +31,6 @@ def loss_of(loss: Any) -> AbstractLoss:
     if not isinstance(loss, str):
         LOSSES.name(loss)  # raises
     kind, rest = LOSSES.find_with_rest(loss)
-    if not (isinstance(kind, type) and issubclass(kind, AbstractLoss)):
-        raise UsageError(f"loss {loss!r} is no loss: give a subclass of fc.losses.AbstractLoss.")
     first, _, others = rest.partition(",")
     positional = [] if not first or "=" in first else [_number(loss, first)]
     named = arguments_of("loss", loss, others if positional else rest)

@@ -13,8 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from .._checks import shown
-from .._errors import UsageError
+from .._registry import Registry
 from ..endings.choice import ending_of
 from ..model.problem import Point, Problem
 from .layouts import Arguments, Layout, SecondOrder
@@ -30,25 +29,21 @@ REST = 10.0
 LINEAR = 1e-2
 """The linear systems of the implicit steps are solved to this times rtol."""
 
-ADJOINTS: dict[str, Callable[[], dfx.AbstractAdjoint]] = {
-    "reverse": dfx.RecursiveCheckpointAdjoint,
-    "forward": dfx.ForwardMode,
-}
-"""How a run is differentiated, by name."""
+ADJOINTS: Registry[Callable[[], dfx.AbstractAdjoint]] = Registry(
+    "adjoint",
+    {"reverse": dfx.RecursiveCheckpointAdjoint, "forward": dfx.ForwardMode},
+    instead="pass an adjoint of diffrax",
+)
+"""The ways to differentiate a run, by name."""
 
 
 def adjoint_of(adjoint: Any) -> dfx.AbstractAdjoint:
-    """The adjoint with the given name, or the given diffrax adjoint.
+    """The adjoint of a name, or the given adjoint of diffrax.
 
     Raises:
         UsageError: for anything else.
     """
-    if isinstance(adjoint, str) and adjoint.lower() in ADJOINTS:
-        return ADJOINTS[adjoint.lower()]()
-    if not isinstance(adjoint, dfx.AbstractAdjoint):
-        known = " or ".join(map(repr, ADJOINTS))
-        raise UsageError(f"adjoint must be {known}, or an adjoint of diffrax, got {shown(adjoint)}: choose one.")
-    return adjoint
+    return adjoint if isinstance(adjoint, dfx.AbstractAdjoint) else ADJOINTS.make(adjoint)
 
 
 class Integrable(Protocol):

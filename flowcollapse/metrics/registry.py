@@ -12,9 +12,12 @@ from . import dynamics, neural_collapse, strong_collapse
 from .view import Metric
 
 METRICS: Registry[Metric] = Registry(
-    "metric", {**strong_collapse.METRICS, **neural_collapse.METRICS, **dynamics.METRICS}, instead="name one module:name"
+    "metric",
+    {**strong_collapse.METRICS, **neural_collapse.METRICS, **dynamics.METRICS},
+    instead="name one module:name",
+    admits=lambda entry: isinstance(entry, Metric),
 )
-"""The metrics by name. A metric of your own joins them by `METRICS["name"] = Metric(function, "long name")`."""
+"""The metrics by name. To add your own metric, assign `METRICS["name"] = Metric(function, "long name")`."""
 
 SAMPLES_UP_TO = 2**20
 """The most entries of H for which metrics that need single samples are saved by default."""

@@ -23,7 +23,6 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from ..._linalg.algebra import sum_of_squares, total
-from ..._linalg.phi import phi as phi
 from ...programs import SMALL, called, lanes_last
 from .dop853 import E3, E5, NUM_STAGES, A, C
 from .weights import (

@@ -32,7 +32,7 @@ def solver_of(solver: str | dfx.AbstractSolver) -> dfx.AbstractSolver:
         UsageError: for an unknown name, or an object that is not a diffrax solver with an error estimate.
     """
     if isinstance(solver, str):
-        solver = SOLVERS.find(solver)()
+        solver = SOLVERS.make(solver)
     if not isinstance(solver, dfx.AbstractAdaptiveSolver):
         raise UsageError(f"solver must be a name or a diffrax solver with an error estimate, got {solver!r}: pass one.")
     return _for_lanes(solver)
