@@ -198,6 +198,7 @@ CALLS: dict[str, Callable[[], dict[str, Any]]] = {
         "eps": [0.1], "seeds": 1, "seed_shown": 0, "learning_rate": 0.1, "rtol": 1e-2, "solver": "tsit5", "t1": 1.0,
         "progress": False,
     },
+    "model.problem.problem_of": lambda: {"model": MODEL, "state": START},
     "theory.certificate.verify": lambda: {"only": ["origin-modes"], "report": None},
     "theory.small_starts.curves.learning_curve": lambda: {
         "model": MODEL, "start": START, "ts": TIMES, "corrected": True,

@@ -17,7 +17,7 @@ from .._linalg.algebra import product, square_norm
 from ..losses.base import AbstractLoss
 from .batch import of_states
 from .columns import Columns
-from .requirements import check_columns, check_state
+from .requirements import check_state
 from .state import State
 from .ufm import UFM
 
@@ -117,7 +117,7 @@ def problem_of(model: UFM, state: State) -> tuple[Problem, Point]:
         `(problem, point)`.
 
     Raises:
-        UsageError: if the model's loss is not the same in the state's columns.
+        UsageError: if the state's shapes do not fit the model, or its class means the loss.
 
     Source: derived here; see `columns.py`.
 
@@ -129,7 +129,7 @@ def problem_of(model: UFM, state: State) -> tuple[Problem, Point]:
         >>> problem.logits(point).shape
         (3, 15)
     """
-    check_columns(model, state.columns, state.X.shape[-1])
+    check_state(model, state)
     return Problem(model, state.columns.of_counts(model.counts)), Point(state.W, state.X, state.b)
 
 

@@ -38,7 +38,7 @@ REFUSED = {
         lambda: exact.subspace_flow(ufm((3, 3, 3), 15, weight_decay=UNEQUAL), ON_S, TS),
         ["weight_decay", "0.1 for W", "0.2 for H", "equal"],
     ),
-    "negative times": (lambda: exact.subspace_flow(PAPER, ON_S, [-1.0]), ["ts", "-1.0", "from 0 on"]),
+    "negative times": (lambda: exact.subspace_flow(PAPER, ON_S, [-1.0]), ["ts", "-1.0", "not below 0"]),
     "times that are not finite": (lambda: exact.subspace_flow(PAPER, ON_S, [np.inf]), ["ts", "inf", "finite"]),
     "several starts": (
         lambda: exact.subspace_flow(PAPER, jax.tree.map(lambda x: x[None], ON_S), TS),
