@@ -35,19 +35,22 @@ LONGEST_UNTIL_REST = 1e3
 """A run until rest ends after this many plateau times at the latest."""
 
 
+RTOL, MAX_STEPS = 1e-8, 65_536
+"""The defaults of every flow."""
+
+
 class AbstractFlow(Method):
     """A flow, integrated with adaptive steps: the base class of all flows. Each defines its `velocity`."""
 
-    rtol: Number = 1e-8
-    atol: Number | None = None
-    t1: Number | None = None
-    solver: str | dfx.AbstractSolver = eqx.field(static=True, default="exponential")
-    max_steps: int = eqx.field(static=True, default=65_536)
-    coordinates: str = eqx.field(static=True, default="auto")
-    mesh: Mesh | None = eqx.field(static=True, default=None)
-    until: str | None = eqx.field(static=True, default=None)
-    approach: str = eqx.field(static=True, default="auto")
-    adjoint: str | dfx.AbstractAdjoint = eqx.field(static=True, default="reverse")
+    rtol: eqx.AbstractVar[Number]
+    atol: eqx.AbstractVar[Number | None]
+    t1: eqx.AbstractVar[Number | None]
+    solver: eqx.AbstractVar[str | dfx.AbstractSolver]
+    max_steps: eqx.AbstractVar[int]
+    mesh: eqx.AbstractVar[Mesh | None]
+    until: eqx.AbstractVar[str | None]
+    approach: eqx.AbstractVar[str]
+    adjoint: eqx.AbstractVar[str | dfx.AbstractAdjoint]
 
     symmetric: ClassVar[bool] = True
     """Whether the field has a symmetric Jacobian, as in a gradient flow."""
@@ -56,10 +59,10 @@ class AbstractFlow(Method):
         self,
         solver: str | dfx.AbstractSolver = "exponential",
         *,
-        rtol: Number = 1e-8,
+        rtol: Number = RTOL,
         atol: Number | None = None,
         t1: Number | None = None,
-        max_steps: int = 65_536,
+        max_steps: int = MAX_STEPS,
         coordinates: str = "auto",
         mesh: Any = None,
         until: Any = None,
@@ -238,6 +241,17 @@ class Flow(AbstractFlow):
         >>> fc.simulate(model, start, fc.Flow("tsit5", rtol=1e-4, t1=2.0), metrics=()).result.name
         'time_limit'
     """
+
+    rtol: Number = RTOL
+    atol: Number | None = None
+    t1: Number | None = None
+    solver: str | dfx.AbstractSolver = eqx.field(static=True, default="exponential")
+    max_steps: int = eqx.field(static=True, default=MAX_STEPS)
+    coordinates: str = eqx.field(static=True, default="auto")
+    mesh: Mesh | None = eqx.field(static=True, default=None)
+    until: str | None = eqx.field(static=True, default=None)
+    approach: str = eqx.field(static=True, default="auto")
+    adjoint: str | dfx.AbstractAdjoint = eqx.field(static=True, default="reverse")
 
     name = "flow"
     __init__ = AbstractFlow.__init__  # type checkers do not see the inherited one

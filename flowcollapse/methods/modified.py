@@ -21,12 +21,13 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, PyTree
 
 from .._checks import Number, check_flag, check_positive, is_traced, real_numbers, shown
 from .._errors import UsageError
 from ..model.problem import Point, Problem
-from .flow import AbstractFlow
+from .flow import MAX_STEPS, RTOL, AbstractFlow
 from .layouts import SecondOrder, layout_of
 from .solvers.registry import solver_of, splits_stiff_part
 
@@ -34,9 +35,9 @@ from .solvers.registry import solver_of, splits_stiff_part
 class _Lagging(AbstractFlow):
     """A flow with the mass m of a descent of a given step size and momentum."""
 
-    learning_rate: Number = 0.0
-    momentum: Number = 0.0
-    nesterov: bool = eqx.field(static=True, default=False)
+    learning_rate: eqx.AbstractVar[Number]
+    momentum: eqx.AbstractVar[Number]
+    nesterov: eqx.AbstractVar[bool]
 
     def __init__(
         self,
@@ -95,6 +96,20 @@ class ModifiedFlow(_Lagging):
         'plateau'
     """
 
+    rtol: Number = RTOL
+    atol: Number | None = None
+    t1: Number | None = None
+    solver: str | dfx.AbstractSolver = eqx.field(static=True, default="dopri8")
+    max_steps: int = eqx.field(static=True, default=MAX_STEPS)
+    coordinates: str = eqx.field(static=True, default="auto")
+    mesh: Mesh | None = eqx.field(static=True, default=None)
+    until: str | None = eqx.field(static=True, default=None)
+    approach: str = eqx.field(static=True, default="auto")
+    adjoint: str | dfx.AbstractAdjoint = eqx.field(static=True, default="reverse")
+    learning_rate: Number = 0.0
+    momentum: Number = 0.0
+    nesterov: bool = eqx.field(static=True, default=False)
+
     name = "modified-flow"
     __init__ = _Lagging.__init__  # type checkers do not see the inherited one
 
@@ -126,6 +141,20 @@ class HeavyBallFlow(_Lagging):
         >>> round(float(fc.HeavyBallFlow(0.1, momentum=0.9).mass), 3)
         9.5
     """
+
+    rtol: Number = RTOL
+    atol: Number | None = None
+    t1: Number | None = None
+    solver: str | dfx.AbstractSolver = eqx.field(static=True, default="dopri8")
+    max_steps: int = eqx.field(static=True, default=MAX_STEPS)
+    coordinates: str = eqx.field(static=True, default="auto")
+    mesh: Mesh | None = eqx.field(static=True, default=None)
+    until: str | None = eqx.field(static=True, default=None)
+    approach: str = eqx.field(static=True, default="auto")
+    adjoint: str | dfx.AbstractAdjoint = eqx.field(static=True, default="reverse")
+    learning_rate: Number = 0.0
+    momentum: Number = 0.0
+    nesterov: bool = eqx.field(static=True, default=False)
 
     name = "heavy-ball-flow"
     symmetric = False  # the Jacobian of the first-order system is not
