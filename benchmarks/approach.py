@@ -4,7 +4,7 @@
     python benchmarks/approach.py --quick
 
 Steps include rejected ones; they are explicit up to the escape and implicit after it. Explicit steps are bounded by
-their stability at rest, `6 / (2 sqrt N + lam)`, so many more of them would be needed up to the same end.
+their stability at rest, `6 / (2 sqrt N + lam)`, so they would need many more steps to reach the same end.
 """
 
 import argparse

@@ -1,6 +1,7 @@
 """Entries by name: one kind of look-up for losses, metrics, starts, solvers and flows."""
 
 import contextlib
+import dataclasses
 import importlib
 import os
 import sys
@@ -58,7 +59,7 @@ class Registry(dict[str, T]):
         return self[self.name(text)]
 
     def make(self, text: Any) -> Any:
-        """What the entry for a text makes when it is called without arguments."""
+        """Call the entry for a text without arguments, and return its result."""
         entry: Any = self.find(text)
         try:
             return entry()
@@ -67,13 +68,13 @@ class Registry(dict[str, T]):
                 f"{self.kind} {text!r} cannot be made without arguments, {error}: write a function without any."
             ) from None
 
-    def find_with_rest(self, text: str) -> tuple[T, str]:
-        """The entry for the start of `text`, up to a colon, and the rest of the text after this colon."""
-        first, _, rest = text.partition(":")
-        if self._known(first) is not None:
-            return self.find(first), rest
+    def name_with_rest(self, text: Any) -> tuple[str, str]:
+        """The registered name for the start of `text`, up to a colon, and the rest of the text after this colon."""
+        first, _, rest = text.partition(":") if isinstance(text, str) else (text, "", "")
+        if not rest or self._known(first) is not None:
+            return self.name(first), rest
         name, _, behind = rest.partition(":")
-        return self.find(f"{first}:{name}" if rest else first), behind
+        return self.name(f"{first}:{name}"), behind
 
     def _known(self, text: str) -> str | None:
         if text in self:
@@ -110,6 +111,16 @@ def _value(kind: str, text: str, key: str, value: str) -> bool | int | float:
         with contextlib.suppress(ValueError):
             return number(value)
     raise UsageError(f"{kind} {text!r}: {key} must be a number, true or false, got {value!r}: write one of these.")
+
+
+def fields_of(module: Any) -> dict[str, Any]:
+    """The fields of a module, by name."""
+    return {field.name: getattr(module, field.name) for field in dataclasses.fields(module)}
+
+
+def numbers_of(module: Any) -> tuple[str, ...]:
+    """The names of the fields of a module, or of a class of modules, that are not static."""
+    return tuple(field.name for field in dataclasses.fields(module) if not field.metadata.get("static", False))
 
 
 def described_by(name: str, fields: Mapping[str, Any], without: Iterable[str] = ()) -> str:

@@ -252,10 +252,8 @@ class Start(eqx.Module):
         if isinstance(text, Start):
             self.name, self.draw, self.options = text.name, text.draw, text.options
             return
-        if not isinstance(text, str):
-            STARTS.name(text)  # raises
-        self.draw, rest = STARTS.find_with_rest(text)
-        self.name = next(name for name, draw in STARTS.items() if draw is self.draw)
+        self.name, rest = STARTS.name_with_rest(text)
+        self.draw = STARTS[self.name]
         parameters = inspect.signature(self.draw).parameters.values()
         self.options = {one.name: one.default for one in parameters if type(one.default) is float}
         self.options |= self._checked(arguments_of("start", text, rest))

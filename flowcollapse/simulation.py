@@ -19,7 +19,7 @@ from .metrics.evaluation import observe, observe_many, prepared
 from .metrics.registry import checked_names
 from .model.coordinates import enter
 from .model.problem import Point, Problem
-from .model.requirements import check_model, check_state
+from .model.requirements import check_model, check_one, check_state
 from .model.state import State
 from .model.ufm import UFM
 from .programs import SMALL, Program
@@ -171,8 +171,7 @@ def as_arrays(tree, dtype):
 def checked_start(model: UFM, start: State) -> State:
     """A single start in one precision, checked against the model."""
     start = checked_starts(model, start)
-    if start.W.ndim != 2:
-        raise UsageError(f"start has leading axes {start.W.shape[:-2]}: map over them with jax.vmap.")
+    check_one(start)
     return start
 
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from jaxtyping import Float
 from scipy.integrate import solve_ivp
 
@@ -37,6 +38,16 @@ class Arrays(NamedTuple):
 def model_of(counts, p, **options) -> fc.UFM:
     """The model with these counts."""
     return fc.UFM(num_classes=len(counts), samples_per_class=tuple(counts), num_features=p, **options)
+
+
+def assert_refused(call, fragments) -> None:
+    """A call ends in a `UsageError` of one line that holds every fragment."""
+    with pytest.raises(fc.UsageError) as caught:
+        call()
+    message = str(caught.value)
+    assert "\n" not in message
+    for fragment in fragments:
+        assert fragment in message
 
 
 def arrays(state) -> Arrays:

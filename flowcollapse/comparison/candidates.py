@@ -1,6 +1,5 @@
 """The candidates of a comparison: the methods to compare with the flow, built from the user's arguments."""
 
-import dataclasses
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -8,6 +7,7 @@ from typing import Any, NamedTuple
 import optax
 
 from .._errors import UsageError, nearest
+from .._registry import numbers_of
 from ..methods.base import Method
 from ..methods.descent import Descent
 from ..methods.flow import Flow
@@ -95,7 +95,7 @@ def candidate(name: str, given: Any, axes: Axes, num_steps: int | None = None) -
 def _numbers_of(kind: str) -> tuple[str, ...]:
     """The names of the numbers of a flow or an optimizer."""
     if kind in FLOWS:
-        return tuple(field.name for field in dataclasses.fields(FLOWS[kind]) if not field.metadata.get("static", False))
+        return numbers_of(FLOWS[kind])
     parameters = inspect.signature(factory_of(kind)).parameters.values()
     return tuple(one.name for one in parameters if not isinstance(one.default, bool | int | str))
 

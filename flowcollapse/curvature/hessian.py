@@ -14,7 +14,7 @@ from .._linalg.lanczos import Apply, dominant, krylov
 from ..model.batch import floating, is_small, over_batch
 from ..model.coordinates import enter
 from ..model.problem import Point, Problem, problem_of
-from ..model.requirements import check_state, require
+from ..model.requirements import check_one, check_state, require
 from ..model.state import State
 from ..model.ufm import UFM
 from ..programs import Program
@@ -47,9 +47,8 @@ def hessian_vector_product(model: UFM, state: State, direction: State) -> State:
     """
     check_state(model, state)
     check_state(model, direction, "direction")
-    for name, one in (("state", state), ("direction", direction)):
-        if one.W.ndim != 2:
-            raise UsageError(f"{name} has leading axes {one.W.shape[:-2]}: map over them with jax.vmap.")
+    check_one(state, "state")
+    check_one(direction, "direction")
     if direction.X.shape != state.X.shape or direction.coordinates != state.coordinates:
         raise UsageError(
             f"direction has {direction.coordinates} columns of shape {direction.X.shape} but the state has "

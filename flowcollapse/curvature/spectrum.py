@@ -27,7 +27,7 @@ from .._linalg.lanczos import krylov
 from ..model.batch import floating, over_batch
 from ..model.coordinates import enter
 from ..model.problem import Point, Problem
-from ..model.requirements import check_state
+from ..model.requirements import check_one, check_state
 from ..model.state import State
 from ..model.ufm import UFM
 from .hessian import ITERATIONS, operator
@@ -191,8 +191,7 @@ def spectral_density(
     iterations = check_integer("iterations", iterations)
     check_state(model, state)
     model, state = floating(model, state)
-    if state.W.ndim != 2:
-        raise UsageError(f"state has leading axes {state.W.shape[:-2]}: map over them with jax.vmap.")
+    check_one(state, "state")
     with jax.default_matmul_precision("highest"):
         return _spectral_density(model, state, key, probes, iterations)
 

@@ -1,7 +1,6 @@
 """The protocol of a loss: its value, its gradient, and the properties that the rest of the package dispatches on."""
 
 import abc
-import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
@@ -10,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .._registry import described_by
+from .._registry import described_by, fields_of, numbers_of
 
 Logits = Float[Array, "C n"]
 Ones = Float[Array, " n"]
@@ -87,12 +86,11 @@ class AbstractLoss(eqx.Module):
     @property
     def numbers(self) -> tuple[str, ...]:
         """The names of the loss's numbers, which can vary without a new compilation."""
-        return tuple(field.name for field in dataclasses.fields(self) if not field.metadata.get("static", False))
+        return numbers_of(self)
 
     def with_numbers(self, numbers: Mapping[str, Any]) -> "AbstractLoss":
         """The same loss with some of its `numbers` replaced, checked by its `__init__`."""
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return type(self)(**(fields | dict(numbers)))
+        return type(self)(**(fields_of(self) | dict(numbers)))
 
     @property
     def text(self) -> str:
@@ -101,5 +99,4 @@ class AbstractLoss(eqx.Module):
 
     def described(self, without: Iterable[str] = ()) -> str:
         """The text of the loss, without some of its fields."""
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return described_by(self.name, fields, without)
+        return described_by(self.name, fields_of(self), without)

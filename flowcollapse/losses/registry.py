@@ -28,9 +28,8 @@ def loss_of(loss: Any) -> AbstractLoss:
     """
     if isinstance(loss, AbstractLoss):
         return loss
-    if not isinstance(loss, str):
-        LOSSES.name(loss)  # raises
-    kind, rest = LOSSES.find_with_rest(loss)
+    name, rest = LOSSES.name_with_rest(loss)
+    kind = LOSSES[name]
     first, _, others = rest.partition(",")
     positional = [] if not first or "=" in first else [_number(loss, first)]
     named = arguments_of("loss", loss, others if positional else rest)

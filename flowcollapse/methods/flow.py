@@ -1,7 +1,6 @@
 """The gradient flow, integrated by diffrax in coordinates in which it is cheap and not stiff."""
 
 import abc
-import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
@@ -15,6 +14,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from .._checks import Number, check_choice, check_integer, check_positive, is_traced, shown
 from .._errors import UsageError
+from .._registry import fields_of, numbers_of
 from ..endings.choice import ending_of
 from ..endings.plateau import default_times
 from ..endings.verdict import Verdict
@@ -106,15 +106,14 @@ class AbstractFlow(Method):
     @property
     def numbers(self) -> tuple[str, ...]:
         """The names of the flow's numbers, which can vary without a new compilation."""
-        return tuple(field.name for field in dataclasses.fields(self) if not field.metadata.get("static", False))
+        return numbers_of(self)
 
     def with_numbers(self, numbers: Mapping[str, Any]) -> "AbstractFlow":
         """The same flow with some of its `numbers` replaced."""
         return self._with(**numbers)
 
     def _with(self, **changed: Any) -> "AbstractFlow":
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return type(self)(**(fields | changed))
+        return type(self)(**(fields_of(self) | changed))
 
     @property
     def limit(self) -> Verdict:
@@ -164,17 +163,18 @@ class AbstractFlow(Method):
         observing = observe is None or bool(jax.tree.leaves(jax.eval_shape(observe, start)))
         legs = Legs(self, problem, start, ts if observing else None, observe)
 
-        first_end = ending.escape_time(start, mean_decay=0.0)
-        if self.approach == "implicit" and first_end is None:
+        known = escape is not None
+        if self.approach == "implicit" and not known:
             raise UsageError(
                 'approach="implicit" begins once every mode has escaped, and for the loss '
                 f"{problem.loss.text!r} that time is not known: leave it out."
             )
-        goes_implicit = self.approach == "implicit" or (self.approach == "auto" and self._can_be_implicit)
-        if first_end is not None and goes_implicit:
+        if self.approach == "implicit" or (self.approach == "auto" and self._can_be_implicit and known):
             # The mean mode can take hundreds of times longer than the other modes. The explicit steps, which are short
             # compared with its growth time, carry it through its growth; implicit steps do its decay to rest.
-            first = legs.explicit(jnp.minimum(first_end, t1))
+            escaped = ending.escape_time(start, mean_decay=0.0)
+            assert escaped is not None  # as the escape time above
+            first = legs.explicit(jnp.minimum(escaped, t1))
             over = first.ran_out | first.at_rest
             last = legs.implicit(first.end, first.t_end, jnp.where(over, first.t_end, t1))
             last = last._replace(

@@ -35,7 +35,7 @@ FORMS = (
 
 
 class Loss(NamedTuple):
-    """What an optimizer may use besides the gradient: the value at the point, and the functions."""
+    """The inputs of an optimizer besides the gradient: the value at the point, and the functions."""
 
     value: Float[Array, ""]
     value_fn: Callable[[Point], Float[Array, ""]]

@@ -1,6 +1,5 @@
 """The unconstrained-features model: its sizes, its loss and its weight decay."""
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +10,7 @@ from jaxtyping import Array, Float
 
 from .._checks import check_flag, check_integer, is_traced, real_numbers, shown
 from .._errors import UsageError
+from .._registry import fields_of
 from ..losses.base import AbstractLoss
 from ..losses.registry import loss_of
 
@@ -81,8 +81,7 @@ class UFM(eqx.Module):
     def with_numbers(self, numbers: Mapping[str, Any]) -> "UFM":
         """The same model with some of its `numbers` or sizes replaced; the new model is checked."""
         of_loss = {name: value for name, value in numbers.items() if name in self.loss.numbers}
-        fields: dict[str, Any] = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        fields |= {name: value for name, value in numbers.items() if name not in of_loss}
+        fields = fields_of(self) | {name: value for name, value in numbers.items() if name not in of_loss}
         fields["loss"] = self.loss.with_numbers(of_loss) if of_loss else self.loss
         return UFM(**fields)
 
