@@ -65,7 +65,10 @@ class Model:
     use_bias: bool = True
     """Whether the model has a bias. Without one, b stays zero."""
     loss: str = "squared"
-    """Loss function of the logits: squared, or module:name for your own, with its numbers as in name:number=0.1."""
+    """Loss of the logits: squared, cross-entropy, label-smoothing:0.1, focal:2, or module:name for your own, with its
+    numbers as in name:number=0.1."""
+    reduction: Literal["sum", "mean"] = "sum"
+    """The loss summed over the samples, as in the paper, or averaged. Decays are not averaged."""
 
     def build(self) -> "UFM":
         from ..model.ufm import UFM
@@ -77,6 +80,7 @@ class Model:
             weight_decay=one_or_all(self.weight_decay),
             use_bias=self.use_bias,
             loss=self.loss,
+            reduction=self.reduction,
         )
 
 

@@ -51,9 +51,17 @@ class AbstractLoss(eqx.Module):
     squared_error: ClassVar[bool] = False
     """Whether this is half the squared norm of the residual, as closed forms in `flowcollapse.theory` assume."""
 
-    attained: ClassVar[bool] = True
-    """Whether the infimum is reached at finite logits. If it is not, as for cross-entropy, a run without decay has no
-    end."""
+    shift_invariant: ClassVar[bool] = False
+    """Whether adding one number to all logits of a column leaves the loss as it is, as for losses of the softmax."""
+
+    lanes_last: ClassVar[bool] = False
+    """Whether `gradient` and `scaled_gradient` also take logits with further axes at the end, one per lane."""
+
+    @property
+    def attained(self) -> bool:
+        """Whether the infimum is reached at finite logits. If it is not, as for cross-entropy, a run without decay has
+        no end."""
+        return True
 
     @abc.abstractmethod
     def value(self, logits: Logits, targets: Logits, ones: Ones) -> Float[Array, ""]:
@@ -62,6 +70,18 @@ class AbstractLoss(eqx.Module):
     @abc.abstractmethod
     def gradient(self, logits: Logits, targets: Logits, ones: Ones) -> Logits:
         """The derivative of `value` in the logits, written by hand."""
+
+    def scaled_gradient(self, logits: Logits, targets: Logits, ones: Ones, log_scale: Float[Array, ""]) -> Logits:
+        """`exp(log_scale)` times the gradient.
+
+        A loss whose gradient falls exponentially adds `log_scale` inside its exponentials. Then neither factor
+        overflows or vanishes at times such as e^1000 (`clock="log"`).
+        """
+        return jnp.exp(log_scale) * self.gradient(logits, targets, ones)
+
+    def log_value(self, logits: Logits, targets: Logits, ones: Ones) -> Float[Array, ""]:
+        """The logarithm of `value`. A loss that falls exponentially computes it without forming its value."""
+        return jnp.log(self.value(logits, targets, ones))
 
     def curvature(self, logits: Logits, targets: Logits, ones: Ones, direction: Logits) -> Logits:
         """The second derivative of `value` in the logits, times a direction."""
@@ -83,6 +103,30 @@ class AbstractLoss(eqx.Module):
 
         return jnp.vectorize(one)(rho)
 
+    def collapsed_logit(self, pull: Float[Array, "*shape"], num_classes: int) -> Float[Array, "*shape"]:
+        """The largest rho at which the loss pulls with this strength; 0 if its pull is weaker everywhere.
+
+        It is infinite if the pull is not above 0 and the loss has no minimum. The default brackets the largest root
+        among 64 powers of two and bisects there.
+        """
+
+        def one(wanted):
+            grid = jnp.append(0.0, 2.0 ** jnp.arange(-20.0, 44.0)).astype(wanted.dtype)
+            above = jnp.max(jnp.where(self.pull(grid, num_classes) > wanted, jnp.arange(len(grid)), -1))
+            place = jnp.clip(above, 0, len(grid) - 2)
+
+            def halved(_, bounds):
+                low, high = bounds
+                middle = (low + high) / 2
+                right = self.pull(middle, num_classes) > wanted
+                return jnp.where(right, middle, low), jnp.where(right, high, middle)
+
+            low, high = jax.lax.fori_loop(0, 64, halved, (grid[place], grid[place + 1]))
+            endless = (above > place) | ((wanted <= 0) & (not self.attained))
+            return jnp.where(above < 0, 0.0, jnp.where(endless, jnp.inf, (low + high) / 2))
+
+        return jnp.vectorize(one)(pull)
+
     @property
     def numbers(self) -> tuple[str, ...]:
         """The names of the loss's numbers, which can vary without a new compilation."""
@@ -98,5 +142,11 @@ class AbstractLoss(eqx.Module):
         return self.described()
 
     def described(self, without: Iterable[str] = ()) -> str:
-        """The text of the loss, without some of its fields."""
-        return described_by(self.name, fields_of(self), without)
+        """The text of the loss, without some of its fields. A field that is None is left out."""
+        fields = {name: value for name, value in fields_of(self).items() if value is not None}
+        return described_by(self.name, fields, without)
+
+
+def beside(x: Float[Array, "*shape"], logits: Float[Array, "C n *lanes"]) -> Float[Array, "*shape_and_lanes"]:
+    """Targets or weights of the columns, with one axis of length one for each axis of lanes in the logits."""
+    return x.reshape(*x.shape, *(1,) * (logits.ndim - 2))

@@ -1,27 +1,34 @@
 """The losses by name."""
 
+import inspect
+from collections.abc import Callable
 from typing import Any
 
+from .._checks import shown
 from .._errors import UsageError
 from .._registry import Registry, arguments_of
 from .base import AbstractLoss
+from .cross_entropy import CrossEntropy, smoothed
+from .focal import Focal
 from .squared import Squared
 
-LOSSES: Registry[type[AbstractLoss]] = Registry(
+LOSSES: Registry[Callable[..., AbstractLoss]] = Registry(
     "loss",
-    {Squared.name: Squared},
+    {Squared.name: Squared, CrossEntropy.name: CrossEntropy, "label-smoothing": smoothed, Focal.name: Focal},
     instead="pass a loss of your own, a subclass of fc.losses.AbstractLoss, or its text module:name",
-    admits=lambda entry: isinstance(entry, type) and issubclass(entry, AbstractLoss),
+    admits=lambda entry: issubclass(entry, AbstractLoss) if isinstance(entry, type) else inspect.isfunction(entry),
 )
-"""The losses by name. To add your own loss, assign `LOSSES["name"] = MyLoss`."""
+"""The losses by name: classes of losses, or functions of numbers that make one. To add your own loss, assign
+`LOSSES["name"] = MyLoss`."""
 
 
 def loss_of(loss: Any) -> AbstractLoss:
     """The given loss, or the loss that a text stands for.
 
     Args:
-        loss: a loss, or a text such as `"squared"`, with numbers `"name:number=value,number=value"` or `"name:value"`.
-            A loss of another module is `"module:name"`, with numbers `"module:name:number=value"`.
+        loss: a loss, or a text such as `"squared"`, with numbers `"name:number=value,number=value"` or, for the first
+            number, `"name:value"`, as in `"focal:2"`. A loss of another module is `"module:name"`, with numbers
+            `"module:name:number=value"`.
 
     Raises:
         UsageError: for anything else, and for numbers that the loss does not have or does not accept.
@@ -34,10 +41,13 @@ def loss_of(loss: Any) -> AbstractLoss:
     positional = [] if not first or "=" in first else [_number(loss, first)]
     named = arguments_of("loss", loss, others if positional else rest)
     try:
-        return kind(*positional, **named)
+        made = kind(*positional, **named)
     except TypeError as error:
         fault = str(error).rpartition("() ")[2]
-        raise UsageError(f"loss {loss!r}: {fault}; give the numbers that {kind.__name__} has.") from None
+        raise UsageError(f"loss {loss!r}: {fault}; give the numbers that {name} has, as in {name}:0.1.") from None
+    if not isinstance(made, AbstractLoss):
+        raise UsageError(f"loss {loss!r} made {shown(made)}, which is no loss: return an fc.losses.AbstractLoss.")
+    return made
 
 
 def _number(loss: str, value: str) -> float:

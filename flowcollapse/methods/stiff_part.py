@@ -20,7 +20,7 @@ def first_step(problem: Problem, rtol: Float[Array, ""], solver: dfx.AbstractSol
     """A first step that resolves the transient of the mean residual. A much larger step would be rejected."""
     order = solver.order(cast(Any, None)) or 1
     _, lam_H, _ = problem.decays(rtol.dtype)
-    fastest = stiff_rate(problem, rtol.dtype) + lam_H + max(problem.model.counts) ** 0.5
+    fastest = stiff_rate(problem, rtol.dtype) + lam_H + problem.model.scale * max(problem.model.counts) ** 0.5
     return FIRST_STEP * rtol ** (1 / order) / fastest
 
 
@@ -32,8 +32,11 @@ def longest_step(problem: Problem, solver: dfx.AbstractSolver, t1: Float[Array, 
 
 
 def stiff_rate(problem: Problem, dtype) -> Float[Array, ""]:
-    """The rate `n_tot + lam_b` at which the mean residual decays. Without a bias, the residual does not decay."""
-    return (problem.model.num_samples if problem.model.use_bias else 0) + problem.decays(dtype)[2]
+    """The rate `a n_tot + lam_b` at which the mean residual decays, where the risk is `a` times the sum of the loss.
+
+    Without a bias, the residual does not decay.
+    """
+    return (problem.model.scale * problem.model.num_samples if problem.model.use_bias else 0) + problem.decays(dtype)[2]
 
 
 def to_mean_residual(problem: Problem, point: Point) -> Float[Array, " C"]:
@@ -64,16 +67,16 @@ def mean_residual_field(
     With `m = (W X - T) u / a`, the residual is `G = W X - T + (e - m) u^T`, `W' = -G X^T - lam_W W`,
     `X' = -W^T G - lam_H X`, and `g = lam_b m + (W' X u + W X' u) / a` needs only vectors, because
     `X' u = -a W^T e - lam_H X u`. Without a bias, `G = W X - T` and e is constant. This takes three matrix products,
-    `6 C p n` operations (derived here).
+    `6 C p n` operations (derived here). If the loss is averaged, G has the factor `1 / a`.
     """
-    decays = problem.decays(X.dtype)
+    decays, scale = problem.decays(X.dtype), problem.model.scale
     if not problem.model.use_bias:
         G = _residual(problem.columns, W, X, None)
-        return *_velocities(decays, W, X, G), jnp.zeros_like(e)
+        return *_velocities(decays, W, X, G if scale == 1 else scale * G), jnp.zeros_like(e)
     Xu, m = _vectors(problem.columns, W, X)
     G = _residual(problem.columns, W, X, e - m)
-    W_velocity, X_velocity = _velocities(decays, W, X, G)
-    return W_velocity, X_velocity, _mean_forcing(problem.model.num_samples, decays, W, W_velocity, Xu, m, e)
+    W_velocity, X_velocity = _velocities(decays, W, X, G if scale == 1 else scale * G)
+    return W_velocity, X_velocity, _mean_forcing(problem.model.num_samples, scale, decays, W, W_velocity, Xu, m, e)
 
 
 @called
@@ -97,7 +100,7 @@ def _velocities(decays, W, X, G):
 
 
 @called
-def _mean_forcing(a: int, decays, W, W_velocity, Xu, m, e):
+def _mean_forcing(a: int, scale: float, decays, W, W_velocity, Xu, m, e):
     _, lam_H, lam_b = decays
-    drift = a * times(jnp.swapaxes(W, 0, 1), e) + lam_H * Xu
+    drift = scale * a * times(jnp.swapaxes(W, 0, 1), e) + lam_H * Xu
     return lam_b * m + (times(W_velocity, Xu) - times(W, drift)) / a

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .._linalg.algebra import product, square_norm
+from ..losses.averaged import Averaged
 from ..losses.base import AbstractLoss
 from .batch import of_states
 from .columns import Columns
@@ -63,7 +64,14 @@ class Problem(NamedTuple):
 
     @property
     def loss(self) -> AbstractLoss:
-        return self.model.loss
+        """The loss as the risk contains it: the model's, or its mean over the samples."""
+        loss = self.model.loss
+        return loss if self.model.reduction == "sum" else Averaged(loss, self.model.scale)
+
+    @property
+    def summed(self) -> "Problem":
+        """The problem with the sum over the samples whose risk is this problem's over `model.scale`."""
+        return Problem(self.model.summed, self.columns)
 
     def logits(self, point: Point, product=jnp.matmul) -> Float[Array, "C n"]:
         """`W X + b u^T`."""

@@ -34,7 +34,7 @@ def require(
 
     Args:
         model: the model.
-        squared_error: the loss must be the squared error.
+        squared_error: the loss must be the squared error, summed over the samples.
         balanced, bias, no_decay, equal_decay: the classes must have equal counts, there must be a bias, no weight
             decay, or equal decay of W and H. Each text ends the message: it gives the reason and, after a colon, the
             cure. Traced decays are not checked.
@@ -45,6 +45,11 @@ def require(
         raise UsageError(
             f"loss is {model.loss.text!r}, but this is known for the squared error only: "
             'use loss="squared", or fc.simulate.'
+        )
+    if squared_error and model.reduction != "sum":
+        raise UsageError(
+            "reduction is 'mean', but this is known for the sum over the samples only: use model.summed, whose time "
+            f"runs {model.num_samples} times as fast."
         )
     if balanced is not None and not model.balanced:
         raise UsageError(f"samples_per_class={model.samples_per_class} is imbalanced, but {balanced}.")

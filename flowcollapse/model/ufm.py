@@ -4,15 +4,18 @@ from collections.abc import Mapping
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from .._checks import check_flag, check_integer, is_traced, real_numbers, shown
+from .._checks import check_choice, check_flag, check_integer, is_traced, real_numbers, shown
 from .._errors import UsageError
 from .._registry import fields_of
 from ..losses.base import AbstractLoss
 from ..losses.registry import loss_of
+
+REDUCTIONS = ("sum", "mean")
 
 
 class UFM(eqx.Module):
@@ -24,12 +27,15 @@ class UFM(eqx.Module):
         num_features: p.
         weight_decay: one number for all, or three in the order (W, H, b); adds `1/2 lam ||.||^2` of each to the risk.
         use_bias: whether the model has a bias. Without one, `b` stays zero.
-        loss: a loss of the logits (`fc.losses`) or its text; `"squared"` is the paper's. Your own loss is
-            `"module:name"`.
+        loss: a loss of the logits (`fc.losses`) or its text: `"squared"`, the paper's, `"cross-entropy"`,
+            `"label-smoothing:0.1"`, `"focal:2"`, or your own as `"module:name"`.
+        reduction: `"sum"`, the paper's, or `"mean"`: the loss is summed over the samples, or averaged, while the decay
+            stays. Most papers on cross-entropy average. A model with the mean is the model `summed`, with its decay
+            times the number of samples, and time runs slower by that factor.
 
     Raises:
         UsageError: for sizes that are not positive integers, counts that do not match `num_classes`, a decay that is
-            negative or not finite, a use_bias that is neither True nor False, or an unknown loss.
+            negative or not finite, a use_bias that is neither True nor False, an unknown loss, or another reduction.
 
     Source: Mixon, Parshall and Pi, "Neural collapse with unconstrained features" (arXiv 2011.11619).
 
@@ -45,6 +51,7 @@ class UFM(eqx.Module):
     weight_decay: float | Array | tuple
     use_bias: bool = eqx.field(static=True)
     loss: AbstractLoss
+    reduction: str = eqx.field(static=True)
 
     def __init__(
         self,
@@ -55,17 +62,20 @@ class UFM(eqx.Module):
         weight_decay: Any = 0.0,
         use_bias: bool = True,
         loss: Any = "squared",
+        reduction: Any = "sum",
     ):
         check_integer("num_classes", num_classes, least=2)
         check_integer("num_features", num_features)
         counts = check_counts(samples_per_class, num_classes)
         check_flag("use_bias", use_bias)
+        check_choice("reduction", reduction, REDUCTIONS)
         self.num_classes = int(num_classes)
         self.samples_per_class = counts[0] if len(set(counts)) == 1 else counts
         self.num_features = int(num_features)
         self.weight_decay = _checked_decay(weight_decay)
         self.use_bias = bool(use_bias)
         self.loss = loss_of(loss)
+        self.reduction = str(reduction)
 
     @property
     def counts(self) -> tuple[int, ...]:
@@ -84,6 +94,19 @@ class UFM(eqx.Module):
         fields = fields_of(self) | {name: value for name, value in numbers.items() if name not in of_loss}
         fields["loss"] = self.loss.with_numbers(of_loss) if of_loss else self.loss
         return UFM(**fields)
+
+    @property
+    def scale(self) -> float:
+        """The factor of the summed loss in the risk: 1, or 1 over the number of samples for the mean."""
+        return 1.0 if self.reduction == "sum" else 1 / self.num_samples
+
+    @property
+    def summed(self) -> "UFM":
+        """The model with the sum over the samples whose risk is this model's over `scale`."""
+        if self.reduction == "sum":
+            return self
+        decay = jax.tree.map(lambda lam: lam * self.num_samples, self.weight_decay)
+        return UFM(**(fields_of(self) | {"weight_decay": decay, "reduction": "sum"}))
 
     @property
     def balanced(self) -> bool:
