@@ -1,4 +1,5 @@
-"""Initial states: the paper's random sphere, points of the invariant subspace, balanced points and collapsed points."""
+"""Initial states: the paper's random sphere, random class means, points of the invariant subspace, balanced points and
+collapsed points."""
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
@@ -14,13 +15,13 @@ from ._checks import check_flag, check_key, check_number, checked_dtype
 from ._errors import UsageError
 from ._linalg.algebra import qr, svd
 from ._registry import Registry, arguments_of, described_by
-from .model.columns import SAMPLES, ClassMeanColumns
+from .model.columns import SAMPLES, ClassMeanColumns, root_counts
 from .model.requirements import check_columns, check_model, require
 from .model.state import State
 from .model.ufm import UFM
 from .programs import Program
 
-__all__ = ["STARTS", "Start", "balanced", "collapsed", "on_subspace", "sphere"]
+__all__ = ["STARTS", "Start", "balanced", "class_means", "collapsed", "on_subspace", "sphere"]
 
 REDUCED_FROM = 2**22
 """With at least this many entries of H, `sphere` draws reduced starts by default."""
@@ -93,6 +94,48 @@ def _reduced_normal(model: UFM, key: PRNGKeyArray, dtype):
     diagonal = jnp.sqrt(2 * jax.random.gamma(key_diagonal, degrees / 2, dtype=dtype))
     L = below + jnp.eye(p, r, dtype=dtype) * diagonal
     return jnp.concatenate([B, L], axis=1), ClassMeanColumns(model.counts, key=key_rotation)
+
+
+def class_means(model: UFM, eps, *, key: PRNGKeyArray, dtype=None) -> State:
+    """A random start whose features are collapsed within the classes: all samples of a class are equal.
+
+    It has random class means and a random W, of norm `||H0||_F = ||W0||_F = eps`, and `b0 = 0`. The flow keeps such a
+    start collapsed. It is drawn in class means alone, which are exact for any loss, so a run costs the same for any
+    number of samples. With equal counts, starts of different N from one key have the same directions.
+
+    Args:
+        model: the model.
+        eps: the common norm, above 0.
+        key: `jax.random.key(seed)`.
+        dtype: default the widest float that is enabled in JAX.
+
+    Returns:
+        The state, in class-mean columns without a part within the classes.
+
+    Raises:
+        UsageError: if eps is not above 0 or key is not a key.
+
+    Source: derived here; see `model/columns.py`.
+
+    Example:
+        >>> import jax, flowcollapse as fc
+        >>> model = fc.UFM(num_classes=3, samples_per_class=10**6, num_features=5, loss="cross-entropy")
+        >>> start = fc.initial.class_means(model, eps=0.1, key=jax.random.key(0))
+        >>> start.B.shape, start.L.shape
+        ((5, 3), (5, 0))
+    """
+    dtype = _checked(model, key, dtype)
+    return _class_means(model, _checked_eps(eps), key, dtype, quick=True)
+
+
+@Program
+def _class_means(model: UFM, eps: Array, key: PRNGKeyArray, dtype) -> State:
+    C, p = model.num_classes, model.num_features
+    key_H, key_W = jax.random.split(key)
+    B = jax.random.normal(key_H, (p, C), dtype) * root_counts(model.counts, dtype)
+    W = jax.random.normal(key_W, (C, p), dtype)
+    columns = ClassMeanColumns(model.counts)
+    return State(X=_scaled(B, eps), W=_scaled(W, eps), b=jnp.zeros(C, dtype), columns=columns)
 
 
 def on_subspace(model: UFM, eps, *, key: PRNGKeyArray, dtype=None) -> State:
@@ -219,7 +262,9 @@ def _collapsed(model: UFM, key: PRNGKeyArray, dtype) -> State:
 
 
 STARTS: Registry[Callable[..., State]] = Registry(
-    "start", {"sphere": sphere, "on-subspace": on_subspace, "balanced": balanced}, instead="name a function module:name"
+    "start",
+    {"sphere": sphere, "class-means": class_means, "on-subspace": on_subspace, "balanced": balanced},
+    instead="name a function module:name",
 )
 """The random starts of a given norm, by name: functions of a model, eps and `key=`. Other keywords with a float default
 are the numbers of the start, and can be axes of a sweep."""

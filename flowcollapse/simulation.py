@@ -17,7 +17,7 @@ from .methods.base import Method, check_method
 from .metrics.balance import Reference
 from .metrics.evaluation import observe, observe_many, prepared
 from .metrics.registry import checked_names
-from .model.coordinates import enter
+from .model.coordinates import enter, reducible
 from .model.problem import Point, Problem
 from .model.requirements import check_model, check_one, check_state
 from .model.state import State
@@ -77,6 +77,7 @@ def simulate(
     """
     start = checked_start(model, start)
     check_method(method)
+    start = reducible(model, start, method.coordinates)
     names = checked_names(model, start.columns, metrics)
     dtype = start.X.dtype
     save_states = check_flag("save_states", save_states)

@@ -89,8 +89,9 @@ class Start:
     """The start."""
 
     start: str = "sphere"
-    """Kind of start. sphere: random directions, as in the paper. on-subspace: a point of the invariant subspace S.
-    balanced: W^T W = H H^T. collapsed: strong collapse itself. module:name: a start of your own."""
+    """Kind of start. sphere: random directions, as in the paper. class-means: the same without differences within the
+    classes. on-subspace: a point of the invariant subspace S. balanced: W^T W = H H^T. collapsed: strong collapse
+    itself. module:name: a start of your own."""
     eps: float = 0.1
     """Norm of H and of W (not for collapsed)."""
     seed: int = 0
@@ -116,7 +117,7 @@ class Start:
 
 
 READ_BY = {
-    "flow": ("solver", "rtol", "atol", "t1", "max_steps"),
+    "flow": ("solver", "rtol", "atol", "t1", "max_steps", "clock"),
     "descent": ("optimizer", "learning_rate", "momentum", "hyperparameters", "num_steps"),
 }
 """The flags that only one of the methods reads."""
@@ -133,7 +134,7 @@ def check_read(given: Iterable[str], method: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """The method. The flow uses solver, rtol, atol, t1 and max-steps; descent uses the others."""
+    """The method. The flow uses solver, rtol, atol, t1, max-steps and clock; descent uses the others."""
 
     method: Literal["flow", "descent"] = "flow"
     """Gradient flow or discrete descent."""
@@ -149,6 +150,8 @@ class Method:
     """End time of the flow. Default: the plateau time of the start, or the last of ts."""
     max_steps: int = 65_536
     """The most steps of the flow, accepted and rejected together."""
+    clock: str = "auto"
+    """Clock of the flow: auto, time, or log, in which t1 and ts are ln(1 + t), for losses without minimum."""
     optimizer: str = "sgd"
     """Name of an optax optimizer."""
     learning_rate: float = 0.02
@@ -165,7 +168,7 @@ class Method:
         if self.method == "flow":
             from ..methods.flow import Flow
 
-            options: dict[str, Any] = {name: getattr(self, name) for name in ("rtol", "atol", "t1", "max_steps")}
+            options: dict[str, Any] = {name: getattr(self, name) for name in ("rtol", "atol", "t1", "max_steps", "clock")}
             return Flow(self.solver, coordinates=coordinates, **options)
         from ..methods.descent import Descent
 
@@ -192,8 +195,9 @@ class Lanes:
     """A further axis, as in: --axis learning_rate=0.01,0.02 --axis samples_per_class=3,10,30. Write values of several
     numbers with colons: --axis weight_decay=0:0:0,0.01:0.01:0. In a TOML file, use the section [axes]."""
     start: str = "sphere"
-    """Kind of start. sphere: random directions, as in the paper. on-subspace: a point of the invariant subspace S.
-    balanced: W^T W = H H^T. module:name: a start of your own."""
+    """Kind of start. sphere: random directions, as in the paper. class-means: the same without differences within the
+    classes. on-subspace: a point of the invariant subspace S. balanced: W^T W = H H^T. module:name: a start of your
+    own."""
 
     def axes(self, function: Callable) -> dict[str, list[Any]]:
         """The further axes by name, for a function that takes them as extra keywords."""

@@ -15,7 +15,7 @@ from ..initial import Start
 from ..methods.base import Method
 from ..methods.flow import AbstractFlow
 from ..metrics.registry import checked_names
-from ..model.coordinates import state_size
+from ..model.coordinates import reducible, state_size
 from ..model.requirements import check_model
 from ..model.state import State
 from ..model.ufm import UFM
@@ -73,7 +73,7 @@ def compare(
     Args:
         model: the model.
         start: a `State`, with one leading axis for several starts, or the kind of random starts: `"sphere"`,
-            `"on-subspace"` or `"balanced"`, the functions of `fc.initial`.
+            `"class-means"`, `"on-subspace"` or `"balanced"`, the functions of `fc.initial`.
         optimizers: a mapping from names to methods. A method is a text with the name of an optax optimizer and its
             numbers (`"adam:learning_rate=0.01,b1=0.8"`), a ready optimizer (`optax.sgd(0.05)`), or a method object
             (`fc.Descent(...)`, `fc.ModifiedFlow(0.05)`; as a text `"modified-flow:learning_rate=0.05"`). A list of
@@ -135,6 +135,13 @@ def compare(
             f"flow must be a flow, such as fc.Flow() or fc.ModifiedFlow(0.05), got {shown(flow)}: pass one."
         )
     candidates = candidates_of(optimizers, axes, num_steps, reference._replace(name=reference.method.name))
+    for one in candidates:
+        one.method.check_fits(model)
+        if one.method.time_name != "time":
+            raise UsageError(
+                f"{one.name!r} has times {one.method.time_name}, and a comparison needs the times t: use "
+                'clock="log-steps", or leave it out.'
+            )
     check_axes(candidates, axes)
     grid, starts = _grid(model, start, eps, seeds, candidates, axes)
     random = grid.start if starts is None else None
@@ -183,7 +190,7 @@ def _grid(model, start, eps, seeds, candidates: list[Candidate], axes) -> tuple[
     else:
         if eps is not None or seeds is not None:
             raise UsageError("eps and seeds are for random starts, and start is a state: leave them out.")
-        starts = _in_lanes(checked_starts(model, start))
+        starts = _in_lanes(reducible(model, checked_starts(model, start), candidates[0].method.coordinates))
         checked = checked_axes(allowed, [1.0], 1, axes)
         checked = {name: checked[name] for name in checked if name in axes} | {"lane": tuple(range(len(starts.W)))}
     for name in model.numbers:

@@ -63,6 +63,14 @@ class Method(eqx.Module):
         """The verdict of a run that stopped before the plateau, as requested."""
 
     @property
+    def time_name(self) -> str:
+        """The name of the times of a run in tables and files."""
+        return "time"
+
+    def check_fits(self, model: UFM) -> None:
+        """Raise `UsageError` if the method cannot run on the model."""
+
+    @property
     def factorises(self) -> bool:
         """Whether the method's steps factorise a matrix. Factorisations run one lane after the other."""
         return False

@@ -24,6 +24,7 @@ from ..model.ufm import UFM
 from .base import Method, Run
 from .integration import Legs, adjoint_of
 from .layouts import Layout, SecondOrder, layout_of
+from .log_clock import CLOCKS, check_range, clock_for, from_solver, from_time, is_logarithmic, to_solver
 from .solvers.registry import solver_of
 
 APPROACHES = ("auto", "explicit", "implicit")
@@ -51,9 +52,13 @@ class AbstractFlow(Method):
     until: eqx.AbstractVar[str | None]
     approach: eqx.AbstractVar[str]
     adjoint: eqx.AbstractVar[str | dfx.AbstractAdjoint]
+    clock: eqx.AbstractVar[str]
 
     symmetric: ClassVar[bool] = True
     """Whether the field has a symmetric Jacobian, as in a gradient flow."""
+
+    rescales: ClassVar[bool] = False
+    """Whether another clock only rescales the field, as in a gradient flow."""
 
     def __init__(
         self,
@@ -68,6 +73,7 @@ class AbstractFlow(Method):
         until: Any = None,
         approach: Any = "auto",
         adjoint: Any = "reverse",
+        clock: Any = "auto",
     ):
         method = solver_of(solver)
         for name, value in (("rtol", rtol), ("atol", atol), ("t1", t1)):
@@ -77,16 +83,22 @@ class AbstractFlow(Method):
         if until is not None:
             check_choice("until", until, ("rest",))
         check_choice("approach", approach, APPROACHES)
+        check_choice("clock", clock, CLOCKS)
         if mesh is not None and not isinstance(mesh, Mesh):
             raise UsageError(f"mesh must be a jax.sharding.Mesh, got {shown(mesh)}: make one with jax.make_mesh.")
         adjoint_of(adjoint)
         self.rtol, self.atol, self.t1 = rtol, atol, t1
         self.solver, self.max_steps, self.coordinates, self.mesh = solver, max_steps, coordinates, mesh
-        self.until, self.approach, self.adjoint = until, approach, adjoint
+        self.until, self.approach, self.adjoint, self.clock = until, approach, adjoint, clock
         if not self.symmetric and getattr(method, "symmetric_jacobian", False):
             raise UsageError(
                 f"solver {solver!r} rests on a symmetric Jacobian, which the {self.name} has not: use another solver."
             )
+        if is_logarithmic(clock) and not self.rescales:
+            raise UsageError(f'clock is {clock!r}, which is for fc.Flow, and this is a {self.name}: use clock="time".')
+        if is_logarithmic(clock) and (until is not None or approach == "implicit"):
+            fault = f"until={until!r}" if until is not None else f"approach={approach!r}"
+            raise UsageError(f"clock is {clock!r}, in which a flow never comes to rest, with {fault}: leave one out.")
         if approach == "implicit" and not self._can_be_implicit:
             raise UsageError(
                 f'approach="implicit" changes from an explicit solver to an implicit one, which a {self.name} with '
@@ -116,26 +128,43 @@ class AbstractFlow(Method):
         return type(self)(**(fields_of(self) | changed))
 
     @property
+    def time_name(self) -> str:
+        return "ln(1 + t)" if self.clock == "log" else super().time_name
+
+    @property
     def limit(self) -> Verdict:
         """The verdict of a run that stopped before the plateau, as requested."""
         return Verdict.time_limit
 
     def layout(self, problem: Problem) -> Layout | SecondOrder:
         """The layout of the state of the flow in the solver."""
-        return layout_of(problem, solver_of(self.solver))
+        return layout_of(problem, solver_of(self.solver), is_logarithmic(self.clock))
 
     def initial(self, problem: Problem, start: Point) -> PyTree:
         """The initial state of the flow, in its layout."""
         return layout_of(problem, solver_of(self.solver)).state(problem, start)
 
+    def check_fits(self, model: UFM) -> None:
+        clock_for(self.clock, model)
+        check_range("t1", self.t1, self.clock, model.loss)
+
     def prepared(self, model: UFM, ts: Any) -> "AbstractFlow":
-        """The same flow with the approach `"auto"` resolved from the numbers that are known outside of a program."""
+        """The same flow with approach and clock `"auto"` resolved from the numbers known outside of a program."""
+        self.check_fits(model)
+        if not isinstance(ts, int):
+            check_range("ts", ts, self.clock, model.loss)
+        clock = clock_for(self.clock, model) if self.rescales else "time"
+        if self.until is not None and is_logarithmic(clock):
+            raise UsageError(
+                f"until={self.until!r}, but without decay the loss {model.loss.text!r} has no minimum, so the flow "
+                "never comes to rest: give t1."
+            )
         if self.approach != "auto":
-            return self
+            return self._with(clock=clock)
         # Implicit steps begin once every mode has escaped. That time is known only for the squared error.
         explicit = not (self._can_be_implicit and model.loss.squared_error)
         explicit = explicit or (self.until is None and _few_steps_at_rest(model, self.t1, ts))
-        return self._with(approach="explicit" if explicit else "implicit")
+        return self._with(approach="explicit" if explicit else "implicit", clock=clock)
 
     @property
     def factorises(self) -> bool:
@@ -159,15 +188,17 @@ class AbstractFlow(Method):
         start = start if self.mesh is None else start._replace(X=spread_columns(start.X, self.mesh))
         ending = ending_of(problem)
         escape, t1 = ending.escape_time(start), self._end(problem, start, ts)
-        ts = default_times(ts, t1 if escape is None else escape, t1) if isinstance(ts, int) else ts.astype(dtype)
+        if isinstance(ts, int):
+            ts = default_times(ts, t1 if escape is None or self.clock == "log" else escape, t1)
+        times, end_time = to_solver(self.clock, ts.astype(dtype)), to_solver(self.clock, t1)
         observing = observe is None or bool(jax.tree.leaves(jax.eval_shape(observe, start)))
-        legs = Legs(self, problem, start, ts if observing else None, observe)
+        legs = Legs(self, problem, start, times if observing else None, observe)
 
-        known = escape is not None
+        known = ending.fastest_rate(t1) is not None and not is_logarithmic(self.clock)
         if self.approach == "implicit" and not known:
             raise UsageError(
-                'approach="implicit" begins once every mode has escaped, and for the loss '
-                f"{problem.loss.text!r} that time is not known: leave it out."
+                'approach="implicit" needs the fastest rate at rest, which is not known for the loss '
+                f"{problem.loss.text!r}: leave it out."
             )
         if self.approach == "implicit" or (self.approach == "auto" and self._can_be_implicit and known):
             # The mean mode can take hundreds of times longer than the other modes. The explicit steps, which are short
@@ -178,16 +209,17 @@ class AbstractFlow(Method):
             over = first.ran_out | first.at_rest
             last = legs.implicit(first.end, first.t_end, jnp.where(over, first.t_end, t1))
             last = last._replace(
-                saved=jax.tree.map(lambda x, y: choose(ts <= first.t_end, x, y), first.saved, last.saved),
+                saved=jax.tree.map(lambda x, y: choose(times <= first.t_end, x, y), first.saved, last.saved),
                 ran_out=first.ran_out | last.ran_out,
                 at_rest=first.at_rest | last.at_rest,
                 stats={name: first.stats[name] + last.stats[name] for name in last.stats},
             )
         else:
-            last = legs.explicit(t1)
+            last = legs.explicit(end_time)
         saved = last.saved if observing or observe is None else observe(last.end)
-        observed = jax.tree.map(lambda x: choose(ts <= last.t_end, x, jnp.nan), saved)
-        return Run(ts, observed, last.end, last.t_end, last.ran_out, last.stats, last.at_rest)
+        observed = jax.tree.map(lambda x: choose(times <= last.t_end, x, jnp.nan), saved)
+        t_end = jnp.where(last.t_end == end_time, t1, from_solver(self.clock, last.t_end))
+        return Run(ts, observed, last.end, t_end, last.ran_out, last.stats, last.at_rest)
 
     def _end(self, problem: Problem, start: Point, ts: Array | int) -> Float[Array, ""]:
         """The end of the run: t1, the last of `ts`, the plateau time, or far beyond it for a run until rest."""
@@ -196,7 +228,7 @@ class AbstractFlow(Method):
         elif self.until is not None:
             end = LONGEST_UNTIL_REST * ending_of(problem).end_time(start)
         else:
-            end = ending_of(problem).end_time(start) if isinstance(ts, int) else ts[-1]
+            end = from_time(self.clock, ending_of(problem).end_time(start)) if isinstance(ts, int) else ts[-1]
         return jnp.asarray(end, start.X.dtype)
 
 
@@ -223,14 +255,19 @@ class Flow(AbstractFlow):
             differentiation with conjugate gradients), which cover the slow approach under weight decay in a few hundred
             steps. `"explicit"` keeps the solver to the end, with steps limited by its stability. `"auto"` is
             `"implicit"` if there is weight decay or the end is far, unless the solver is already implicit.
+        clock: `"time"` or `"log"`. In the log clock all times (`t1`, `ts` and those of the result) are `l = ln(1 + t)`,
+            and the flow of a loss without minimum, such as cross-entropy without decay, reaches `t = e^1000` in a few
+            hundred steps. `"log-steps"` steps in l but keeps times t. The default, `"auto"`, is `"log-steps"` for a
+            loss without minimum if nothing decays, and `"time"` otherwise.
         adjoint: how the run is differentiated: `"reverse"` (for `jax.grad`, with checkpoints), `"forward"` (for
             `jax.jvp`, `jax.jacfwd` and nested uses of them, as in second derivatives), or an adjoint of diffrax.
 
     The times that `fc.simulate` saves by default are equally spaced up to the escape, and logarithmic after it.
 
     Raises:
-        UsageError: for an unknown solver, coordinates, approach or adjoint, tolerances or a t1 that are not positive,
-            or a mesh whose size does not divide the columns.
+        UsageError: for an unknown solver, coordinates, approach, clock or adjoint, tolerances or a t1 that are not
+            positive, or a mesh whose size does not divide the columns. A run refuses a log clock if something decays or
+            the loss has a minimum.
 
     Source: the paper's gradient flow; the coordinates and the default solver are derived here.
 
@@ -252,8 +289,10 @@ class Flow(AbstractFlow):
     until: str | None = eqx.field(static=True, default=None)
     approach: str = eqx.field(static=True, default="auto")
     adjoint: str | dfx.AbstractAdjoint = eqx.field(static=True, default="reverse")
+    clock: str = eqx.field(static=True, default="auto")
 
     name = "flow"
+    rescales = True
     __init__ = AbstractFlow.__init__  # type checkers do not see the inherited one
 
     def velocity(self, problem: Problem, point: Point) -> Point:
@@ -286,7 +325,7 @@ def _few_steps_at_rest(model: UFM, t1: Any, ts: Any) -> bool:
     decay = max(float(np.max(np.asarray(x))) for x in decays)
     if end is None:
         return decay == 0
-    return float(np.max(np.asarray(end))) * (2 * max(model.counts) ** 0.5 + decay) <= EXPLICIT_UP_TO
+    return float(np.max(np.asarray(end))) * (2 * model.scale * max(model.counts) ** 0.5 + decay) <= EXPLICIT_UP_TO
 
 
 def choose(which: Bool[Array, " time"], x, y) -> Array:

@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from .._errors import UsageError
 from .._linalg.algebra import sum_of_squares
 from ..model.problem import Point, Problem
 from ..programs import lanes_last
@@ -48,9 +47,16 @@ def _squares(blocks: tuple[Array, ...]) -> Float[Array, "blocks *lanes"]:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """The layout of a point in the solver: `((W, X), e)` or `((W, X), b)`."""
+    """The layout of a point in the solver: `((W, X), e)` with the mean residual, or `((W, X), b)`.
+
+    `splits` says whether the solver takes two terms. With `log_clock` the time of the solver is `l = ln(1 + t)`.
+    `lanes_last` says whether the loss allows lanes as the last axis.
+    """
 
     mean_residual: bool
+    splits: bool = False
+    log_clock: bool = False
+    lanes_last: bool = False
 
     def state(self, problem: Problem, point: Point) -> PyTree:
         last = to_mean_residual(problem, point) if self.mean_residual else point.b
@@ -63,7 +69,7 @@ class Layout:
     def terms(self) -> dfx.AbstractTerm:
         """The vector field of the flow. For solvers that need it, it is split into forcing and relaxation.
 
-        Otherwise the field is the flow's `velocity`.
+        Such solvers, and the log clock, are for the gradient flow. Otherwise the field is the flow's `velocity`.
         """
 
         def forcing(t, y, problem):
@@ -74,14 +80,21 @@ class Layout:
         def rate(args: Arguments, dtype) -> Float[Array, ""]:
             return stiff_rate(args.problem, dtype)
 
+        def gradient(t, y, problem):
+            point = self.point(problem, y)
+            # t = e^l - 1, so dt/dl = e^l
+            return self.state(problem, problem.scaled_field(point, t) if self.log_clock else problem.field(point))
+
         def whole(t, y, args):
-            (W, X), b = y
-            W, X, b = args.flow.velocity(args.problem, Point(W, X, b))
-            return (W, X), b
+            return self.state(args.problem, args.flow.velocity(args.problem, self.point(args.problem, y)))
 
         if self.mean_residual:
             return dfx.MultiTerm(LanesLastTerm(forcing), Relaxation(rate))
-        return dfx.ODETerm(whole)
+        if not (self.splits or self.log_clock):
+            return dfx.ODETerm(whole)
+        one_by_one = dfx.ODETerm(lambda t, y, args: gradient(t, y, args.problem))
+        term = LanesLastTerm(gradient) if self.lanes_last else one_by_one
+        return dfx.MultiTerm(term, Relaxation(None)) if self.splits else term
 
     def block_norms(self, problem: Problem, y: PyTree) -> Float[Array, "4"]:
         """The norms of W, B, L and of the mean residual or bias."""
@@ -127,16 +140,11 @@ class SecondOrder:
         return jnp.concatenate([self.of_point.block_scales(part) for part in jnp.split(norms, 2)])
 
 
-def layout_of(problem: Problem, solver: dfx.AbstractSolver) -> Layout:
-    """The layout of a point that a solver works on: with the mean residual for one that takes the stiff part apart.
+def layout_of(problem: Problem, solver: dfx.AbstractSolver, log_clock: bool = False) -> Layout:
+    """The layout of a point that a solver works on.
 
-    Raises:
-        UsageError: for such a solver and another loss than the squared error, whose stiff part is not linear.
+    A solver that treats the stiff part separately gets the mean residual of the squared error. Other losses have no
+    stiff linear part.
     """
-    splits = splits_stiff_part(solver)
-    if splits and not problem.loss.squared_error:
-        raise UsageError(
-            f"solver {type(solver).__name__} takes the mean residual of the squared error apart, but the loss is "
-            f'{problem.loss.text!r}: use solver="tsit5".'
-        )
-    return Layout(mean_residual=splits)
+    loss, splits = problem.model.loss, splits_stiff_part(solver)
+    return Layout(splits and loss.squared_error and not log_clock, splits, log_clock, loss.lanes_last)

@@ -106,6 +106,7 @@ class ModifiedFlow(_Lagging):
     until: str | None = eqx.field(static=True, default=None)
     approach: str = eqx.field(static=True, default="auto")
     adjoint: str | dfx.AbstractAdjoint = eqx.field(static=True, default="reverse")
+    clock: str = eqx.field(static=True, default="auto")
     learning_rate: Number = 0.0
     momentum: Number = 0.0
     nesterov: bool = eqx.field(static=True, default=False)
@@ -152,6 +153,7 @@ class HeavyBallFlow(_Lagging):
     until: str | None = eqx.field(static=True, default=None)
     approach: str = eqx.field(static=True, default="auto")
     adjoint: str | dfx.AbstractAdjoint = eqx.field(static=True, default="reverse")
+    clock: str = eqx.field(static=True, default="auto")
     learning_rate: Number = 0.0
     momentum: Number = 0.0
     nesterov: bool = eqx.field(static=True, default=False)

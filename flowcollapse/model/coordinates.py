@@ -2,7 +2,8 @@
 
 Three maps, each with an inverse, that can be combined:
 
-- columns: `H` to `[B, L]` (see `columns.py`), exact for the squared error; no size depends on the samples per class;
+- columns: `H` to `[B, L]` (see `columns.py`), exact for the squared error, and for any loss if all samples of each
+  class are equal, so that `L = 0`; no size depends on the samples per class;
 - rows: the columns of `W^T` and `X` never leave the span of the columns at the start, so p features become
   `q = min(p, 2C + r)`; exact for any loss of the logits with L2 decay;
 - mean residual: `b` to `e = (W X u + a b - T u) / a`, `a = ||u||^2 = n_tot`, the only stiff variable of the flow, which
@@ -13,15 +14,16 @@ The first two are isometries: gradient steps, momentum and Runge-Kutta steps com
 
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
-from .._checks import check_choice
+from .._checks import check_choice, is_traced
 from .._errors import UsageError
 from .._linalg.algebra import qr
 from ..programs import SMALL, Program
-from .columns import ClassMeanColumns, Columns, class_mean_columns
+from .columns import ClassMeanColumns, Columns, class_mean_columns, root_counts
 from .problem import Point, Problem, problem_of
-from .requirements import check_columns, check_one, check_state
+from .requirements import check_one, check_state
 from .state import State
 from .ufm import UFM
 
@@ -78,7 +80,7 @@ def enter(model: UFM, state: State, coordinates: str) -> tuple[Frame, Problem, P
 
     `"sample"` takes the features as they are (and computes the features of a state that was drawn already reduced).
     `"class-mean"` reduces the columns. `"auto"` reduces the columns if that is exact, and also compresses the rows if
-    that at least halves them.
+    that at least halves them. Whether a state is collapsed within its classes is decided before, by `reducible`.
 
     Raises:
         UsageError: if `coordinates` is unknown, or for class means with a loss that does not allow them.
@@ -88,10 +90,7 @@ def enter(model: UFM, state: State, coordinates: str) -> tuple[Frame, Problem, P
     reduced = state.columns.reduced
     check_coordinates(coordinates)
     if coordinates == "class-mean" and not exact and not reduced:
-        raise UsageError(
-            f'coordinates="class-mean" is exact for quadratic losses only, and the loss is {model.loss.text!r}: '
-            'use coordinates="sample".'
-        )
+        raise _not_collapsed(model, 'coordinates="class-mean"', 'use coordinates="sample"')
     if coordinates == "sample":
         state = State(H=state.H, W=state.W, b=state.b)
     elif exact and not reduced:
@@ -104,6 +103,40 @@ def enter(model: UFM, state: State, coordinates: str) -> tuple[Frame, Problem, P
     return Frame(state.columns, rows), problem, point
 
 
+def reducible(model: UFM, state: State, coordinates: str = "class-mean") -> State:
+    """The state in class means alone, if the loss allows no other class-mean columns and the state is collapsed.
+
+    A state is collapsed if all samples of a class are equal, which must be known. Then the part within the classes
+    stays zero along every flow and every descent that commutes with the permutations of the samples, for any loss
+    (derived here). Any other state is returned as it is.
+
+    Raises:
+        UsageError: for `coordinates="class-mean"` with a state that is not collapsed, or not known to be.
+    """
+    reduced = ClassMeanColumns(model.counts)
+    if state.columns.reduced or reduced.admits(model.loss) or coordinates == "sample":
+        return state
+    if is_traced(state.X):
+        if coordinates == "class-mean":
+            raise _not_collapsed(model, "the start is traced, and class means", "reduce it before, outside jax.jit")
+        return state
+    H = np.asarray(state.X)
+    first = np.cumsum((0, *model.counts[:-1]))
+    if np.array_equal(H, np.repeat(H[..., first], model.counts, axis=-1)):
+        means = jnp.asarray(H[..., first]) * root_counts(model.counts, state.X.dtype)
+        return State(X=means, W=state.W, b=state.b, columns=reduced)
+    if coordinates == "class-mean":
+        raise _not_collapsed(model, "the samples of a class differ, and class means", 'use coordinates="sample"')
+    return state
+
+
+def _not_collapsed(model: UFM, fault: str, cure: str) -> UsageError:
+    return UsageError(
+        f"{fault} of samples that differ within a class are exact for quadratic losses only, and the loss is "
+        f"{model.loss.text!r}: {cure}."
+    )
+
+
 def to_class_means(model: UFM, state: State) -> State:
     """The same state in class-mean columns `state.B` and `state.L`; `state.H` is still the same up to rounding.
 
@@ -113,7 +146,7 @@ def to_class_means(model: UFM, state: State) -> State:
 
     Raises:
         UsageError: if the shapes of the state do not fit the model, for leading axes, or if class means change the
-            loss.
+            loss: they do unless it is quadratic, or all samples of each class are equal.
 
     Source: derived here; see `columns.py`.
 
@@ -127,14 +160,17 @@ def to_class_means(model: UFM, state: State) -> State:
     check_state(model, state)
     if state.columns.reduced:
         return state
-    check_columns(model, ClassMeanColumns(model.counts))
     check_one(state, "state")
+    state = reducible(model, state)
+    if state.columns.reduced:
+        return state
     X, columns = class_mean_columns(state.X, model.counts)
     return State(X=X, W=state.W, b=state.b, columns=columns)
 
 
 def state_size(model: UFM) -> int:
-    """The size of a state in class-mean columns and compressed rows."""
+    """The size of a state in compressed rows and, if the loss allows them, class-mean columns."""
     C = model.num_classes
-    columns = C + min(model.num_features, model.num_samples - C)
+    within = model.num_samples - C
+    columns = C + (min(model.num_features, within) if ClassMeanColumns(model.counts).admits(model.loss) else within)
     return min(model.num_features, C + columns) * (C + columns) + C

@@ -8,12 +8,13 @@ free variables like the classifier W and the bias b, and the risk of the squared
 Everything here is written once for `(W, X, b)`, where `X` is `H` or its class-mean columns (see `columns.py`).
 """
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .._linalg.algebra import product, square_norm
+from .._linalg.algebra import beside, product, square_norm, times
 from ..losses.averaged import Averaged
 from ..losses.base import AbstractLoss
 from .batch import of_states
@@ -73,20 +74,22 @@ class Problem(NamedTuple):
         """The problem with the sum over the samples whose risk is this problem's over `model.scale`."""
         return Problem(self.model.summed, self.columns)
 
-    def logits(self, point: Point, product=jnp.matmul) -> Float[Array, "C n"]:
+    def logits(self, point: Point, product=times) -> Float[Array, "C n *lanes"]:
         """`W X + b u^T`."""
         W, X, b = point
         products = product(W, X)
-        return products + b[:, None] * self.columns.ones(X.shape[-1], X.dtype) if self.model.use_bias else products
+        if not self.model.use_bias:
+            return products
+        return products + b[:, None] * beside(self.columns.ones(X.shape[1], X.dtype), X[0, 0])
 
     def residual(self, point: Point, logits: Array | None = None) -> Float[Array, "C n"]:
         """`G`: the derivative of the loss in the logits; for the squared error `W X + b u^T - T`."""
         logits = self.logits(point) if logits is None else logits
         return self.loss.gradient(logits, *self.data(logits))
 
-    def data(self, logits: Float[Array, "C n"]) -> tuple[Float[Array, "C n"], Float[Array, " n"]]:
+    def data(self, logits: Float[Array, "C n *lanes"]) -> tuple[Float[Array, "C n"], Float[Array, " n"]]:
         """The targets T and the vector u of these columns."""
-        n, dtype = logits.shape[-1], logits.dtype
+        n, dtype = logits.shape[1], logits.dtype
         return self.columns.targets(n, dtype), self.columns.ones(n, dtype)
 
     def risk(self, point: Point, logits: Array | None = None) -> Float[Array, ""]:
@@ -97,13 +100,27 @@ class Problem(NamedTuple):
         return value + sum(0.5 * lam * square for lam, square in zip(self.decays(value.dtype), squares, strict=True))
 
     def field(self, point: Point, logits: Array | None = None) -> Point:
-        """The gradient flow's velocity, minus the gradient of the risk, written by hand."""
-        W, X, b = point
-        G = self.residual(point, logits)
-        lam_W, lam_H, lam_b = self.decays(X.dtype)
+        """The gradient flow's velocity, minus the gradient of the risk, written by hand.
+
+        The point may have lanes as its last axes if the loss allows them.
+        """
+        return self._velocity(point, self.residual(point, logits), self.decays(point.X.dtype))
+
+    def scaled_field(self, point: Point, log_scale: Float[Array, ""]) -> Point:
+        """`exp(log_scale)` times the velocity, see `AbstractLoss.scaled_gradient`."""
+        logits = self.logits(point)
+        G = self.loss.scaled_gradient(logits, *self.data(logits), log_scale)
+        # e^l overflows long before the logits do, and then e^l times no decay would not be a number.
+        decays = (jnp.where(lam > 0, jnp.exp(log_scale) * lam, 0.0) for lam in self.decays(logits.dtype))
+        return self._velocity(point, G, tuple(decays))
+
+    def _velocity(self, point: Point, G: Float[Array, "C n *lanes"], decays: Sequence[Any]) -> Point:
+        """`-(G X^T + lam_W W)`, `-(W^T G + lam_H X)` and `-(G u + lam_b b)`."""
+        (W, X, b), (lam_W, lam_H, lam_b) = point, decays
         b_velocity = -(self.columns.times_ones(G) + lam_b * b) if self.model.use_bias else jnp.zeros_like(b)
+        of_W, of_X = times(G, jnp.swapaxes(X, 0, 1)), times(jnp.swapaxes(W, 0, 1), G)
         # One minus sign outside, because it cancels the one of descent: its steps take a tenth less time this way.
-        return Point(-(G @ X.T + lam_W * W), -(W.T @ G + lam_H * X), b_velocity)
+        return Point(-(of_W + lam_W * W), -(of_X + lam_H * X), b_velocity)
 
     def decays(self, dtype) -> tuple[Float[Array, "*lanes"], ...]:
         """`(lam_W, lam_H, lam_b)` in the precision of the state."""

@@ -27,7 +27,8 @@ class Trajectory(eqx.Module):
     """One run, or a batch of runs under `jax.vmap` (every array then has the lanes as leading axes).
 
     - `model`, `method`: those of the run, with their numbers as arrays.
-    - `ts`: times of the saves; for descent, the time of a step is the sum of the step sizes up to it.
+    - `ts`: times of the saves; for descent, the time of a step is the sum of the step sizes up to it. In a flow with
+      `clock="log"`, all times are `ln(1 + t)`.
     - `metrics`: a mapping from names to values at `ts`, see `fc.metrics`.
     - `final`: the `State` at the end, at time `t_end`; its `H` is computed only on request.
     - `states`: the `State` at every time in `ts`, or None unless `save_states=True`.
@@ -81,16 +82,18 @@ class Trajectory(eqx.Module):
         return "\n".join(self._table())
 
     def _table(self) -> list[str]:
-        model, lanes = self.model, self.code.shape
+        model, lanes, time = self.model, self.code.shape, self.method.time_name.replace("time", "t")
         decay = "" if _is_zero(model.weight_decay) else f", decay {_numbers(model.weight_decay)}"
         bias = "" if model.use_bias else ", no bias"
+        loss = "" if model.loss.squared_error else f", {_loss(model)}"
+        loss += "" if model.reduction == "sum" else ", mean"
         steps = ", ".join(f"{_span(self.stats[name])} {name}" for name in STATS if name in self.stats)
         rows = [
-            ("model", f"C={model.num_classes}, N={model.samples_per_class}, p={model.num_features}{bias}{decay}"),
+            ("model", f"C={model.num_classes}, N={model.samples_per_class}, p={model.num_features}{bias}{decay}{loss}"),
             ("method", f"{self.method.label}, {self.ts.dtype}"),
             ("coordinates", self.coordinates),
             ("steps", steps),
-            ("ended at", f"t = {_span(self.t_end)}"),
+            ("ended at", f"{time} = {_span(self.t_end)}"),
         ]
         if lanes:
             shares = ", ".join(
@@ -103,7 +106,7 @@ class Trajectory(eqx.Module):
         shown = [name for name in ("snc1", "snc2", "snc3", "distance", "risk") if name in self.metrics]
         if shown:
             values = ", ".join(f"{name} {_span(self.metrics[name][..., -1])}" for name in shown)
-            rows.append((f"at t = {_span(self.ts[..., -1])}", values))
+            rows.append((f"at {time} = {_span(self.ts[..., -1])}", values))
         if self.ts.dtype == jnp.float32:
             rows.append(
                 ("precision", "float32 resolves b - 1/C, B - W^T and SNC1 to about 1e-6: use float64 for eps <= 1e-2")
@@ -130,13 +133,13 @@ class Trajectory(eqx.Module):
                 f"the trajectory has axes of lanes {self.ts.shape[:-1]} and to_xarray takes one: flatten them first, "
                 "with jax.tree.map and reshape."
             )
-        lanes = ("lane",) * (self.ts.ndim - 1)
+        lanes, time = ("lane",) * (self.ts.ndim - 1), self.method.time_name
         data: dict[str, Any] = {
             name: ((*lanes, "time"), np.asarray(values), {"long_name": METRICS[name].long_name, "units": "1"})
             for name, values in self.metrics.items()
         }
         data["verdict"] = (lanes, np.asarray(self.code), verdict_attributes())
-        data["t_end"] = (lanes, np.asarray(self.t_end), {"long_name": "time at the end", "units": "1"})
+        data["t_end"] = (lanes, np.asarray(self.t_end), {"long_name": f"{time} at the end", "units": "1"})
         for name, value in self.stats.items():
             data[f"steps_{name}"] = (lanes, np.asarray(value), {"long_name": f"{name} of the solver", "units": "1"})
         states = self.states
@@ -144,9 +147,16 @@ class Trajectory(eqx.Module):
             for name, axes, what in STATE_VARIABLES:
                 values = np.asarray(getattr(states, name))
                 data[name] = ((*lanes, "time", *axes), values, {"long_name": what, "units": "1"})
-        times = {"long_name": "time", "units": "1"}
+        times = {"long_name": time, "units": "1"}
         coords = {"t" if lanes else "time": ((*lanes, "time"), np.asarray(self.ts), times)}
         return Labelled(data, coords, provenance(self.model, self.method) | {"coordinates_used": self.coordinates})
+
+
+def _loss(model: UFM) -> str:
+    """The loss with its numbers in short form."""
+    numbers = {name: getattr(model.loss, name) for name in model.loss.numbers}
+    known = [f"{name}={_numbers(value)}" for name, value in numbers.items() if value is not None]
+    return " ".join([model.loss.name, *known])
 
 
 def _numbers(decay) -> str:

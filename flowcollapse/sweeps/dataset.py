@@ -34,7 +34,7 @@ def empty_dataset(plan: Plan, chunks: Sequence[int] | None = None) -> "xr.Datase
         data[name] = ((*axes, *dimensions(name)), values, attributes(name))
     coords = axis_coordinates(grid.axes)
     if not isinstance(plan.ts, int):
-        coords["time"] = ("time", np.asarray(plan.ts, float), {"long_name": "time", "units": "1"})
+        coords["time"] = ("time", np.asarray(plan.ts, float), {"long_name": grid.method.time_name, "units": "1"})
     return xr.Dataset(data, coords)
 
 

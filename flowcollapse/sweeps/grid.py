@@ -96,10 +96,12 @@ def make_grid(model: UFM, method: Method, eps: Any, seeds: Any, axes: Mapping[st
     method.check_closed([name for name in method.open if name not in grid.axes])
     for values in grid.shapes():
         model.with_numbers(values)
+    method.check_fits(model)
     for name, values in grid.axes.items():
         if name not in (*SHAPE_AXES, "eps", "seed"):
             for value in values:
-                of_lane((model, start, method), {name: value})
+                varied = of_lane((model, start, method), {name: value})
+                varied[2].check_fits(varied[0])
     return grid
 
 

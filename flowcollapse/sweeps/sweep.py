@@ -91,8 +91,8 @@ def sweep(
         devices: the number of devices, or a list of them; default all local devices. Every CPU core is a device, unless
             the program used JAX before: see `fc.use_cpu_cores`.
         progress: show a progress bar on standard error.
-        start: `"sphere"`, `"on-subspace"` or `"balanced"`, the functions of `fc.initial`, or `"module:name"` for your
-            own.
+        start: `"sphere"`, `"class-means"`, `"on-subspace"` or `"balanced"`, the functions of `fc.initial`, or
+            `"module:name"` for your own.
         keep_final: keep `H`, `W` and `b` at the end of every lane.
         width: lanes that run in lockstep; the default depends on the platform and the size of the state.
         lanes_per_task: the most lanes computed, held in memory and written at once; the default depends on the size of

@@ -69,14 +69,20 @@ class Relaxation(dfx.ODETerm):
     """The stiff linear part of a state `(slow, fast)`: `slow' = 0` and `fast' = -a fast`.
 
     Args:
-        rate: a function from the arguments of the integration and a dtype to the number a.
+        rate: a function from the arguments of the integration and a dtype to the number a. None means that nothing is
+            stiff: the whole state takes the steps of DOP853.
     """
 
-    rate: Callable[[Any, Any], Float[Array, ""]]
+    rate: Callable[[Any, Any], Float[Array, ""]] | None
 
-    def __init__(self, rate: Callable[[Any, Any], Float[Array, ""]]):
+    def __init__(self, rate: Callable[[Any, Any], Float[Array, ""]] | None):
         self.rate = rate
-        super().__init__(lambda t, y, args: (jax.tree.map(jnp.zeros_like, y[0]), -rate(args, y[1].dtype) * y[1]))
+
+        def relaxed(t, y, args):
+            still = jax.tree.map(jnp.zeros_like, y)
+            return still if rate is None else (still[0], -rate(args, y[1].dtype) * y[1])
+
+        super().__init__(relaxed)
 
 
 def _inner(term: dfx.AbstractTerm) -> dfx.AbstractTerm:
@@ -123,8 +129,8 @@ class ExponentialDOP853(dfx.AbstractAdaptiveSolver):
 
     def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
         forcing, relaxation = terms.terms
-        h = t1 - t0
-        z = h * cast(Relaxation, _inner(relaxation)).rate(args, y0[1].dtype)
+        h, rate = t1 - t0, cast(Relaxation, _inner(relaxation)).rate
+        z = None if rate is None else h * rate(args, y0[1].dtype)
         first = solver_state if made_jump is False else forcing.vf(t0, y0, args)
 
         data = (t0, h, z, y0, first)
@@ -146,51 +152,73 @@ STAGE_USES = [np.zeros(0, bool), *USED[: END + 1], *FURTHER.used]
 def _step(output: bool, forcing: dfx.AbstractTerm, t0, h, z, y0: PyTree, first: PyTree, args: PyTree, mapped=False):
     """The end of a step, its error, the data for its output, and the forcing at its end.
 
-    Lanes may be the last axes, or the step is `mapped` over them.
+    Lanes may be the last axes, or the step is `mapped` over them. If z is None, the whole state is slow.
     """
-    slow0, fast0 = y0
+    relaxes = z is not None
     count = len(C) if output else NUM_STAGES + 1
-    decay, weights = step_weights(z, output)
+    decay, weights = step_weights(z, output) if relaxes else (None, jnp.zeros(()))
     weights = h * weights
+
+    def parts(y: PyTree) -> tuple[PyTree, Any]:
+        """The slow and the fast part of a state or a forcing. The fast part is () if the whole state is slow."""
+        return tuple(y) if relaxes else (y, ())
+
+    def whole(parts: tuple[PyTree, Any]) -> PyTree:
+        return parts if relaxes else parts[0]
+
+    slow0, fast0 = parts(y0)
     nodes, coefficients = jnp.asarray(C[:count], h.dtype), jnp.asarray(A[:count, :count], h.dtype)
 
-    def at(i: int, derivatives: tuple[PyTree, Array]) -> PyTree:
+    def at(i: int, derivatives: tuple[PyTree, Any]) -> tuple[PyTree, Any]:
         """The state at stage i, from the stages that it uses."""
         k, g = derivatives
         slow = jax.tree.map(lambda y, ks: y + h * combined(A[i], ks), slow0, k)
+        if decay is None:
+            return slow, ()
         return slow, decay[PLACES[i]] * fast0 + driven(weights, PLACES[i], STAGE_USES[i], g)
 
-    def at_any(i: Array, derivatives: tuple[PyTree, Array]) -> PyTree:
+    def at_any(i: Array, derivatives: tuple[PyTree, Any]) -> tuple[PyTree, Any]:
         """The state at a traced stage i without lanes, from all stages."""
         k, g = derivatives
         slow = jax.tree.map(lambda y, ks: y + h * jnp.tensordot(coefficients[i], ks, 1), slow0, k)
+        if decay is None:
+            return slow, ()
         place = jnp.asarray(PLACES)[i]
         return slow, decay[place] * fast0 + weights[place] @ g[: weights.shape[1]]
 
-    def in_its_branch(i: Array, derivatives: tuple[PyTree, Array]) -> PyTree:
+    def in_its_branch(i: Array, derivatives: tuple[PyTree, Any]) -> tuple[PyTree, Any]:
         return jax.lax.switch(i - 1, [functools.partial(at, j) for j in range(1, count)], derivatives)
 
     # For a small state, multiplying by zeros costs less than compiling the branches.
     small = not mapped and h.ndim == 0 and sum(x.size for x in jax.tree.leaves(slow0)) <= SMALL
     state = at_any if small else in_its_branch
-    k, g = in_a_loop(lambda i, so_far: forcing.vf(t0 + nodes[i] * h, state(i, so_far), args), count, tuple(first))
+
+    def stage(i, so_far):
+        return parts(forcing.vf(t0 + nodes[i] * h, whole(state(i, so_far)), args))
+
+    k, g = in_a_loop(stage, count, parts(first))
 
     @called
-    def embedded(h, weights, k: PyTree, g: Array) -> tuple[tuple[PyTree, ...], tuple[Array, ...]]:
+    def embedded(h, weights, k: PyTree, g: Any) -> tuple[tuple[PyTree, ...], tuple[Any, ...]]:
         """The differences between the end of the step and the ends of the embedded rows."""
         slow = (jax.tree.map(lambda ks, row=row: h * combined(row, ks), k) for row in (E5, E3))
+        if not relaxes:
+            return tuple(slow), ((), ())
         # The weights of a difference sum to zero. So subtract g[0]: a constant forcing then leaves no rounding.
         return tuple(slow), tuple(driven(weights, row, USED[row], g - g[0]) for row in (FIFTH, THIRD))
 
     y1 = at(NUM_STAGES, (k, g))
-    error = tuple(_estimate(h, *pair) for pair in embedded(h, weights, k, g))
-    dense_info = {"y0": y0, "y1": y1}
+    of_slow, of_fast = embedded(h, weights, k, g)
+    error = _estimate(h, *of_slow), _estimate(h, *of_fast) if relaxes else ()
+    dense_info = {"y0": y0, "y1": whole(y1)}
     if output:
-        lawson, polynomial = output_coefficients(z, g)
         slow = jax.tree.map(lambda ks: h * jnp.tensordot(jnp.asarray(OUTPUT_ROWS, ks.dtype), ks, 1), k)
-        dense_info |= {"z": z, "slow": slow, "lawson": h * lawson, "polynomial": h * polynomial}
+        dense_info |= {"slow": slow}
+        if relaxes:
+            lawson, polynomial = output_coefficients(z, g)
+            dense_info |= {"z": z, "lawson": h * lawson, "polynomial": h * polynomial}
     last = jax.tree.map(lambda ks: ks[NUM_STAGES], (k, g))
-    return y1, jax.tree.map(jax.lax.stop_gradient, error), dense_info, last
+    return whole(y1), jax.tree.map(jax.lax.stop_gradient, whole(error)), dense_info, whole(last)
 
 
 def _estimate(h, fifth: PyTree, third: PyTree) -> PyTree:
@@ -203,16 +231,17 @@ def _estimate(h, fifth: PyTree, third: PyTree) -> PyTree:
 
 class DenseOutput(dfx.AbstractLocalInterpolation):
     """Output inside a step. The slow part uses DOP853's polynomial of order 7. The fast part uses the exact integral of
-    a polynomial of degree 5 through the forcing, and Lawson's integral of the rest of the forcing."""
+    a polynomial of degree 5 through the forcing, and Lawson's integral of the rest of the forcing. Without a fast part,
+    z is None."""
 
     t0: Array
     t1: Array
     y0: PyTree
     y1: PyTree
     slow: PyTree
-    lawson: Array
-    polynomial: Array
-    z: Array
+    lawson: Array | None = None
+    polynomial: Array | None = None
+    z: Array | None = None
 
     def evaluate(self, t0, t1=None, left=True):
         if t1 is not None:
@@ -222,8 +251,10 @@ class DenseOutput(dfx.AbstractLocalInterpolation):
         return lanes_last(_inside)(x, self.z, self.y0, self.slow, self.lawson, self.polynomial)
 
 
-def _inside(x, z, y0: PyTree, slow: PyTree, lawson: Array, polynomial: Array) -> tuple[PyTree, Array]:
+def _inside(x, z, y0: PyTree, slow: PyTree, lawson: Any, polynomial: Any) -> PyTree:
     """The state at the fraction x of a step."""
+    if z is None:
+        return jax.tree.map(lambda y, coefficients: y + nested(x, coefficients), y0, slow)
     slow0, fast0 = y0
     decay, moments = decay_and_moments(z, x)
     driven = total([moment * coefficient for moment, coefficient in zip(moments, polynomial, strict=True)])
