@@ -168,7 +168,9 @@ class Method:
         if self.method == "flow":
             from ..methods.flow import Flow
 
-            options: dict[str, Any] = {name: getattr(self, name) for name in ("rtol", "atol", "t1", "max_steps", "clock")}
+            options: dict[str, Any] = {
+                name: getattr(self, name) for name in ("rtol", "atol", "t1", "max_steps", "clock")
+            }
             return Flow(self.solver, coordinates=coordinates, **options)
         from ..methods.descent import Descent
 

@@ -5,7 +5,7 @@ from typing import ClassVar
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .base import AbstractLoss, Logits, Ones
+from .base import AbstractLoss, Lanes, Logits, Ones, Targets
 
 
 class Averaged(AbstractLoss):
@@ -36,19 +36,19 @@ class Averaged(AbstractLoss):
     def attained(self) -> bool:
         return self.loss.attained
 
-    def value(self, logits: Logits, targets: Logits, ones: Ones) -> Float[Array, ""]:
+    def value(self, logits: Logits, targets: Targets, ones: Ones) -> Float[Array, ""]:
         return self.scale * self.loss.value(logits, targets, ones)
 
-    def log_value(self, logits: Logits, targets: Logits, ones: Ones) -> Float[Array, ""]:
+    def log_value(self, logits: Logits, targets: Targets, ones: Ones) -> Float[Array, ""]:
         return self.loss.log_value(logits, targets, ones) + jnp.log(self.scale)
 
-    def gradient(self, logits: Logits, targets: Logits, ones: Ones) -> Logits:
+    def gradient(self, logits: Logits, targets: Targets, ones: Ones) -> Logits:
         return self.scale * self.loss.gradient(logits, targets, ones)
 
-    def scaled_gradient(self, logits: Logits, targets: Logits, ones: Ones, log_scale: Float[Array, ""]) -> Logits:
+    def scaled_gradient(self, logits: Logits, targets: Targets, ones: Ones, log_scale: Lanes) -> Logits:
         return self.scale * self.loss.scaled_gradient(logits, targets, ones, log_scale)
 
-    def curvature(self, logits: Logits, targets: Logits, ones: Ones, direction: Logits) -> Logits:
+    def curvature(self, logits: Logits, targets: Targets, ones: Ones, direction: Logits) -> Logits:
         return self.scale * self.loss.curvature(logits, targets, ones, direction)
 
     def pull(self, rho: Float[Array, "*shape"], num_classes: int) -> Float[Array, "*shape"]:

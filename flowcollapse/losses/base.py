@@ -11,8 +11,10 @@ from jaxtyping import Array, Float
 
 from .._registry import described_by, fields_of, numbers_of
 
-Logits = Float[Array, "C n"]
+Logits = Float[Array, "C n *lanes"]
+Targets = Float[Array, "C n"]
 Ones = Float[Array, " n"]
+Lanes = Float[Array, "*lanes"]
 
 
 class AbstractLoss(eqx.Module):
@@ -64,14 +66,14 @@ class AbstractLoss(eqx.Module):
         return True
 
     @abc.abstractmethod
-    def value(self, logits: Logits, targets: Logits, ones: Ones) -> Float[Array, ""]:
+    def value(self, logits: Logits, targets: Targets, ones: Ones) -> Float[Array, ""]:
         """The sum over the columns. `ones` is u."""
 
     @abc.abstractmethod
-    def gradient(self, logits: Logits, targets: Logits, ones: Ones) -> Logits:
+    def gradient(self, logits: Logits, targets: Targets, ones: Ones) -> Logits:
         """The derivative of `value` in the logits, written by hand."""
 
-    def scaled_gradient(self, logits: Logits, targets: Logits, ones: Ones, log_scale: Float[Array, ""]) -> Logits:
+    def scaled_gradient(self, logits: Logits, targets: Targets, ones: Ones, log_scale: Lanes) -> Logits:
         """`exp(log_scale)` times the gradient.
 
         A loss whose gradient falls exponentially adds `log_scale` inside its exponentials. Then neither factor
@@ -79,11 +81,11 @@ class AbstractLoss(eqx.Module):
         """
         return jnp.exp(log_scale) * self.gradient(logits, targets, ones)
 
-    def log_value(self, logits: Logits, targets: Logits, ones: Ones) -> Float[Array, ""]:
+    def log_value(self, logits: Logits, targets: Targets, ones: Ones) -> Float[Array, ""]:
         """The logarithm of `value`. A loss that falls exponentially computes it without forming its value."""
         return jnp.log(self.value(logits, targets, ones))
 
-    def curvature(self, logits: Logits, targets: Logits, ones: Ones, direction: Logits) -> Logits:
+    def curvature(self, logits: Logits, targets: Targets, ones: Ones, direction: Logits) -> Logits:
         """The second derivative of `value` in the logits, times a direction."""
         return jax.jvp(lambda z: self.gradient(z, targets, ones), (logits,), (direction,))[1]
 

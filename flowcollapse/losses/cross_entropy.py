@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from .._checks import is_traced, real_numbers, shown
 from .._errors import UsageError
-from .base import AbstractLoss, Logits, Ones
+from .base import AbstractLoss, Lanes, Logits, Ones, Targets
 from .softmax import Softmax
 
 
@@ -57,23 +57,23 @@ class CrossEntropy(AbstractLoss):
     def attained(self) -> bool:
         return self.label_smoothing is not None
 
-    def value(self, logits: Logits, targets: Logits, ones: Ones) -> Float[Array, ""]:
+    def value(self, logits: Logits, targets: Targets, ones: Ones) -> Float[Array, ""]:
         softmax = Softmax.of(logits, targets, ones)
         loss = softmax.loss
         if self.label_smoothing is not None:
             loss = loss - self.label_smoothing * jnp.mean(softmax.differences, axis=0)
         return jnp.sum(softmax.weight**2 * loss)
 
-    def log_value(self, logits: Logits, targets: Logits, ones: Ones) -> Float[Array, ""]:
+    def log_value(self, logits: Logits, targets: Targets, ones: Ones) -> Float[Array, ""]:
         if self.label_smoothing is not None:
             return super().log_value(logits, targets, ones)
         softmax = Softmax.of(logits, targets, ones)
         return logsumexp(softmax.log_loss, b=softmax.weight**2)
 
-    def gradient(self, logits: Logits, targets: Logits, ones: Ones) -> Logits:
+    def gradient(self, logits: Logits, targets: Targets, ones: Ones) -> Logits:
         return self.scaled_gradient(logits, targets, ones, jnp.zeros((), logits.dtype))
 
-    def scaled_gradient(self, logits: Logits, targets: Logits, ones: Ones, log_scale: Float[Array, ""]) -> Logits:
+    def scaled_gradient(self, logits: Logits, targets: Targets, ones: Ones, log_scale: Lanes) -> Logits:
         softmax = Softmax.of(logits, targets, ones)
         residual = softmax.residual(log_scale)
         if self.label_smoothing is not None:

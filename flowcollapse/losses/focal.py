@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from .._checks import is_traced, real_numbers, shown
 from .._errors import UsageError
-from .base import AbstractLoss, Logits, Ones
+from .base import AbstractLoss, Lanes, Logits, Ones, Targets
 from .softmax import Softmax
 
 
@@ -49,18 +49,18 @@ class Focal(AbstractLoss):
     def attained(self) -> bool:
         return False
 
-    def value(self, logits: Logits, targets: Logits, ones: Ones) -> Float[Array, ""]:
+    def value(self, logits: Logits, targets: Targets, ones: Ones) -> Float[Array, ""]:
         softmax = Softmax.of(logits, targets, ones)
         return jnp.sum(softmax.weight**2 * jnp.exp(self.gamma * softmax.log_miss) * softmax.loss)
 
-    def log_value(self, logits: Logits, targets: Logits, ones: Ones) -> Float[Array, ""]:
+    def log_value(self, logits: Logits, targets: Targets, ones: Ones) -> Float[Array, ""]:
         softmax = Softmax.of(logits, targets, ones)
         return logsumexp(self.gamma * softmax.log_miss + softmax.log_loss, b=softmax.weight**2)
 
-    def gradient(self, logits: Logits, targets: Logits, ones: Ones) -> Logits:
+    def gradient(self, logits: Logits, targets: Targets, ones: Ones) -> Logits:
         return self.scaled_gradient(logits, targets, ones, jnp.zeros((), logits.dtype))
 
-    def scaled_gradient(self, logits: Logits, targets: Logits, ones: Ones, log_scale: Float[Array, ""]) -> Logits:
+    def scaled_gradient(self, logits: Logits, targets: Targets, ones: Ones, log_scale: Lanes) -> Logits:
         softmax = Softmax.of(logits, targets, ones)
         log_miss = softmax.log_miss
         factor = 1 + self.gamma * _focus(softmax.loss, log_miss)

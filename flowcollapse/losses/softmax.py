@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .base import Logits, Ones, beside
+from .base import Logits, Ones, Targets, beside
 
 
 class Softmax(NamedTuple):
@@ -30,7 +30,7 @@ class Softmax(NamedTuple):
     """m, the largest difference off the class. Minus it is the margin."""
 
     @classmethod
-    def of(cls, logits: Logits, targets: Logits, ones: Ones) -> "Softmax":
+    def of(cls, logits: Logits, targets: Targets, ones: Ones) -> "Softmax":
         ones = beside(ones, logits)
         label, z = beside(targets, logits) / ones, logits / ones
         differences = z - jnp.sum(label * z, axis=0)

@@ -5,7 +5,7 @@ from typing import ClassVar
 from jaxtyping import Array, Float
 
 from .._linalg.algebra import square_norm
-from .base import AbstractLoss, Logits, Ones
+from .base import AbstractLoss, Logits, Ones, Targets
 
 
 class Squared(AbstractLoss):
@@ -23,13 +23,13 @@ class Squared(AbstractLoss):
     quadratic: ClassVar[bool] = True
     squared_error: ClassVar[bool] = True
 
-    def value(self, logits: Logits, targets: Logits, ones: Ones) -> Float[Array, ""]:
+    def value(self, logits: Logits, targets: Targets, ones: Ones) -> Float[Array, ""]:
         return 0.5 * square_norm(logits - targets)
 
-    def gradient(self, logits: Logits, targets: Logits, ones: Ones) -> Logits:
+    def gradient(self, logits: Logits, targets: Targets, ones: Ones) -> Logits:
         return logits - targets
 
-    def curvature(self, logits: Logits, targets: Logits, ones: Ones, direction: Logits) -> Logits:
+    def curvature(self, logits: Logits, targets: Targets, ones: Ones, direction: Logits) -> Logits:
         return direction
 
     def pull(self, rho: Float[Array, "*shape"], num_classes: int) -> Float[Array, "*shape"]:

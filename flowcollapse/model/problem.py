@@ -106,7 +106,7 @@ class Problem(NamedTuple):
         """
         return self._velocity(point, self.residual(point, logits), self.decays(point.X.dtype))
 
-    def scaled_field(self, point: Point, log_scale: Float[Array, ""]) -> Point:
+    def scaled_field(self, point: Point, log_scale: Float[Array, "*lanes"]) -> Point:
         """`exp(log_scale)` times the velocity, see `AbstractLoss.scaled_gradient`."""
         logits = self.logits(point)
         G = self.loss.scaled_gradient(logits, *self.data(logits), log_scale)
