@@ -153,7 +153,7 @@ class AbstractFlow(Method):
         self.check_fits(model)
         if not isinstance(ts, int):
             check_range("ts", ts, self.clock, model.loss)
-        clock = clock_for(self.clock, model) if self.rescales else "time"
+        clock = clock_for(self.clock, model) if self.rescales and self.approach != "implicit" else "time"
         if self.until is not None and is_logarithmic(clock):
             raise UsageError(
                 f"until={self.until!r}, but without decay the loss {model.loss.text!r} has no minimum, so the flow "

@@ -36,6 +36,7 @@ class Prediction(eqx.Module):
 
     name = "prediction"
     label = "prediction (small start), not a run"
+    time_name = "time"
 
 
 def predict(model: UFM, start: State, ts: Any = None, *, metrics: Any = None) -> "xr.Dataset":
