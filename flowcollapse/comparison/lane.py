@@ -63,9 +63,7 @@ class Plateau:
         model, _, start = self.setting(shared, lane)
         problem, point = problem_of(model, start)
         ending = ending_of(problem)
-        end = ending.end_time(point)
-        escape = ending.escape_time(point)
-        return jnp.stack([end if escape is None else escape, end])
+        return jnp.stack([ending.escape_time(point), ending.end_time(point)])
 
 
 @dataclasses.dataclass(frozen=True)

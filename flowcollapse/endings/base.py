@@ -21,35 +21,28 @@ class AbstractEnding(abc.ABC):
         self.problem = problem
 
     @abc.abstractmethod
-    def escape_time(self, start: Point, mean_decay: float | None = None) -> Float[Array, ""] | None:
-        """The time by which the start has escaped from the origin, or None if it is not known."""
+    def escape_time(self, start: Point, mean_decay: float | None = None) -> Float[Array, ""]:
+        """The time by which the start has escaped from the origin."""
 
     @abc.abstractmethod
     def end_time(self, start: Point) -> Float[Array, ""]:
-        """The time at which a run from `start` is complete.
+        """The time at which a run from `start` is complete, or is long if no run is ever complete."""
 
-        Raises:
-            UsageError: if it is not known.
-        """
+    def log_end_time(self, start: Point) -> Float[Array, ""]:
+        """The same in the log clock, whose l is `ln(1 + t)`."""
+        return jnp.log1p(self.end_time(start))
 
     @abc.abstractmethod
     def at_rest(self, start: Point, point: Point, tolerance: Float[Array, ""]) -> Bool[Array, ""]:
-        """Whether a flow from `start` has come to rest at `point`, with less than `tolerance` of its norm left to go.
-
-        Raises:
-            UsageError: if this cannot be decided.
-        """
+        """Whether a flow from `start` has come to rest at `point`, with less than `tolerance` of its norm left to go."""
 
     def fastest_rate(self, t: Float[Array, ""]) -> Float[Array, ""] | None:
         """The fastest decay near a critical point up to time t, except the mean residual's; None if not known."""
         return None
 
     @abc.abstractmethod
-    def done(self, start: Point, run: Ending) -> Int[Array, ""] | None:
-        """The verdict of a finite run that is complete, int8, and -1 for a run that ended early.
-
-        None if runs of the problem can never be known to be complete.
-        """
+    def done(self, start: Point, run: Ending) -> Int[Array, ""]:
+        """The verdict of a finite run that is complete, int8, and -1 for a run that ended early."""
 
     def verdict(self, start: Point, run: Ending, limit: Verdict) -> Int[Array, ""]:
         """The code of the verdict, int8. `limit` is the verdict of a run that stopped early, as requested."""
@@ -58,5 +51,5 @@ class AbstractEnding(abc.ABC):
         end = jax.tree.map(lambda x: jnp.where(finite, x, 0.0), end)
         code = jnp.where(run.steps_ran_out, jnp.int8(Verdict.step_limit), jnp.int8(limit))
         done = self.done(start, run._replace(end=end))
-        code = code if done is None else jnp.where(done >= 0, done, code)
+        code = jnp.where(done >= 0, done, code)
         return jnp.where(finite, code, jnp.int8(Verdict.non_finite))

@@ -4,14 +4,17 @@ from jaxtyping import Array, Int
 
 from ..model.problem import Point, Problem
 from .base import AbstractEnding
-from .open_end import OpenEnd
-from .plateau import Plateau
+from .margin import Margin
+from .plateau import Plateau, Slowed
+from .stationary import Stationary
 from .verdict import Ending, Verdict
 
 
 def ending_of(problem: Problem) -> AbstractEnding:
     """The ending of a problem, which knows when its runs are over."""
-    return Plateau(problem) if problem.loss.squared_error else OpenEnd(problem)
+    if problem.model.loss.squared_error:
+        return Plateau(problem) if problem.model.scale == 1 else Slowed(problem)
+    return Stationary(problem) if problem.loss.attained else Margin(problem)
 
 
 def verdict(problem: Problem, start: Point, run: Ending, limit: Verdict) -> Int[Array, ""]:

@@ -1,8 +1,9 @@
 """The modes of the targets: how fast they grow near the origin, and which modes have escaped from it."""
 
 import functools
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,25 +13,44 @@ from .._linalg.algebra import eigvalsh, singular_values
 from ..model.problem import Point, Problem
 from ..model.ufm import UFM
 
+T = TypeVar("T")
+
 
 def target_modes(model: UFM) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The singular vectors and values `(U, s, V)` of the targets that the bias cannot fit.
+    """The singular vectors and values `(U, s, V)` of the targets that grow from the origin.
 
-    These targets are `diag(sqrt n)(I - u u^T / n_tot)`. For balanced classes there are C - 1 modes of size `sqrt N`.
-    Without a bias nothing is projected out, and there are C modes.
+    For a loss that only differences of logits matter to, these targets are `P diag(sqrt n)`, with C - 1 modes. For any
+    other loss they are the targets that the bias cannot fit, `diag(sqrt n)(I - u u^T / n_tot)`, and without a bias
+    all of `diag(sqrt n)`, with C modes. For balanced classes all modes have the size `sqrt N`.
     """
-    return _target_modes(model.counts, model.use_bias)
+    return _target_modes(model.counts, model.use_bias, bool(model.loss.shift_invariant))
 
 
 @functools.cache
-def _target_modes(counts: tuple[int, ...], use_bias: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _target_modes(
+    counts: tuple[int, ...], use_bias: bool, shift_invariant: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     n = np.array(counts, dtype=np.float64)
     Z = np.diag(np.sqrt(n))
-    if use_bias:
+    if shift_invariant:
+        Z = Z - np.mean(Z, axis=0)
+    elif use_bias:
         Z = Z @ (np.eye(len(n)) - np.outer(np.sqrt(n), np.sqrt(n)) / n.sum())
     U, s, Vt = np.linalg.svd(Z)
-    k = len(n) - 1 if use_bias else len(n)
+    k = len(n) - 1 if use_bias or shift_invariant else len(n)
     return U[:, :k], s[:k], Vt[:k].T
+
+
+def pull_at_origin(problem: Problem, dtype) -> Float[Array, ""] | float:
+    """The pull of the loss at the origin: modes grow with this times their singular value in the targets."""
+    if problem.loss.squared_error:
+        return 1.0
+    return fixed(problem.loss).pull(jnp.zeros((), dtype), problem.model.num_classes)
+
+
+def fixed(numbers: T) -> T:
+    """A pytree without derivatives: times and verdicts are constants of a run."""
+    return jax.tree.map(lambda x: jax.lax.stop_gradient(x) if eqx.is_inexact_array(x) else x, numbers)
 
 
 class MeanMode(NamedTuple):
@@ -52,13 +72,13 @@ class MeanMode(NamedTuple):
 
 
 def mean_mode(problem: Problem, dtype) -> MeanMode:
-    """The mean mode of a problem."""
+    """The mean mode of a problem; it is known for the squared error only, and does not grow for any other loss."""
     n = np.array(problem.model.counts, dtype=np.float64)
     lam_b = jax.lax.stop_gradient(problem.decays(dtype)[2])
     strength = float(np.linalg.norm(n) / np.sqrt(n.sum())) * lam_b / (float(n.sum()) + lam_b)
     rate = growth_rate(problem, strength)
     _, s, _ = target_modes(problem.model)
-    possible = problem.model.use_bias and problem.model.num_features > len(s)
+    possible = problem.loss.squared_error and problem.model.use_bias and problem.model.num_features > len(s)
     left, right = jnp.asarray(n / np.linalg.norm(n), dtype), jnp.asarray(np.sqrt(n / n.sum()), dtype)
     return MeanMode(strength, left, right, rate, possible & (rate > 1e-3 * s[-1]))
 

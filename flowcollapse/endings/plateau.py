@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ..model.problem import Point, Problem
 from .base import AbstractEnding
-from .modes import Growth, Modes, growth_rate, mean_mode, target_modes
+from .modes import Growth, Modes, growth_rate, mean_mode, pull_at_origin, target_modes
 from .verdict import Ending, Verdict
 
 DECAY = 20.0
@@ -39,15 +39,17 @@ def escape_time(
 ) -> Float[Array, ""]:
     """The time at which every mode in the start has escaped from the origin, without the later effect of weight decay.
 
-    `T = (ln(sqrt s / sigma_min) + 20) / s` with the slowest growth rate s (`sqrt N` minus the decay) and the smallest
-    non-zero growing singular value of the start. The same formula holds for the mean mode, which grows if the bias
+    `T = (ln(sqrt s / sigma_min) + 20) / s` with the slowest growth rate s (`sqrt N` minus the decay; for any other loss
+    than the squared error `sqrt N` times its pull at the origin) and the smallest non-zero growing singular value of
+    the start. The same formula holds for the mean mode, which grows if the bias
     decays. `decay` replaces the 20, and `mean_decay` replaces the 20 of the mean mode. Derived here.
     """
     dtype = point.X.dtype
     _, s, _ = target_modes(problem.model)
     growth, mean = Growth.of(problem, point), mean_mode(problem, dtype)
-    rate = jnp.abs(growth_rate(problem, s[-1]))
-    rate = jnp.maximum(rate, 1e-3 * s[-1])
+    strength = pull_at_origin(problem, dtype) * s[-1]
+    rate = jnp.abs(growth_rate(problem, strength))
+    rate = jnp.maximum(rate, 1e-3 * strength)
     smallest = jnp.min(jnp.where(growth.values > 0, growth.values, jnp.inf))
     time = (_logarithm(math.sqrt(s[0]), smallest) + decay) / rate
     of_mean = decay if mean_decay is None else mean_decay
@@ -129,3 +131,30 @@ class Plateau(AbstractEnding):
         settled = modes.done & ~run.steps_ran_out & long_enough
         ended = jnp.where(modes.waiting == 0, jnp.int8(Verdict.plateau), jnp.int8(Verdict.saddle))
         return jnp.where(settled, ended, jnp.int8(-1))
+
+
+class Slowed(AbstractEnding):
+    """The ending of a problem with the mean over the samples: that of the sum, whose time runs `1 / a` times as fast.
+
+    `a` is the factor of the summed loss in the risk (`model.scale`). Derived here.
+    """
+
+    def __init__(self, problem: Problem):
+        super().__init__(problem)
+        self.of_sum = Plateau(problem.summed)
+        self.scale = problem.model.scale
+
+    def escape_time(self, start: Point, mean_decay: float | None = None) -> Float[Array, ""]:
+        return self.of_sum.escape_time(start, mean_decay) / self.scale
+
+    def end_time(self, start: Point) -> Float[Array, ""]:
+        return self.of_sum.end_time(start) / self.scale
+
+    def at_rest(self, start: Point, point: Point, tolerance: Float[Array, ""]) -> Bool[Array, ""]:
+        return self.of_sum.at_rest(start, point, tolerance)
+
+    def fastest_rate(self, t: Float[Array, ""]) -> Float[Array, ""]:
+        return self.scale * self.of_sum.fastest_rate(self.scale * t)
+
+    def done(self, start: Point, run: Ending) -> Int[Array, ""]:
+        return self.of_sum.done(start, run._replace(t_end=self.scale * run.t_end))

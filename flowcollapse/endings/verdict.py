@@ -22,6 +22,9 @@ class Verdict(enum.IntEnum):
     time_limit = 2
     step_limit = 3
     non_finite = 4
+    minimum = 5
+    critical = 6
+    separated = 7
 
     @property
     def message(self) -> str:
@@ -32,9 +35,14 @@ class Verdict(enum.IntEnum):
 _MESSAGES = {
     Verdict.plateau: "plateau reached: no mode of the targets is left to grow",
     Verdict.saddle: "stopped at a saddle: the start lacks a mode, which therefore cannot grow",
-    Verdict.time_limit: "time limit: no plateau was reached by the end; raise t1",
-    Verdict.step_limit: "step limit: no plateau was reached by the end; raise max_steps or num_steps, or loosen rtol",
+    Verdict.time_limit: "time limit: neither a plateau nor rest was reached by the end; raise t1",
+    Verdict.step_limit: (
+        "step limit: neither a plateau nor rest was reached by the end; raise max_steps or num_steps, or loosen rtol"
+    ),
     Verdict.non_finite: "not finite: the start or an iterate holds NaN or infinity",
+    Verdict.minimum: "at rest at a global minimum: no singular value of the residual exceeds sqrt(lam_W lam_H)",
+    Verdict.critical: "at rest at a critical point that is not certified as a minimum",
+    Verdict.separated: "all samples fitted with growing margins; the loss has no minimum, so there is no end",
 }
 
 

@@ -189,7 +189,7 @@ class AbstractFlow(Method):
         ending = ending_of(problem)
         escape, t1 = ending.escape_time(start), self._end(problem, start, ts)
         if isinstance(ts, int):
-            ts = default_times(ts, t1 if escape is None or self.clock == "log" else escape, t1)
+            ts = default_times(ts, t1 if self.clock == "log" else escape, t1)
         times, end_time = to_solver(self.clock, ts.astype(dtype)), to_solver(self.clock, t1)
         observing = observe is None or bool(jax.tree.leaves(jax.eval_shape(observe, start)))
         legs = Legs(self, problem, start, times if observing else None, observe)
@@ -204,7 +204,6 @@ class AbstractFlow(Method):
             # The mean mode can take hundreds of times longer than the other modes. The explicit steps, which are short
             # compared with its growth time, carry it through its growth; implicit steps do its decay to rest.
             escaped = ending.escape_time(start, mean_decay=0.0)
-            assert escaped is not None  # as the escape time above
             first = legs.explicit(jnp.minimum(escaped, t1))
             over = first.ran_out | first.at_rest
             last = legs.implicit(first.end, first.t_end, jnp.where(over, first.t_end, t1))
