@@ -34,7 +34,7 @@ class AbstractEnding(abc.ABC):
 
     @abc.abstractmethod
     def at_rest(self, start: Point, point: Point, tolerance: Float[Array, ""]) -> Bool[Array, ""]:
-        """Whether a flow from `start` has come to rest at `point`, with less than `tolerance` of its norm left to go."""
+        """Whether a flow from `start` is at rest at `point`, with less than `tolerance` of its norm left to go."""
 
     def fastest_rate(self, t: Float[Array, ""]) -> Float[Array, ""] | None:
         """The fastest decay near a critical point up to time t, except the mean residual's; None if not known."""

@@ -116,8 +116,8 @@ def residual_norm(G: Float[Array, "C n"]) -> Float[Array, ""]:
 def slowest_rate(problem: Problem, dtype) -> Float[Array, ""]:
     """The slowest rate at which a flow approaches the collapsed minimum.
 
-    It is the smallest non-zero decay, or a rate that the curvature of the loss sets (`rate_of_mode`), whichever is
-    smaller. Classes of unequal size have their own rates, of which the smallest and the largest class give the extremes.
+    It is the smallest non-zero decay, or a rate that the curvature of the loss sets (`_rate_of_mode`), whichever is
+    smaller. With unequal classes each mode has its rate; the weakest and the strongest mode give the extremes.
     """
     loss, (lam_W, lam_H, _) = fixed((problem.loss, problem.decays(dtype)))
     _, s, _ = target_modes(problem.model)
@@ -130,8 +130,8 @@ def slowest_rate(problem: Problem, dtype) -> Float[Array, ""]:
 def _rate_of_mode(loss: AbstractLoss, problem: Problem, s: float, lam_W, lam_H) -> Float[Array, ""]:
     """The slowest rate at the collapsed minimum, whose logits are `rho P` with `s pull(rho) = sqrt(lam_W lam_H)`.
 
-    A direction in which the loss has the curvature c contributes `q = rho s c`: without decay this is a rate, and with
-    decay the rates are the eigenvalues of `[[lam_W (1 + k), mu (k - 1)], [mu (k - 1), lam_H (1 + k)]]` with `k = q / mu`.
+    A direction in which the loss has the curvature c contributes `q = rho s c`: without decay this is a rate. With
+    decay the rates are the eigenvalues of `[[lam_W (1 + k), mu (k - 1)], [mu (k - 1), lam_H (1 + k)]]`, `k = q / mu`.
     The directions are P itself and, with three classes or more, the difference of two classes at a sample of a third.
     If the minimum is the origin, modes decay there with their growth rate. Derived here.
     """

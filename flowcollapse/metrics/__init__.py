@@ -6,9 +6,9 @@ their unweighted mean; `s = sqrt N`; `P = I - 1 1^T / C` (the identity without a
 
 | name | definition | source |
 |---|---|---|
-| `snc1` | `||W W^T - s P||_F` | the paper, as its figures plot it |
-| `snc2` | `||H - (W (x) 1_N)^T / s||_F / ||H||_F` | the paper |
-| `snc3` | `||b - 1/C||_2` | the paper |
+| `snc1` | `||W W^T - s P||_F`; other losses `||W W^T - rho s P / q||_F` | the paper, as its figures plot it; derived here |
+| `snc2` | `||H - q (W (x) 1_N)^T / s||_F / ||H||_F`, `q = (lam_W/lam_H)^1/2`, 1 for the squared error | the paper |
+| `snc3` | `||b - 1/C||_2`; other losses: b minus its mean, or b itself if it decays | the paper |
 | `distance`, `relative_distance` | `||z - Pi_S z||_E`, and over `||z||_E` | the paper, Figure 2 |
 | `nc1` | `tr(S_W S_B^+) / C` | Papyan, Han and Donoho 2020 |
 | `nc1_trace` | `tr S_W / tr S_B` | Tirer, Huang and Niles-Weed 2023 |
@@ -18,11 +18,25 @@ their unweighted mean; `s = sqrt N`; `P = I - 1 1^T / C` (the identity without a
 | `nc3` | `|| W^T/||W|| - M/||M|| ||_F` | Papyan et al. |
 | `nc4` | share of samples where the classifier and the nearest class mean disagree | Papyan et al. |
 | `cdnv` | `(s_i^2 + s_j^2) / (2 ||mu_i - mu_j||^2)` over pairs | Galanti, Gyorgy and Hutter 2021 |
+| `margin` | smallest `z_y - max_{j != y} z_j` over the samples | Soudry et al. 2018 |
+| `normalised_margin` | `margin / (1/2 (||W||^2 + ||H||^2))` | Lyu and Li 2020; Ji et al. 2022 |
+| `smoothed_margin` | `-ln(e^R - 1) / (||W||^2 + ||H||^2)`, R the summed loss without decay | Lyu and Li 2020 |
+| `logit_spread` | `min_rho ||P Z - rho P Y|| / ||P Z||` with the logits Z and the labels Y | Thrampoulidis et al. |
+| `alignment` | `|| W^T U/||W^T U|| - B V/||B V|| ||_F`, U, V the singular vectors of the targets | derived here |
+| `residual_norm` | `||dR/dZ||_op` without decay; only on request | derived here |
 | `risk`, `grad_norm` | the risk and the norm of its gradient | the paper |
 | `balancedness` | `||W^T W - H H^T - (the same at the start)||_F / ||H at the start||_F^2` | conserved by the flow |
 | `sharpness` | the largest eigenvalue of the risk's Hessian; costly, computed only on request | Lanczos 1950 |
 
-A ratio whose denominator vanishes (near H = 0) is NaN."""
+A ratio whose denominator vanishes (near H = 0) is NaN.
+
+For a loss of the softmax, SNC1 to SNC3 measure against its collapsed minimum, whose logits are `rho P` with
+`rho = loss.collapsed_logit(sqrt(lam_W lam_H) / s, C)`. Cross-entropy and the focal loss have none without decay. The
+metrics from `margin` to `alignment` are defaults for losses of the softmax, and can be requested for any loss. The
+smoothed margin of cross-entropy without decay never decreases along a flow once R is below ln 2. The logits `P Y`
+maximise the margin for all counts (Thrampoulidis et al. 2022), and the targets behind `alignment` are `P diag(sqrt n)`,
+so without decay both apply to unequal counts too. At a critical point of a convex loss, a residual norm of at most
+`sqrt(lam_W lam_H)` certifies a global minimum."""
 
 from .evaluation import evaluate as evaluate, snc as snc
 from .features import from_features as from_features

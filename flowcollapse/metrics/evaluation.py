@@ -14,7 +14,7 @@ from ..model.requirements import check_state
 from ..model.state import State
 from ..model.ufm import UFM
 from .balance import Reference
-from .registry import METRICS, _not_costly, available, checked_names
+from .registry import METRICS, checked_names, usual
 from .view import View
 
 
@@ -66,7 +66,7 @@ def evaluate(
         model: the model.
         state: a state of it, with any leading axes.
         names: the metrics, as a text with commas or any iterable of texts. Default: all metrics of the model and the
-            state, except `sharpness`.
+            state, except `sharpness` and `residual_norm`; those of margins and logits for losses of the softmax only.
         start: the reference state of `balancedness`, in the same columns. Default: the state itself, which gives 0.
 
     Raises:
@@ -82,7 +82,7 @@ def evaluate(
         True
     """
     check_state(model, state)
-    names = _not_costly(available(model, state.columns)) if names is None else names
+    names = usual(model, state.columns) if names is None else names
     names = checked_names(model, state.columns, names)
     reference = None
     if start is not None:
@@ -102,6 +102,8 @@ def _observe(model: UFM, state: State, names: tuple[str, ...], start: Point | No
 def snc(model: UFM, state: State) -> tuple[Float[Array, "*batch"], Float[Array, "*batch"], Float[Array, "*batch"]]:
     """The errors of strong neural collapse `(SNC1, SNC2, SNC3)` as the paper's figures plot them.
 
+    For a loss of the softmax they are the errors against its collapsed minimum, with the weight decay of the model.
+
     Args:
         model: the model, with balanced classes.
         state: a state of it, with any leading axes.
@@ -110,9 +112,10 @@ def snc(model: UFM, state: State) -> tuple[Float[Array, "*batch"], Float[Array, 
         Three errors, one number each for each leading axis.
 
     Raises:
-        UsageError: if the classes are not balanced or the state does not fit the model.
+        UsageError: if the classes are not balanced, the state does not fit the model or the loss has no minimum.
 
-    Source: Mixon, Parshall and Pi, the definition of strong neural collapse.
+    Source: Mixon, Parshall and Pi, the definition of strong neural collapse; for other losses Zhu et al. 2021 name the
+    minimum, with the constants derived here.
 
     Example:
         >>> import jax, flowcollapse as fc

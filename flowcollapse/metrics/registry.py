@@ -1,6 +1,5 @@
 """The metrics by name, and which of them exist for a model and a state."""
 
-from collections.abc import Iterable
 from typing import Any
 
 from .._checks import shown
@@ -8,12 +7,13 @@ from .._errors import UsageError
 from .._registry import Registry
 from ..model.columns import SAMPLES, Columns
 from ..model.ufm import UFM
-from . import dynamics, neural_collapse, strong_collapse
+from . import dynamics, margins, neural_collapse, strong_collapse
+from .target import lack_of_target
 from .view import Metric
 
 METRICS: Registry[Metric] = Registry(
     "metric",
-    {**strong_collapse.METRICS, **neural_collapse.METRICS, **dynamics.METRICS},
+    {**strong_collapse.METRICS, **neural_collapse.METRICS, **margins.METRICS, **dynamics.METRICS},
     instead="name one module:name",
     admits=lambda entry: isinstance(entry, Metric),
 )
@@ -30,6 +30,7 @@ def available(model: UFM, columns: Columns = SAMPLES) -> tuple[str, ...]:
         for name, metric in METRICS.items()
         if (model.balanced or not metric.equal_counts)
         and (model.loss.squared_error or not metric.squared_error)
+        and not (metric.target and lack_of_target(model))
         and (columns.knows_samples or not metric.samples)
     )
 
@@ -37,15 +38,15 @@ def available(model: UFM, columns: Columns = SAMPLES) -> tuple[str, ...]:
 def checked_names(model: UFM, columns: Columns, names: Any) -> tuple[str, ...]:
     """The requested metrics, or the default ones of a run.
 
-    The default is every available metric that is not costly and, if H has many entries, needs no single samples.
+    The default is every available metric that is not costly, belongs to the loss and, if H has many entries, needs no
+    single samples.
 
     Raises:
         UsageError: for an unknown metric, or one that does not exist for the model or the state.
     """
     if names is None:
-        known = available(model, columns)
         large = model.num_features * model.num_samples > SAMPLES_UP_TO
-        return tuple(name for name in _not_costly(known) if not (large and METRICS[name].samples))
+        return tuple(name for name in usual(model, columns) if not (large and METRICS[name].samples))
     asked = asked_names(names)  # first, because it registers metrics of other modules
     known = available(model, columns)
     for name in asked:
@@ -54,6 +55,8 @@ def checked_names(model: UFM, columns: Columns, names: Any) -> tuple[str, ...]:
                 f"metric {name!r} measures against the collapse of the squared error, and the loss is "
                 f"{model.loss.text!r}: leave it out, or use a metric that starts with nc."
             )
+        if METRICS[name].target and (reason_and_cure := lack_of_target(model)):
+            raise UsageError(f"metric {name!r} {reason_and_cure}.")
         if name not in known and METRICS[name].equal_counts and not model.balanced:
             raise UsageError(f"metric {name!r} is for equal counts, not for {model.samples_per_class}: leave it out.")
         if name not in known:
@@ -89,5 +92,10 @@ def asked_names(names: Any) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _not_costly(names: Iterable[str]) -> tuple[str, ...]:
-    return tuple(name for name in names if not METRICS[name].costly)
+def usual(model: UFM, columns: Columns) -> tuple[str, ...]:
+    """The available metrics that need not be requested by name."""
+    return tuple(
+        name
+        for name in available(model, columns)
+        if not METRICS[name].costly and (model.loss.shift_invariant or not METRICS[name].shift_invariant)
+    )

@@ -14,6 +14,7 @@ from .._linalg.algebra import in_blocks, square_norm
 from ..model.columns import root_counts
 from ..model.problem import Point, Problem
 from .balance import Reference
+from .target import Target
 
 
 class Products(NamedTuple):
@@ -165,10 +166,14 @@ class View(Measured):
     def X_square(self) -> Float[Array, ""]:
         return _square(self.B) + self.L_square
 
+    def unduality_square(self, ratio: Float[Array, ""] | float = 1.0) -> Float[Array, ""]:
+        """`||B - ratio W^T||^2`."""
+        return _square(self.B - (self.W.T if isinstance(ratio, float) and ratio == 1 else ratio * self.W.T))
+
     @functools.cached_property
-    def unduality_square(self) -> Float[Array, ""]:
-        """`||W - B^T||^2`."""
-        return _square(self.B - self.W.T)
+    def target(self) -> Target:
+        """The state that strong collapse is measured against."""
+        return Target.of(self.problem, self.point)
 
     @functools.cached_property
     def distance(self) -> Float[Array, ""]:
@@ -178,7 +183,7 @@ class View(Measured):
         the sum of the squares of the deviations from these four conditions.
         """
         W, _, b = self.point
-        squares = self.L_square + 0.5 * self.unduality_square + jnp.sum((b - jnp.sum(b) / len(b)) ** 2)
+        squares = self.L_square + 0.5 * self.unduality_square() + jnp.sum((b - jnp.sum(b) / len(b)) ** 2)
         if self.problem.model.use_bias:
             squares += 0.5 * jnp.sum((jnp.sum(W, axis=0) + jnp.sum(self.B, axis=1)) ** 2) / W.shape[0]
         return jnp.sqrt(squares)
@@ -208,10 +213,6 @@ class View(Measured):
         H = columns.lift(scores @ X if few else X)
         return jnp.mean(in_blocks(differs, H.T, 2 * C).astype(H.dtype))
 
-    @property
-    def root_n(self) -> float:
-        return self.problem.model.counts[0] ** 0.5
-
     def centre(self, W: Float[Array, "C p"]) -> Float[Array, "C p"]:
         """`P W`."""
         return W - jnp.mean(W, axis=0) if self.problem.model.use_bias else W
@@ -220,9 +221,11 @@ class View(Measured):
 class Metric(NamedTuple):
     """A metric: the `function` that computes it from a `View`, its names, and its needs.
 
-    It can need `equal_counts`, the `squared_error`, or single `samples`. A metric that takes much more time than all
-    others together is `costly`: it is computed only if it is requested by name. `long_name` and `symbol`, the formula
-    in TeX, go into Datasets. Pictures use `label`, or the long name if there is no label.
+    It can need `equal_counts`, a finite `target` (a collapsed state to measure against, see `metrics/target.py`), the
+    `squared_error`, or single `samples`. A metric that takes much more time than all others together is `costly`: it is
+    computed only if it is requested by name. So is one that is `shift_invariant`, unless the loss has this property.
+    `long_name` and `symbol`, the formula in TeX, go into Datasets. Pictures use `label`, or the long name if there is
+    no label.
 
     Example:
         >>> import flowcollapse as fc
@@ -238,6 +241,8 @@ class Metric(NamedTuple):
     squared_error: bool = False
     samples: bool = False
     costly: bool = False
+    target: bool = False
+    shift_invariant: bool = False
 
 
 def _or_nan(denominator):

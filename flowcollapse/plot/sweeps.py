@@ -61,6 +61,9 @@ VERDICT_COLORS = {
     "time_limit": "#56B4E9",
     "step_limit": "#0072B2",
     "non_finite": "#D55E00",
+    "minimum": "#009E73",
+    "critical": "#F0E442",
+    "separated": "#CC79A7",
     MISSING: UNDONE,
 }
 
