@@ -14,7 +14,7 @@ from .._errors import UsageError
 from ..initial import Start
 from ..methods.base import Method
 from ..methods.flow import AbstractFlow
-from ..metrics.registry import checked_names
+from ..metrics.registry import common_names
 from ..model.coordinates import reducible, state_size
 from ..model.requirements import check_model
 from ..model.state import State
@@ -26,7 +26,7 @@ from ..settings import take_cpu_cores, tell_idle_cores, tell_precision
 from ..simulation import as_arrays, checked_starts
 from ..sweeps.capacity import CPU_WIDTH, LANES_A_TASK, block_width, expected_cost
 from ..sweeps.engine import Device, Engine, chosen_devices
-from ..sweeps.grid import SHAPE_AXES, Grid, Task, checked_axes, checked_axis, lane_values
+from ..sweeps.grid import SHAPE_AXES, Grid, Task, checked_axes, checked_axis, decayed, lane_values
 from .candidates import Candidate, candidate, candidates_of, check_axes
 from .lane import ComparedLane, Inputs, Plateau, Shared
 from .times import ending_at, given_times, save_times
@@ -146,7 +146,7 @@ def compare(
     grid, starts = _grid(model, start, eps, seeds, candidates, axes)
     random = grid.start if starts is None else None
     shape = starts or jax.eval_shape(lambda: grid.start(model, 1.0, key=jax.random.key(0)))
-    names = checked_names(model, shape.columns, metrics)
+    names = common_names(decayed(model, axes), shape.columns, metrics)
     chosen, dtype = chosen_devices(devices), shape.W.dtype
     told = tell_precision(dtype)
 

@@ -6,7 +6,7 @@ their unweighted mean; `s = sqrt N`; `P = I - 1 1^T / C` (the identity without a
 
 | name | definition | source |
 |---|---|---|
-| `snc1` | `||W W^T - s P||_F`; other losses `||W W^T - rho s P / q||_F` | the paper, as its figures plot it; derived here |
+| `snc1` | `||W W^T - s P||_F`; other losses `||W W^T - rho s P / q||_F` | the paper, as its figures plot it |
 | `snc2` | `||H - q (W (x) 1_N)^T / s||_F / ||H||_F`, `q = (lam_W/lam_H)^1/2`, 1 for the squared error | the paper |
 | `snc3` | `||b - 1/C||_2`; other losses: b minus its mean, or b itself if it decays | the paper |
 | `distance`, `relative_distance` | `||z - Pi_S z||_E`, and over `||z||_E` | the paper, Figure 2 |

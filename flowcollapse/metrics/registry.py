@@ -1,5 +1,6 @@
 """The metrics by name, and which of them exist for a model and a state."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from .._checks import shown
@@ -65,6 +66,13 @@ def checked_names(model: UFM, columns: Columns, names: Any) -> tuple[str, ...]:
                 "start from fc.initial.sphere(..., reduced=False)."
             )
     return asked
+
+
+def common_names(models: Iterable[UFM], columns: Columns, names: Any) -> tuple[str, ...]:
+    """The requested metrics, checked, or the default metrics that all these models have."""
+    asked = None if names is None else asked_names(names)
+    first, *others = [checked_names(model, columns, asked) for model in models]
+    return tuple(name for name in first if all(name in of_model for of_model in others))
 
 
 def asked_names(names: Any) -> tuple[str, ...]:

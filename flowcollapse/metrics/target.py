@@ -35,8 +35,10 @@ class Target(NamedTuple):
         product, quotient = (jnp.where(decayed, x, y) for x, y in ((lam_W * lam_H, 1.0), (lam_W / lam_H, 1.0)))
         rho = problem.loss.collapsed_logit(jnp.where(decayed, jnp.sqrt(product), 0.0) / s, C)
         ratio = jnp.sqrt(quotient)
-        size = jnp.where(decayed | (free & model.loss.attained), s * rho / ratio, jnp.nan)
-        return cls(size, 1, ratio, jnp.where(lam_b > 0, 0.0, jnp.mean(point.b)))
+        bias = jnp.where(lam_b > 0, 0.0, jnp.mean(point.b))
+        there = decayed | (free & model.loss.attained)
+        size, ratio, bias = (jnp.where(there, x, jnp.nan) for x in (s * rho / ratio, ratio, bias))
+        return cls(size, 1, ratio, bias)
 
 
 def lack_of_target(model: UFM) -> str:

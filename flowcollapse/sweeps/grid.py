@@ -206,6 +206,12 @@ def _not_numbers(name: str, value: Any) -> UsageError:
     return UsageError(f"{name} must be a list of numbers, got {shown(value)}: {cure}.")
 
 
+def decayed(model: UFM, axes: Mapping[str, tuple[Any, ...]]) -> list[UFM]:
+    """The model with each weight decay of the axes; without such an axis, the model alone."""
+    decays = axes.get("weight_decay")
+    return [model] if decays is None else [model.with_numbers({"weight_decay": decay}) for decay in decays]
+
+
 def of_lane(parts: tuple[Any, ...], values: Mapping[str, Any]) -> tuple[Any, ...]:
     """The model, the start and the methods with the numbers of one lane, which may be traced.
 

@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..metrics.registry import asked_names, checked_names
+from ..metrics.registry import asked_names, common_names
 from ..results.labels import STATE_VARIABLES, STATS
 from ..simulation import as_arrays, simulate
-from .grid import SHAPE_AXES, Grid, of_lane
+from .grid import SHAPE_AXES, Grid, decayed, of_lane
 
 if TYPE_CHECKING:
     pass
@@ -98,6 +98,6 @@ def common_metrics(grid: Grid, names: Any) -> tuple[str, ...]:
     for shapes in grid.shapes():
         model = grid.model.with_numbers(shapes)
         state = jax.eval_shape(lambda m=model: grid.start(m, jnp.ones(()), key=jax.random.key(0)))
-        of_model = checked_names(model, state.columns, asked)
+        of_model = common_names(decayed(model, grid.axes), state.columns, asked)
         common = of_model if common is None else tuple(name for name in common if name in of_model)
     return common or ()
