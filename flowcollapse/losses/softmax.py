@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -35,7 +36,8 @@ class Softmax(NamedTuple):
         label, z = beside(targets, logits) / ones, logits / ones
         differences = z - jnp.sum(label * z, axis=0)
         others = jnp.where(label > 0, -jnp.inf, differences)
-        largest = jnp.max(others, axis=0)
+        # No result depends on the m subtracted here. Its derivative, which ties would make wrong, is left out.
+        largest = jax.lax.stop_gradient(jnp.max(others, axis=0))
         return cls(label, ones, differences, jnp.exp(others - largest), largest)
 
     @property
