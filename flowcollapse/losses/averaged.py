@@ -29,6 +29,14 @@ class Averaged(AbstractLoss):
         return self.loss.shift_invariant
 
     @property
+    def convex(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.loss.convex
+
+    @property
+    def contrastive(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.loss.contrastive
+
+    @property
     def lanes_last(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.loss.lanes_last
 

@@ -56,6 +56,13 @@ class AbstractLoss(eqx.Module):
     shift_invariant: ClassVar[bool] = False
     """Whether adding one number to all logits of a column leaves the loss as it is, as for losses of the softmax."""
 
+    convex: ClassVar[bool] = False
+    """Whether this is convex in the logits and nowhere negative, so that a global minimum can be certified."""
+
+    contrastive: ClassVar[bool] = False
+    """Whether the loss treats all classes alike and has the contrastive property of Zhou et al. 2022 (arXiv
+    2210.02192): with decay and balanced classes, every global minimiser is then a simplex frame or the origin."""
+
     lanes_last: ClassVar[bool] = False
     """Whether `gradient` and `scaled_gradient` also take logits with further axes at the end, one per lane."""
 

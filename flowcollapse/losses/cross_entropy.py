@@ -39,6 +39,8 @@ class CrossEntropy(AbstractLoss):
 
     name: ClassVar[str] = "cross-entropy"
     shift_invariant: ClassVar[bool] = True
+    convex: ClassVar[bool] = True
+    contrastive: ClassVar[bool] = True
     lanes_last: ClassVar[bool] = True
 
     def __init__(self, label_smoothing: Any = None):

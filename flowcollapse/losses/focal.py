@@ -37,6 +37,7 @@ class Focal(AbstractLoss):
 
     name: ClassVar[str] = "focal"
     shift_invariant: ClassVar[bool] = True
+    contrastive: ClassVar[bool] = True
     lanes_last: ClassVar[bool] = True
 
     def __init__(self, gamma: Any = 2.0):

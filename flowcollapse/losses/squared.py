@@ -22,6 +22,7 @@ class Squared(AbstractLoss):
     name: ClassVar[str] = "squared"
     quadratic: ClassVar[bool] = True
     squared_error: ClassVar[bool] = True
+    convex: ClassVar[bool] = True
 
     def value(self, logits: Logits, targets: Targets, ones: Ones) -> Float[Array, ""]:
         return 0.5 * square_norm(logits - targets)
