@@ -10,7 +10,8 @@ If `theta ||G||_op <= mu`, then `theta <G, Z> + mu ||Z||_* >= 0`, so no state ha
     theta (f(A0) - <G, A0>) + (1 - theta) f_inf - theta^2 |G 1|^2 / (2 lam_b)
 
 (derived here). It takes one singular value decomposition of G, holds for any number of features, and is sharp: at a
-critical point with `||G||_op <= mu` it equals the risk. A bias without decay needs `G 1 = 0`, so it is moved there.
+critical point with `||G||_op <= mu` it equals the risk. The bias of A0 may differ from that of the state; it is
+moved to where it is best, which without decay of b is the only place with a bound, `G 1 = 0`.
 """
 
 from typing import NamedTuple
@@ -101,9 +102,11 @@ def _certify(model: UFM, state: State, rtol: Float[Array, ""]) -> Optimality:
     G, risk = problem.residual(point, logits), problem.risk(point, logits)
 
     free = (lam_b == 0) & model.use_bias
-    moved = _with_best_bias(problem, logits) if model.use_bias else logits
-    anchor = jnp.where(free, moved, logits)
     targets, ones = problem.data(logits)
+    anchor = logits
+    if model.use_bias:
+        b = best_bias(problem, logits - point.b[:, None] * ones, point.b, lam_b)
+        anchor = logits + (b - point.b)[:, None] * ones
     slope = problem.loss.gradient(anchor, targets, ones)
     mean = slope @ ones
     # Without decay of b nothing but rounding is left of the mean, or no bound is known.
@@ -143,25 +146,26 @@ def _relative_gradient(problem: Problem, point: Point, G: Float[Array, "C n"]) -
     return both / jnp.where(total > 0, total, 1.0)
 
 
-def _with_best_bias(problem: Problem, logits: Float[Array, "C n"]) -> Float[Array, "C n"]:
-    """The logits, moved by the bias that makes the mean of the residual vanish, by Newton's method."""
+def best_bias(
+    problem: Problem, logits: Float[Array, "C n"], b: Float[Array, " C"], lam_b: Float[Array, ""]
+) -> Float[Array, " C"]:
+    """The bias of least risk beside the features' logits, by Newton's method from b. Without decay its mean stays."""
     targets, ones = problem.data(logits)
     loss, C = problem.loss, len(logits)
 
-    def mean(b):
-        return loss.gradient(logits + b[:, None] * ones, targets, ones) @ ones
+    def slope(b):
+        return loss.gradient(logits + b[:, None] * ones, targets, ones) @ ones + lam_b * b
 
     def step(_, b):
-        matrix = jax.jacfwd(mean)(b)
+        matrix = jax.jacfwd(slope)(b)
         if loss.shift_invariant:  # no curvature along 1, and no slope
-            matrix = matrix + jnp.trace(matrix) / C**2
-        full = lu_solve(lu_factor(matrix), mean(b))
+            matrix = matrix + jnp.where(lam_b > 0, 0.0, jnp.trace(matrix) / C**2)
+        full = lu_solve(lu_factor(matrix), slope(b))
         choices = b - jnp.append(SHORTER, 0.0).astype(b.dtype)[:, None] * full
-        sizes = jnp.linalg.norm(jax.vmap(mean)(choices), axis=1)
+        sizes = jnp.linalg.norm(jax.vmap(slope)(choices), axis=1)
         return choices[jnp.argmin(jnp.where(jnp.isfinite(sizes), sizes, jnp.inf))]
 
-    b = jax.lax.fori_loop(0, NEWTON_STEPS, step, jnp.zeros(C, logits.dtype))
-    return logits + b[:, None] * ones
+    return jax.lax.fori_loop(0, NEWTON_STEPS, step, b)
 
 
 def _infimum(loss: AbstractLoss, targets: Float[Array, "C n"], ones: Float[Array, " n"]) -> Float[Array, ""] | float:
