@@ -116,7 +116,7 @@ class AbstractLoss(eqx.Module):
         """The largest rho at which the loss pulls with this strength; 0 if its pull is weaker everywhere.
 
         It is infinite if the pull is not above 0 and the loss has no minimum. The default brackets the largest root
-        among 64 powers of two and bisects there.
+        among 64 powers of two and bisects there. Derivatives are those of the root, by one step of Newton's method.
         """
 
         def one(wanted):
@@ -132,7 +132,14 @@ class AbstractLoss(eqx.Module):
 
             low, high = jax.lax.fori_loop(0, 64, halved, (grid[place], grid[place + 1]))
             endless = (above > place) | ((wanted <= 0) & (not self.attained))
-            return jnp.where(above < 0, 0.0, jnp.where(endless, jnp.inf, (low + high) / 2))
+            root = jax.lax.stop_gradient((low + high) / 2)
+            slope = jax.lax.stop_gradient(
+                jax.jvp(lambda r: self.pull(r, num_classes), (root,), (jnp.ones_like(root),))[1]
+            )
+            root -= jnp.where(
+                slope < 0, (self.pull(root, num_classes) - wanted) / jnp.where(slope < 0, slope, 1.0), 0.0
+            )
+            return jnp.where(above < 0, 0.0, jnp.where(endless, jnp.inf, root))
 
         return jnp.vectorize(one)(pull)
 

@@ -8,4 +8,7 @@ from . import (
     riccati as riccati,
     subspace as subspace,
 )
+from .frames import Transition as Transition, transition as transition
+from .minima import Minimiser as Minimiser, minimiser as minimiser
+from .optimality import Optimality as Optimality, certify as certify
 from .small_starts import curves as curves, limits as limits, prediction as prediction, scaling as scaling
