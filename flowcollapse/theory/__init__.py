@@ -4,7 +4,9 @@ learning curves and predictions, the landscape, and the certificate that measure
 from . import (
     certificate as certificate,
     exact as exact,
+    imbalance as imbalance,
     landscape as landscape,
+    max_margin as max_margin,
     riccati as riccati,
     subspace as subspace,
 )
