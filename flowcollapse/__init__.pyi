@@ -1,5 +1,6 @@
 from . import (
     curvature as curvature,
+    gallery as gallery,
     initial as initial,
     losses as losses,
     metrics as metrics,

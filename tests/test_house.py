@@ -25,7 +25,7 @@ FLOORS = (
     ("simulation",),
     ("sweeps", "theory"),
     ("comparison", "plot"),
-    ("reproduce", ""),
+    ("reproduce", "gallery", ""),
     ("cli",),
     ("__main__",),
 )

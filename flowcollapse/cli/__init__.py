@@ -15,7 +15,7 @@ ABOUT = (
     "Gradient flow and gradient descent of the unconstrained features model, and how far they are from neural collapse."
 )
 
-EXIT_CODES = """Exit codes: 0 success, 1 a law fails (verify), 2 bad input, 70 internal error, 74 standard output cannot
+EXIT_CODES = """Exit codes: 0 success, 1 a law fails (verify, show), 2 bad input, 70 internal error, 74 standard output cannot
 be written, 130 interrupted. A pipe that is closed early, for example by head, does not change the exit code."""
 
 OUTPUT_FAILED, INTERRUPTED = 74, 130
@@ -63,6 +63,7 @@ def _main(args: list[str]) -> int:
     from .info import Info
     from .plot import Plot
     from .reproduce import Reproduce
+    from .show import Show
     from .simulate import Simulate
     from .sweep import Sweep
     from .verify import Verify
@@ -73,6 +74,7 @@ def _main(args: list[str]) -> int:
         "sweep": Sweep,
         "compare": Compare,
         "plot": Plot,
+        "show": Show,
         "verify": Verify,
         "info": Info,
     }

@@ -24,7 +24,7 @@ from ..model.ufm import UFM
 from .base import Method, Run
 from .integration import Legs, adjoint_of
 from .layouts import Layout, SecondOrder, layout_of
-from .log_clock import CLOCKS, check_range, clock_for, from_solver, from_time, is_logarithmic, to_solver
+from .log_clock import CLOCKS, check_range, clock_for, from_solver, is_logarithmic, to_solver
 from .solvers.registry import solver_of
 
 APPROACHES = ("auto", "explicit", "implicit")
@@ -227,7 +227,9 @@ class AbstractFlow(Method):
         elif self.until is not None:
             end = LONGEST_UNTIL_REST * ending_of(problem).end_time(start)
         else:
-            end = from_time(self.clock, ending_of(problem).end_time(start)) if isinstance(ts, int) else ts[-1]
+            ending = ending_of(problem)
+            known = ending.log_end_time(start) if self.clock == "log" else ending.end_time(start)
+            end = known if isinstance(ts, int) else ts[-1]
         return jnp.asarray(end, start.X.dtype)
 
 

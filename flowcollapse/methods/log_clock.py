@@ -73,8 +73,3 @@ def to_solver(clock: str, t: Float[Array, "*times"]) -> Float[Array, "*times"]:
 def from_solver(clock: str, t: Float[Array, "*times"]) -> Float[Array, "*times"]:
     """The user's time at a time of the solver."""
     return jnp.expm1(t) if clock == "log-steps" else t
-
-
-def from_time(clock: str, t: Float[Array, "*times"]) -> Float[Array, "*times"]:
-    """The user's time at the time t of the flow."""
-    return jnp.log1p(t) if clock == "log" else t

@@ -90,7 +90,7 @@ def enter(model: UFM, state: State, coordinates: str) -> tuple[Frame, Problem, P
     reduced = state.columns.reduced
     check_coordinates(coordinates)
     if coordinates == "class-mean" and not exact and not reduced:
-        raise _not_collapsed(model, 'coordinates="class-mean"', 'use coordinates="sample"')
+        raise _not_collapsed(model, "the samples may differ")
     if coordinates == "sample":
         state = State(H=state.H, W=state.W, b=state.b)
     elif exact and not reduced:
@@ -118,7 +118,7 @@ def reducible(model: UFM, state: State, coordinates: str = "class-mean") -> Stat
         return state
     if is_traced(state.X):
         if coordinates == "class-mean":
-            raise _not_collapsed(model, "the start is traced, and class means", "reduce it before, outside jax.jit")
+            raise _not_collapsed(model, "the start is traced, so they may differ")
         return state
     H = np.asarray(state.X)
     first = np.cumsum((0, *model.counts[:-1]))
@@ -126,14 +126,14 @@ def reducible(model: UFM, state: State, coordinates: str = "class-mean") -> Stat
         means = jnp.asarray(H[..., first]) * root_counts(model.counts, state.X.dtype)
         return State(X=means, W=state.W, b=state.b, columns=reduced)
     if coordinates == "class-mean":
-        raise _not_collapsed(model, "the samples of a class differ, and class means", 'use coordinates="sample"')
+        raise _not_collapsed(model, "they do differ")
     return state
 
 
-def _not_collapsed(model: UFM, fault: str, cure: str) -> UsageError:
+def _not_collapsed(model: UFM, reason: str) -> UsageError:
     return UsageError(
-        f"{fault} of samples that differ within a class are exact for quadratic losses only, and the loss is "
-        f"{model.loss.text!r}: {cure}."
+        f"class-mean columns of samples that differ within a class are exact for quadratic losses only, the loss is "
+        f'{model.loss.text!r}, and {reason}: use the samples, coordinates="sample".'
     )
 
 
