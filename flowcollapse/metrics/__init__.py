@@ -33,10 +33,10 @@ A ratio whose denominator vanishes (near H = 0) is NaN.
 For a loss of the softmax, SNC1 to SNC3 measure against its collapsed minimum, whose logits are `rho P` with
 `rho = loss.collapsed_logit(sqrt(lam_W lam_H) / s, C)`. Cross-entropy and the focal loss have none without decay. The
 metrics from `margin` to `alignment` are defaults for losses of the softmax, and can be requested for any loss. The
-smoothed margin of cross-entropy without decay never decreases along a flow once R is below ln 2. The logits `P Y`
-maximise the margin for all counts (Thrampoulidis et al. 2022), and the targets behind `alignment` are `P diag(sqrt n)`,
-so without decay both apply to unequal counts too. At a critical point of a convex loss, a residual norm of at most
-`sqrt(lam_W lam_H)` certifies a global minimum."""
+smoothed margin of cross-entropy without decay and bias never decreases along a flow once R is below ln 2. The logits
+`P Y` maximise the margin for all counts (Thrampoulidis et al. 2022), and the targets behind `alignment` are
+`P diag(sqrt n)`, so without decay both apply to unequal counts too. At a critical point of a convex loss, a residual
+norm of at most `sqrt(lam_W lam_H)` certifies a global minimum."""
 
 from .evaluation import evaluate as evaluate, snc as snc
 from .features import from_features as from_features

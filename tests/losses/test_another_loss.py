@@ -150,16 +150,21 @@ def test_class_means_alone_hold_a_collapsed_state_for_any_loss(counts):
     np.testing.assert_allclose(ends[1].metrics["cdnv"], 0, atol=EPS)
 
 
-def test_a_run_without_a_known_end_must_be_given_one(model):
-    """Nothing says when cross-entropy is done, and no verdict claims that it is."""
-    with pytest.raises(fc.UsageError, match=r"t1 is not given.*'trial'.*give t1"):
-        fc.simulate(model, START, fc.Flow("tsit5"))
-    with pytest.raises(fc.UsageError, match=r"until='rest'.*'trial'.*give t1"):
-        fc.simulate(model, START, fc.Flow("tsit5", until="rest", t1=1.0))
+def test_a_run_of_a_loss_without_minimum_ends_at_rest_only_under_decay(model):
+    """Without decay the default run is long, and the verdict says that it is no end. With decay the flow comes to rest.
+
+    The loss declares no convexity, so nothing is said of the minimum. Implicit steps would need its fastest rate.
+    """
     with pytest.raises(fc.UsageError, match=r"approach=\"implicit\".*'trial'.*leave it out"):
         fc.simulate(model, START, fc.Flow("tsit5", approach="implicit", t1=1.0))
-    assert fc.simulate(model, START, fc.Flow("tsit5", t1=50.0)).result == fc.Verdict.time_limit
-    assert fc.simulate(model, START, fc.Descent("sgd", 500, learning_rate=0.1)).result == fc.Verdict.step_limit
+    path = fc.simulate(model, START, fc.Flow("tsit5", rtol=1e-3), metrics="risk")
+    assert path.result == fc.Verdict.separated
+    assert path.t_end > np.exp(50)
+    assert fc.simulate(model, START, fc.Flow("tsit5", t1=0.01)).result == fc.Verdict.time_limit
+    assert fc.simulate(model, START, fc.Descent("sgd", 500, learning_rate=0.1)).result == fc.Verdict.separated
+    assert fc.simulate(model, START, fc.Descent("sgd", 5, learning_rate=0.1)).result == fc.Verdict.step_limit
+    decayed = model.with_numbers({"weight_decay": 0.2})
+    assert fc.simulate(decayed, START, fc.Flow("tsit5", until="rest")).result == fc.Verdict.critical
 
 
 @pytest.mark.parametrize("name", ["snc1", "snc2", "snc3", "distance", "relative_distance"])
