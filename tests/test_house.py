@@ -25,7 +25,8 @@ FLOORS = (
     ("simulation",),
     ("sweeps", "theory"),
     ("comparison", "plot"),
-    ("reproduce", "gallery", ""),
+    ("reproduce", "gallery"),
+    ("",),
     ("cli",),
     ("__main__",),
 )

@@ -118,6 +118,16 @@ def run_dataset() -> xr.Dataset:
     return xr.Dataset({name: ("time", [0.5, 0.4]) for name in names}, {"time": TIMES})
 
 
+def picture_dataset() -> xr.Dataset:
+    """The Dataset of a picture with one class."""
+    data: dict[str, Any] = {
+        "classifier_square": (("time", "class"), [[0.0], [1.0]]),
+        "predicted_time": ("class", [0.5]),
+    }
+    about = {"picture": "order-of-learning", "title": "a picture", "sources": "a paper"}
+    return xr.Dataset(data, {"time": TIMES, "count": ("class", [1])}, about)
+
+
 def store() -> str:
     """The store of a sweep that ended before its first lane."""
     with contextlib.suppress(Reached):
@@ -127,10 +137,11 @@ def store() -> str:
 
 # fmt: off
 CALLS: dict[str, Callable[[], dict[str, Any]]] = {
-    "UFM": lambda: SIZES | {"weight_decay": 0.0, "use_bias": True, "loss": "squared"},
+    "UFM": lambda: SIZES | {"weight_decay": 0.0, "use_bias": True, "loss": "squared", "reduction": "sum"},
     "State": lambda: {"H": START.H, "W": START.W, "b": START.b, "columns": None},
     "Flow": lambda: {
-        "solver": "tsit5", "rtol": 1e-3, "atol": 1e-3, "t1": 1.0, "max_steps": 9, "coordinates": "auto", "mesh": None
+        "solver": "tsit5", "rtol": 1e-3, "atol": 1e-3, "t1": 1.0, "max_steps": 9, "coordinates": "auto", "mesh": None,
+        "clock": "auto",
     },
     "Descent": lambda: {
         "optimizer": "sgd", "num_steps": 2, "t1": 1.0, "coordinates": "sample", "learning_rate": 0.1, "momentum": 0.5
@@ -166,7 +177,12 @@ CALLS: dict[str, Callable[[], dict[str, Any]]] = {
     "curvature.spectrum.spectral_density": lambda: {
         "model": MODEL, "state": START, "key": KEY, "probes": 1, "iterations": 4,
     },
+    "gallery.registry.run": lambda: {"name": "margin", "progress": False},
+    "gallery.registry.draw": lambda: {"dataset": picture_dataset()},
+    "gallery.registry.table": lambda: {"dataset": picture_dataset()},
+    "gallery.registry.write": lambda: {"dataset": picture_dataset(), "folder": "pictures"},
     "initial.sphere": lambda: {"model": MODEL, "eps": 0.1, "key": KEY, "reduced": False, "dtype": None},
+    "initial.class_means": lambda: {"model": MODEL, "eps": 0.1, "key": KEY, "dtype": None},
     "initial.on_subspace": lambda: {"model": MODEL, "eps": 0.1, "key": KEY, "dtype": None},
     "initial.balanced": lambda: {"model": MODEL, "eps": 0.1, "key": KEY, "dtype": None},
     "initial.collapsed": lambda: {"model": MODEL, "key": KEY, "dtype": None},

@@ -15,8 +15,8 @@ ABOUT = (
     "Gradient flow and gradient descent of the unconstrained features model, and how far they are from neural collapse."
 )
 
-EXIT_CODES = """Exit codes: 0 success, 1 a law fails (verify, show), 2 bad input, 70 internal error, 74 standard output cannot
-be written, 130 interrupted. A pipe that is closed early, for example by head, does not change the exit code."""
+EXIT_CODES = """Exit codes: 0 success, 1 a law fails (verify, show), 2 bad input, 70 internal error, 74 standard output
+cannot be written, 130 interrupted. A pipe that is closed early, for example by head, does not change the exit code."""
 
 OUTPUT_FAILED, INTERRUPTED = 74, 130
 

@@ -10,8 +10,9 @@ if TYPE_CHECKING:
 class Check(NamedTuple):
     """A row of a picture's table: a law, its expected value and the measured value.
 
-    `within` says how near they should be: the largest relative difference that the law itself leaves, for example
-    because it is a limit.
+    - `law`: the law, in words.
+    - `expected`, `measured`: the values.
+    - `within`: the largest relative difference that the law itself leaves, for example because it is a limit.
 
     Example:
         >>> from flowcollapse.gallery import Check
@@ -31,7 +32,7 @@ class Check(NamedTuple):
 
     @property
     def holds(self) -> bool:
-        return self.off <= self.within
+        return bool(self.off <= self.within)
 
 
 class Picture(NamedTuple):

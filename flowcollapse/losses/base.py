@@ -14,7 +14,7 @@ from .._registry import described_by, fields_of, numbers_of
 Logits = Float[Array, "C n *lanes"]
 Targets = Float[Array, "C n"]
 Ones = Float[Array, " n"]
-Lanes = Float[Array, "*lanes"]
+Lanes = Float[Array, "..."]
 
 
 class AbstractLoss(eqx.Module):

@@ -14,7 +14,7 @@ from .softmax import Softmax
 
 
 class Focal(AbstractLoss):
-    """The focal loss of the softmax, `-(1 - p_y)^gamma ln p_y`. With `gamma = 0` it is cross-entropy.
+    """The focal loss of the softmax, `-(1 - p_y)^gamma ln p_y`, which is cross-entropy for `gamma = 0`.
 
     It is not convex in the logits, and it has no minimum: it falls to zero as the logits grow.
 

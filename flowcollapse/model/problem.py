@@ -82,7 +82,7 @@ class Problem(NamedTuple):
             return products
         return products + b[:, None] * beside(self.columns.ones(X.shape[1], X.dtype), X[0, 0])
 
-    def residual(self, point: Point, logits: Array | None = None) -> Float[Array, "C n"]:
+    def residual(self, point: Point, logits: Array | None = None) -> Float[Array, "C n *lanes"]:
         """`G`: the derivative of the loss in the logits; for the squared error `W X + b u^T - T`."""
         logits = self.logits(point) if logits is None else logits
         return self.loss.gradient(logits, *self.data(logits))
