@@ -52,7 +52,8 @@ def simulate(
             approach after it.
         save_states: keep `path.states`, the state at every time of `ts`.
         metrics: names of the metrics to save, as a text with commas or any iterable of texts. Default: all metrics of
-            the model and the start except `sharpness` and, for more than 2^20 entries of H, those of single samples.
+            the model and the start except `sharpness`, `residual_norm` and, for more than 2^20 entries of H, those of
+            single samples.
 
     Returns:
         The `Trajectory`. A run that cannot finish says so in `path.result`; it does not raise an exception.

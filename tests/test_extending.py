@@ -51,7 +51,7 @@ def test_the_program_runs(mine):
     exec(compile(PROGRAM, "extending.md", "exec"), space)
     path, grid, both = space["path"], space["grid"], space["both"]
     assert path.result == fc.Verdict.time_limit
-    np.testing.assert_allclose(path.metrics["margin"][-1], mine.smallest_margin(view_of(path)), rtol=1e-12)
+    np.testing.assert_allclose(path.metrics["class_margin"][-1], mine.smallest_margin(view_of(path)), rtol=1e-12)
     assert grid.sizes == {"delta": 2, "share": 2, "eps": 1, "seed": 2, "time": 2}
     assert both.sizes["method"] == 2
     # The number of the loss reaches the lane: with delta = 0.5 the risk is that of Huber(0.5), and the lanes differ.

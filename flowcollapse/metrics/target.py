@@ -54,8 +54,8 @@ def lack_of_target(model: UFM) -> str:
     decays = known_decays(model)
     if decays is None or min(decays[:2]) > 0 or (model.loss.attained and max(decays[:2]) == 0):
         return ""
-    cure = "let both or none of them decay" if model.loss.attained else "let both decay, or measure the margin"
+    cure = "set both or neither" if model.loss.attained else "set both, or use margin"
     return (
-        f"measures against the minimum, which the loss {name} has not with weight decay {decays[0]:g} of W and "
+        f"measures against the minimum, which the loss {name} lacks with weight decay {decays[0]:g} of W and "
         f"{decays[1]:g} of H: {cure}"
     )

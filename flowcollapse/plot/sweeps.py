@@ -61,7 +61,7 @@ VERDICT_COLORS = {
     "time_limit": "#56B4E9",
     "step_limit": "#0072B2",
     "non_finite": "#D55E00",
-    "minimum": "#009E73",
+    "minimum": "#44AA99",
     "critical": "#F0E442",
     "separated": "#CC79A7",
     MISSING: UNDONE,

@@ -206,7 +206,7 @@ def _not_numbers(name: str, value: Any) -> UsageError:
     return UsageError(f"{name} must be a list of numbers, got {shown(value)}: {cure}.")
 
 
-def decayed(model: UFM, axes: Mapping[str, tuple[Any, ...]]) -> list[UFM]:
+def decayed(model: UFM, axes: Mapping[str, Sequence[Any]]) -> list[UFM]:
     """The model with each weight decay of the axes; without such an axis, the model alone."""
     decays = axes.get("weight_decay")
     return [model] if decays is None else [model.with_numbers({"weight_decay": decay}) for decay in decays]

@@ -1,5 +1,7 @@
 """Runs of other losses than the squared error: rest at a certified minimum, at a saddle, or growing margins."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,7 +24,7 @@ S = N**0.5
 EPS = float(np.finfo(np.float64).eps)
 
 
-def ufm(loss="cross-entropy", decay=0.0, counts=(N,) * C, p=P, **options) -> fc.UFM:
+def ufm(loss: Any = "cross-entropy", decay: Any = 0.0, counts=(N,) * C, p=P, **options) -> fc.UFM:
     return systems.model_of(counts, p, loss=loss, weight_decay=decay, **options)
 
 

@@ -228,9 +228,9 @@ def test_the_defaults_belong_to_the_loss():
 
 
 REFUSED = {
-    "no decay": ("cross-entropy", 0.0, r"the loss 'cross-entropy' has not.*0 of W and 0 of H: let both decay"),
-    "decay of W": ("focal:2", (0.1, 0.0, 0.0), r"'focal:gamma=2.0'.*0\.1 of W and 0 of H: let both decay"),
-    "one decay": ("label-smoothing:0.1", (0.0, 0.1, 0.0), r"0 of W and 0\.1 of H: let both or none of them decay"),
+    "no decay": ("cross-entropy", 0.0, r"the loss 'cross-entropy' lacks.*0 of W and 0 of H: set both, or use margin"),
+    "decay of W": ("focal:2", (0.1, 0.0, 0.0), r"'focal:gamma=2.0'.*0\.1 of W and 0 of H: set both, or use margin"),
+    "one decay": ("label-smoothing:0.1", (0.0, 0.1, 0.0), r"0 of W and 0\.1 of H: set both or neither"),
     "another loss": (Trial(), 0.3, r"squared error or of a loss of the softmax.*'trial': leave it out"),
     "a multiple": (Scaled(), 0.0, r"squared error or of a loss of the softmax.*'scaled.*: leave it out"),
 }

@@ -387,7 +387,7 @@ def test_lazy_data_give_the_same_picture(runs, draw):
         (lambda d: plot.limit(d.assign_coords(t1=list("abc")).sel(eps=0.1), against="t1"), "'t1' has no numbers"),
         (lambda d: plot.limit(d.sel(t1=8.0).drop_vars("eps")), "'eps' has no numbers"),
         (lambda d: plot.verdicts(d[["t_end"]]), "no variable 'verdict'"),
-        (lambda d: plot.verdicts(d.assign(verdict=d["verdict"].copy(data=0 * d["verdict"] + 7)).sel(t1=8.0)), r"\[7\]"),
+        (lambda d: plot.verdicts(d.assign(verdict=d["verdict"].copy(data=0 * d["verdict"] + 9)).sel(t1=8.0)), r"\[9\]"),
         (lambda d: plot.sweep(d.assign(verdict=d["verdict"].drop_attrs())), r"verdicts \[0, 2\]"),
     ],
 )
