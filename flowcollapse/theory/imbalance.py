@@ -291,6 +291,4 @@ def _require_riccati(model: UFM) -> None:
         equal_decay="the flow is known for equal decay of W and H: use (lam, lam, lam_b)",
     )
     if model.use_bias:
-        raise UsageError(
-            "use_bias is True, but with a bias the classes do not grow on their own: use use_bias=False."
-        )
+        raise UsageError("use_bias is True, but with a bias the classes do not grow on their own: use use_bias=False.")

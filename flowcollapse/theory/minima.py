@@ -51,7 +51,7 @@ class Minimiser(NamedTuple):
     - `collapsed`: whether all classes are learned, so that the features collapse to C class means that W tells apart.
     - `spectrum`: eigenvalues of the Hessian at the state, for balanced classes, decay of W and H, and a loss of the
       kind of cross-entropy; otherwise None. At the origin they are complete. At a simplex frame four more values occur
-      `C - 1` times each (three without a bias), which have no short form and are left out.
+      `C - 1` times each, which have no short form and are left out: three without a bias, and two fewer if C is 2.
 
     Example:
         >>> import flowcollapse as fc

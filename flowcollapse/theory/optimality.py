@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from .._checks import Number, check_positive
@@ -31,7 +32,7 @@ from ..model.state import State
 from ..model.ufm import UFM
 
 NEWTON_STEPS = 16
-SHORTER = 2.0 ** -jnp.arange(8)
+LENGTHS = np.append(2.0 ** -np.arange(8), 0.0)
 """The lengths among which each Newton step chooses."""
 
 
@@ -161,7 +162,7 @@ def best_bias(
         if loss.shift_invariant:  # no curvature along 1, and no slope
             matrix = matrix + jnp.where(lam_b > 0, 0.0, jnp.trace(matrix) / C**2)
         full = lu_solve(lu_factor(matrix), slope(b))
-        choices = b - jnp.append(SHORTER, 0.0).astype(b.dtype)[:, None] * full
+        choices = b - jnp.asarray(LENGTHS, b.dtype)[:, None] * full
         sizes = jnp.linalg.norm(jax.vmap(slope)(choices), axis=1)
         return choices[jnp.argmin(jnp.where(jnp.isfinite(sizes), sizes, jnp.inf))]
 
