@@ -133,8 +133,10 @@ def frame_logit(model: UFM) -> Float[Array, ""]:
 def frame_spectrum(model: UFM, rho: Float[Array, ""], at_origin: bool) -> Spectrum:
     """Eigenvalues of the Hessian at a minimiser with positive decay; all of them at the origin.
 
-    At a simplex frame those of `Spectrum` miss four values, `C - 1` times each (three without a bias), which have no
-    short form. The curvature of the loss at a collapsed sample is `e` along its own direction `P e_y`, and `c` along
+    At a simplex frame four values, `C - 1` times each, are missing, because they have no short form: three without a
+    bias, and two fewer if C is 2.
+
+    The curvature of the loss at a collapsed sample is `e` along its own direction `P e_y`, and `c` along
     the `C - 2` directions orthogonal to it and to 1.
     """
     dtype = rho.dtype

@@ -98,18 +98,23 @@ def solve(model: UFM) -> tuple[Float[Array, "C C"], Float[Array, "C C"], Float[A
 
     gradient = jax.grad(risk(fixed))
 
-    def newton(x, g):
-        return x - cg(lambda v: jax.jvp(gradient, (x,), (v,))[1], g, tol=1e-14, maxiter=CG_STEPS)[0]
+    lam_W, lam_H, _ = (lam.astype(first.dtype) for lam in fixed.decays)
+    mu = jnp.sqrt(lam_W * lam_H)  # curvatures are multiples of it; rotations of the factors have none
+
+    def newton(x, g, damping):
+        return x - cg(lambda v: jax.jvp(gradient, (x,), (v,))[1] + damping * mu * v, g, tol=1e-14, maxiter=CG_STEPS)[0]
 
     def better(_, x):
         g = gradient(x)
-        moved = newton(x, g)
+        moved = newton(x, g, damping=1e-6)
         return jnp.where(jnp.linalg.norm(gradient(moved)) < jnp.linalg.norm(g), moved, x)
 
     x = _lbfgs(risk(fixed), first)
     x = jax.lax.stop_gradient(jax.lax.fori_loop(0, NEWTON_STEPS, better, x))
     last = jax.grad(risk(model))(x)
-    x = newton(x, last - jax.lax.stop_gradient(last))  # moves nothing, and has the derivatives of the minimum
+    x = newton(
+        x, last - jax.lax.stop_gradient(last), damping=1e-12
+    )  # moves nothing, and has the derivatives of the minimum
     return _assembled(groups, _existing(model, groups, unravel(x)))
 
 

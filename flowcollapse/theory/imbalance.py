@@ -199,6 +199,12 @@ def learning_times(model: UFM, start: State) -> Float[Array, " C"]:
             f"num_features is {model.num_features}, but with fewer than {len(counts)} some classes are never learned: "
             "raise it."
         )
+    decays = known_decays(model)
+    if decays is not None and decays[0] >= min(counts) ** 0.5:
+        raise UsageError(
+            f"weight_decay is {model.weight_decay!r}, but from {min(counts) ** 0.5:.6g} on the smallest class is never "
+            "learned: lower it."
+        )
     check_state(model, start, "start")
     check_one(start)
     model, start = floating(model, start)
@@ -267,8 +273,8 @@ def _check_aligned(means: State) -> None:
         return
     if off > 1e3 * jnp.finfo(off.dtype).eps * size:
         raise UsageError(
-            f"start is {float(off / size):.1e} of its size away from B = W^T: use a start with H = W^T / sqrt n in each "
-            "class, or fc.theory.exact.balanced_flow."
+            f"start is {float(off / size):.1e} of its size away from B = W^T: use a start with H = W^T / sqrt n in "
+            "each class, or fc.theory.exact.balanced_flow."
         )
     if jnp.linalg.matrix_rank(means.W) < len(means.W):
         raise UsageError(

@@ -62,7 +62,7 @@ class Powers(NamedTuple):
 def margin(model: UFM) -> Float[Array, ""]:
     """The largest margin in units of `(||W||^2 + ||H||^2 + |b|^2)/2`: `1 / ||P diag(sqrt n)||_*`.
 
-    It is `1 / (s (C - 1))` for balanced classes. The margin of a state is the least logit of an own class minus another.
+    It is `1 / (s (C - 1))` for balanced classes. A margin is the logit of the own class minus another.
 
     Args:
         model: the model: a loss without minimum, such as cross-entropy, no decay, and `p >= C - 1`. With a bias, its
@@ -242,7 +242,7 @@ def logit_on_ray(model: UFM, log_time: Number, rho0: Number) -> Float[Array, "*s
     if not is_traced(times) and (known is None or not np.all((known >= 0) & np.isfinite(known))):
         raise UsageError(f"log_time must be finite and not below 0, got {shown(log_time)}: give times from 0 on.")
     dtype = jnp.result_type(float)
-    return jnp.vectorize(lambda l: _logit(model, l, jnp.asarray(rho0, dtype)))(jnp.asarray(times, dtype))
+    return jnp.vectorize(lambda time: _logit(model, time, jnp.asarray(rho0, dtype)))(jnp.asarray(times, dtype))
 
 
 def _require_separable(model: UFM) -> None:

@@ -51,7 +51,7 @@ class Minimiser(NamedTuple):
     - `collapsed`: whether all classes are learned, so that the features collapse to C class means that W tells apart.
     - `spectrum`: eigenvalues of the Hessian at the state, for balanced classes, decay of W and H, and a loss of the
       kind of cross-entropy; otherwise None. At the origin they are complete. At a simplex frame four more values occur
-      `C - 1` times each (three without a bias), which have no short form and are left out.
+      `C - 1` times each, which have no short form and are left out: three without a bias, and two fewer if C is 2.
 
     Example:
         >>> import flowcollapse as fc
@@ -159,11 +159,11 @@ def _way(model: UFM, decays: tuple[float, float, float] | None) -> tuple[Callabl
     if not loss.convex:
         raise UsageError(
             f"loss is {loss.text!r} and samples_per_class={model.samples_per_class}, but without convexity the minimum "
-            "is known for equal counts and losses of the kind of cross-entropy only: use equal counts, or a convex loss."
+            "is known for equal counts and losses like cross-entropy only: use equal counts, or a convex loss."
         )
     raise UsageError(
-        f"weight_decay is {model.weight_decay!r}, but without decay the minimum of the loss {loss.text!r} is not known: "
-        "give W and H a decay."
+        f"weight_decay is {model.weight_decay!r}, but without decay the minimum of the loss {loss.text!r} is not "
+        "known: give W and H a decay."
     )
 
 
@@ -202,7 +202,7 @@ def rounding() -> float:
 
 
 def _of_features(W: Float[Array, "C m"], B: Float[Array, "m C"], p: int) -> tuple[Array, Array, Array]:
-    """The factors with p features, the largest modes first if there are fewer, and the largest mode that is left out."""
+    """The factors with p features, the largest modes first if there are fewer, and the largest mode left out."""
     m = W.shape[1]
     if m <= p:
         return jnp.pad(W, ((0, 0), (0, p - m))), jnp.pad(B, ((0, p - m), (0, 0))), jnp.zeros((), W.dtype)
@@ -278,6 +278,6 @@ def _by_minimisation(model: UFM) -> Parts:
     """Factors found by L-BFGS and Newton's method, with their largest modes in few columns."""
     W, B, b = solve(model)
     if model.num_features < model.num_classes:
-        values, turn = eigh(W.T @ W)
+        _, turn = eigh(W.T @ W)
         W, B = W @ turn, turn.T @ B
     return W, B, b

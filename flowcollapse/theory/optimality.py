@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from .._checks import Number, check_positive
@@ -31,7 +32,7 @@ from ..model.state import State
 from ..model.ufm import UFM
 
 NEWTON_STEPS = 16
-SHORTER = 2.0 ** -jnp.arange(8)
+LENGTHS = np.append(2.0 ** -np.arange(8), 0.0)
 """The lengths among which each Newton step chooses."""
 
 
@@ -40,7 +41,8 @@ class Optimality(NamedTuple):
 
     - `residual_norm`: `||G||_op`, the largest singular value of the derivative of the loss in the logits.
     - `bound`: `mu = sqrt(lam_W lam_H)`. At a global minimum `residual_norm` is at most that.
-    - `gradient`: the norm of the gradient of the risk, over the sum of the norms of its parts from loss and decay.
+    - `gradient`: the norm of the gradient of the risk, over the sum of the norms of its parts from loss and decay; 0 if it is
+      only rounding.
     - `excess`: no state has a risk lower than that of this state by more than this.
     - `is_global`: whether the excess is negligible, so that the state is a global minimum.
 
@@ -132,7 +134,7 @@ def _certify(model: UFM, state: State, rtol: Float[Array, ""]) -> Optimality:
 
 
 def _relative_gradient(problem: Problem, point: Point, G: Float[Array, "C n"]) -> Float[Array, ""]:
-    W, X, b = point
+    W, X, _ = point
     lams = problem.decays(X.dtype)
     of_b = problem.columns.times_ones(G) * problem.model.use_bias
     of_loss = (G @ X.T, W.T @ G, of_b)
@@ -143,7 +145,8 @@ def _relative_gradient(problem: Problem, point: Point, G: Float[Array, "C n"]) -
 
     total = size(of_loss) + size(of_decay)
     both = size([one + other for one, other in zip(of_loss, of_decay, strict=True)])
-    return both / jnp.where(total > 0, total, 1.0)
+    rounding = 64 * jnp.finfo(X.dtype).eps * jnp.linalg.norm(G) * problem.model.num_samples**0.5
+    return jnp.where(both > rounding, both / jnp.where(total > 0, total, 1.0), 0.0)
 
 
 def best_bias(
@@ -161,7 +164,7 @@ def best_bias(
         if loss.shift_invariant:  # no curvature along 1, and no slope
             matrix = matrix + jnp.where(lam_b > 0, 0.0, jnp.trace(matrix) / C**2)
         full = lu_solve(lu_factor(matrix), slope(b))
-        choices = b - jnp.append(SHORTER, 0.0).astype(b.dtype)[:, None] * full
+        choices = b - jnp.asarray(LENGTHS, b.dtype)[:, None] * full
         sizes = jnp.linalg.norm(jax.vmap(slope)(choices), axis=1)
         return choices[jnp.argmin(jnp.where(jnp.isfinite(sizes), sizes, jnp.inf))]
 
