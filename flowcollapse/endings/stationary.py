@@ -43,6 +43,20 @@ class Stationary(AbstractEnding):
         """The escape time, plus 20 over the slowest rate at the collapsed minimum."""
         return self._time(start, DECAY)
 
+    def fastest_rate(self, t: Float[Array, ""]) -> Float[Array, ""]:
+        """The fastest decay near the collapsed minimum: the largest curvature of the loss there times the features.
+
+        It is `rho s c (r + 1/r)` with the curvature c of the frame's directions, the ratio r of the decays' roots and
+        the largest decay (derived here as in `_rate_of_mode`).
+        """
+        loss, (lam_W, lam_H, _) = fixed((self.problem.loss, self.problem.decays(t.dtype)))
+        s = float(target_modes(self.problem.model)[1][0])
+        rho, curvatures = _curvatures(loss, self.problem.model.num_classes, s, jnp.sqrt(lam_W * lam_H))
+        lam = jnp.maximum(lam_W, lam_H)
+        decays = (lam_W > 0) & (lam_H > 0)
+        ratio = jnp.where(decays, jnp.sqrt(lam_W / jnp.where(decays, lam_H, 1.0)), 1.0)
+        return rho * s * jnp.max(curvatures) * (ratio + 1 / ratio) + lam
+
     def at_rest(self, start: Point, point: Point, tolerance: Float[Array, ""]) -> Bool[Array, ""]:
         """Whether a flow has less than `tolerance` left to go, relative to its norms, and no mode can grow from there.
 
@@ -137,20 +151,27 @@ def _rate_of_mode(loss: AbstractLoss, problem: Problem, s: float, lam_W, lam_H) 
     """
     C, dtype = problem.model.num_classes, lam_W.dtype
     mu, mean = jnp.sqrt(lam_W * lam_H), (lam_W + lam_H) / 2
-    rho = loss.collapsed_logit(mu / s, C)
+    rho, curvatures = _curvatures(loss, C, s, mu)
+    q = rho * s * jnp.min(curvatures)
+    half_trace = mean * (1 + q / jnp.where(mu > 0, mu, 1.0))
+    decayed = 4 * q * mu / (half_trace + jnp.sqrt(jnp.maximum(half_trace**2 - 4 * q * mu, 0.0)))
+    at_minimum = jnp.where(mu > 0, decayed, q)
+    at_origin = jnp.abs(growth_rate(problem, loss.pull(jnp.zeros((), dtype), C) * s))
+    return jnp.where(rho > 0, at_minimum, at_origin)
+
+
+def _curvatures(
+    loss: AbstractLoss, C: int, s: float, mu: Float[Array, ""]
+) -> tuple[Float[Array, ""], Float[Array, " directions"]]:
+    """The logits rho of the collapsed minimum, 0 if they are not finite, and the curvatures of the loss there."""
+    rho, dtype = loss.collapsed_logit(mu / s, C), mu.dtype
     rho = jnp.where(jnp.isfinite(rho), rho, 0.0)
     eye, ones = jnp.eye(C, dtype=dtype), jnp.ones(C, dtype)
     frame = eye - 1 / C
     directions = [frame / (C - 1) ** 0.5]
     if C > 2:
         directions.append(jnp.zeros((C, C), dtype).at[1:3, 0].set(jnp.asarray([1.0, -1.0], dtype) / 2**0.5))
-    curvatures = [jnp.sum(D * loss.curvature(rho * frame, eye, ones, D)) for D in directions]
-    q = rho * s * jnp.min(jnp.stack(curvatures))
-    half_trace = mean * (1 + q / jnp.where(mu > 0, mu, 1.0))
-    decayed = 4 * q * mu / (half_trace + jnp.sqrt(jnp.maximum(half_trace**2 - 4 * q * mu, 0.0)))
-    at_minimum = jnp.where(mu > 0, decayed, q)
-    at_origin = jnp.abs(growth_rate(problem, loss.pull(jnp.zeros((), dtype), C) * s))
-    return jnp.where(rho > 0, at_minimum, at_origin)
+    return rho, jnp.stack([jnp.sum(D * loss.curvature(rho * frame, eye, ones, D)) for D in directions])
 
 
 def _norms(point: Point) -> Float[Array, "3"]:

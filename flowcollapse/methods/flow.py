@@ -161,8 +161,8 @@ class AbstractFlow(Method):
             )
         if self.approach != "auto":
             return self._with(clock=clock)
-        # Implicit steps begin once every mode has escaped. That time is known only for the squared error.
-        explicit = not (self._can_be_implicit and model.loss.squared_error)
+        # Implicit steps begin once every mode has escaped, if the loss has a minimum. Otherwise rates fall with time.
+        explicit = not (self._can_be_implicit and model.loss.attained)
         explicit = explicit or (self.until is None and _few_steps_at_rest(model, self.t1, ts))
         return self._with(approach="explicit" if explicit else "implicit", clock=clock)
 
