@@ -70,7 +70,8 @@ def default_times(count: int, escape: Float[Array, ""], end: Float[Array, ""]) -
     continuous at the escape. Without an approach, all times are equally spaced. A single time is the end.
     """
     escape = jnp.minimum(escape, end)
-    ratio = jnp.log(end / jnp.where(escape > 0, escape, end))
+    # A run that is at rest at its start ends at 0, and so do all its times.
+    ratio = jnp.log(jnp.where(escape > 0, end, 1.0) / jnp.where(escape > 0, escape, 1.0))
     x = jnp.linspace(1, 0, count, dtype=end.dtype)[::-1]
     knee = jnp.maximum(1 / (1 + ratio), 0.5)
     after = jnp.where(ratio > 0, (x - knee) / jnp.where(ratio > 0, 1 - knee, 1.0), 0.0)
