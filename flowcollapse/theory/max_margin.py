@@ -173,7 +173,7 @@ def memory(model: UFM, start: State) -> Float[Array, ""]:
         )
     if model.use_bias:
         raise UsageError(
-            "use_bias is True, but the bias takes a part of the mean that depends on the whole path: use use_bias=False."
+            "use_bias is True, but a bias takes over a part of the mean that depends on the path: use use_bias=False."
         )
     check_state(model, start, "start")
     check_one(start)
