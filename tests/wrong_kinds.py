@@ -80,6 +80,18 @@ INTERNAL = {f"flowcollapse.{name}" for name in ("cli", "theory.laws", "sweeps.en
 """Internal modules, although some of their functions have examples."""
 
 
+LOGITS = fc.UFM(num_classes=3, samples_per_class=3, num_features=4, weight_decay=0.1, loss="cross-entropy")
+SEPARABLE = fc.UFM(num_classes=3, samples_per_class=3, num_features=4, loss="cross-entropy")
+NARROW = fc.UFM(num_classes=3, samples_per_class=3, num_features=2, loss="cross-entropy", use_bias=False)
+STEPPED = fc.UFM(num_classes=2, samples_per_class=(4, 1), num_features=2, use_bias=False)
+
+
+def aligned() -> fc.State:
+    """A state of `STEPPED` with `B = W^T`."""
+    W = np.array([[0.1, 0.0], [0.05, 0.1]])
+    return fc.State(H=np.repeat(W.T / np.array([2.0, 1.0]), [4, 1], axis=1), W=W)
+
+
 def second_phase() -> dict[str, Any]:
     W = 2**-0.25 * np.array([[1.0, 0.3], [-1.0, 0.3]])
     H = 2**-0.75 * np.array([[1.0, 1.0, -1.0, -1.0], [0.1, -0.1, 0.1, -0.1]])
@@ -223,6 +235,20 @@ CALLS: dict[str, Callable[[], dict[str, Any]]] = {
         "model": MODEL, "start": START, "learning_rate": 0.1, "num_steps": 2,
     },
     "theory.small_starts.curves.mean_modes": lambda: {"model": MODEL, "start": START, "ts": TIMES},
+    "theory.minima.minimiser": lambda: {"model": LOGITS},
+    "theory.frames.transition": lambda: {"model": LOGITS},
+    "theory.optimality.certify": lambda: {"model": MODEL, "state": START, "rtol": 1e-3},
+    "theory.max_margin.margin": lambda: {"model": SEPARABLE},
+    "theory.max_margin.seli": lambda: {"model": SEPARABLE},
+    "theory.max_margin.powers": lambda: {"model": SEPARABLE},
+    "theory.max_margin.memory": lambda: {"model": NARROW, "start": fc.initial.sphere(NARROW, 1.0, key=KEY)},
+    "theory.max_margin.time_on_ray": lambda: {"model": SEPARABLE, "rho": 1.0, "rho0": 0.1},
+    "theory.max_margin.logit_on_ray": lambda: {"model": SEPARABLE, "log_time": 1.0, "rho0": 0.1},
+    "theory.imbalance.class_thresholds": lambda: {"model": NO_BIAS},
+    "theory.imbalance.vanishing_threshold": lambda: {"model": MODEL},
+    "theory.imbalance.free_bias": lambda: {"model": MODEL},
+    "theory.imbalance.learning_times": lambda: {"model": STEPPED, "start": fc.initial.sphere(STEPPED, 0.1, key=KEY)},
+    "theory.imbalance.gram": lambda: {"model": STEPPED, "start": aligned(), "ts": TIMES},
     "theory.exact.subspace_flow": lambda: {"model": MODEL, "start": ON_S, "ts": TIMES, "rtol": 1e-3},
     "theory.exact.subspace_descent": lambda: {
         "model": MODEL, "start": ON_S, "steps": [1], "learning_rate": 0.1, "rtol": 1e-3

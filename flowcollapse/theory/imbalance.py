@@ -257,9 +257,12 @@ def gram(model: UFM, start: State, ts: Times) -> Float[Array, "time C C"]:
         W, lam = means.W, model.decays[0]
         rates = jnp.asarray(np.sqrt(model.counts), W.dtype) - lam
         inverse = jnp.linalg.inv(W @ W.T)
-        falling = jnp.exp(-rates * times[:, None])
-        grown = jnp.where(rates == 0, 2 * times[:, None], -jnp.expm1(-2 * rates * times[:, None]) / _nonzero(rates))
-        return jnp.linalg.inv(falling[:, :, None] * inverse * falling[:, None] + grown[:, :, None] * jnp.eye(len(W)))
+        t, eye = times[:, None], jnp.eye(len(W), dtype=W.dtype)
+        # Classes that vanish are scaled by e^{Tt}, so that nothing grows.
+        falling, scale = jnp.exp(-jnp.maximum(rates, 0.0) * t), jnp.exp(jnp.minimum(rates, 0.0) * t)
+        grown = jnp.where(rates == 0, 2 * t, -jnp.expm1(-2 * jnp.abs(rates) * t) / _nonzero(jnp.abs(rates)))
+        scaled = jnp.linalg.inv(falling[:, :, None] * inverse * falling[:, None] + grown[:, :, None] * eye)
+        return scale[:, :, None] * scaled * scale[:, None]
 
 
 def _nonzero(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:

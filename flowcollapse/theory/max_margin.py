@@ -149,17 +149,18 @@ def memory(model: UFM, start: State) -> Float[Array, ""]:
     the start.
 
     Args:
-        model: the model: balanced, cross-entropy, no decay, and p = C - 1.
+        model: the model: balanced, cross-entropy, no decay, no bias, and p = C - 1.
         start: a state of it, without leading axes.
 
     Raises:
-        UsageError: for another loss, decay, another number of features, or a start that does not fit the model.
+        UsageError: for another loss, decay, a bias, another number of features, or a start that does not fit.
 
     Source: derived here from the conserved imbalance of the layers.
 
     Example:
         >>> import jax, flowcollapse as fc
-        >>> model = fc.UFM(num_classes=4, samples_per_class=3, num_features=3, loss="cross-entropy")
+        >>> model = fc.UFM(num_classes=4, samples_per_class=3, num_features=3, use_bias=False,
+        ...                loss="cross-entropy")
         >>> start = fc.initial.sphere(model, eps=1.0, key=jax.random.key(0))
         >>> fc.theory.max_margin.memory(model, start).shape
         ()
@@ -169,6 +170,10 @@ def memory(model: UFM, start: State) -> Float[Array, ""]:
         raise UsageError(
             f"num_features is {model.num_features}, but the memory of the start is known for p = C - 1 only: use "
             f"num_features={model.num_classes - 1}."
+        )
+    if model.use_bias:
+        raise UsageError(
+            "use_bias is True, but a bias takes over a part of the mean that depends on the path: use use_bias=False."
         )
     check_state(model, start, "start")
     check_one(start)

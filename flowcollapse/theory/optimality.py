@@ -41,8 +41,8 @@ class Optimality(NamedTuple):
 
     - `residual_norm`: `||G||_op`, the largest singular value of the derivative of the loss in the logits.
     - `bound`: `mu = sqrt(lam_W lam_H)`. At a global minimum `residual_norm` is at most that.
-    - `gradient`: the norm of the gradient of the risk, over the sum of the norms of its parts from loss and decay; 0 if it is
-      only rounding.
+    - `gradient`: the norm of the gradient of the risk, over the sum of the norms of its parts from loss and decay; 0 if
+      only rounding is left.
     - `excess`: no state has a risk lower than that of this state by more than this.
     - `is_global`: whether the excess is negligible, so that the state is a global minimum.
 

@@ -9,11 +9,13 @@ import pytest
 import flowcollapse as fc
 from flowcollapse import cli
 from flowcollapse.curvature.spectrum import Spectrum
+from flowcollapse.losses.averaged import Averaged
+from flowcollapse.losses.softmax import Softmax
 from flowcollapse.model.columns import ClassMeanColumns
 from flowcollapse.model.problem import Problem
-from flowcollapse.theory import certificate, landscape, subspace
+from flowcollapse.theory import certificate, imbalance, landscape, max_margin, subspace
 from flowcollapse.theory.certificate import verify
-from flowcollapse.theory.laws import LAWS, Law, lab
+from flowcollapse.theory.laws import LAWS, Law, frames as laws_frames, lab
 from flowcollapse.theory.small_starts import limits, scaling
 
 QUICK = ["field", "origin-modes"]
@@ -25,7 +27,7 @@ def small(monkeypatch):
     one = (lab.balanced_system(3, 2, 4),)
     for name, systems in (("ABOVE", one), ("REACHED", one), ("EVERY", one)):
         monkeypatch.setattr(lab, name, systems)
-    for name in ("NO_BIAS", "IMBALANCED"):
+    for name in ("NO_BIAS", "IMBALANCED", "CROSS_ENTROPY", "SMOOTHED", "FOCUSED", "TWO_GROUPS", "UNEQUAL"):
         monkeypatch.setattr(lab, name, getattr(lab, name)[:1])
     jax.clear_caches()
     yield monkeypatch
@@ -164,6 +166,48 @@ def root_n_dropped_from_the_targets(patch):
     patch.setattr(ClassMeanColumns, "targets", lambda self, n, dtype: (targets(self, n, dtype) > 0).astype(dtype))
 
 
+def pull_without_the_smoothing(patch):
+    """The pull of label smoothing as that of cross-entropy."""
+    pull = fc.losses.CrossEntropy.pull
+    patch.setattr(fc.losses.CrossEntropy, "pull", lambda self, rho, C: pull(fc.losses.CrossEntropy(), rho, C))
+
+
+def the_mean_is_a_sum(patch):
+    """The mean over the samples without its factor."""
+    patch.setattr(Averaged, "gradient", lambda self, *args: self.loss.gradient(*args))
+
+
+def large_classes_at_the_threshold_of_small_ones(patch):
+    thresholds = imbalance.class_thresholds
+    patch.setattr(imbalance, "class_thresholds", lambda model: jax.numpy.flip(thresholds(model)))
+
+
+def half_the_time_on_the_frame(patch):
+    """The factor 2 of `rho' = 2 a s rho pull(rho)` forgotten."""
+    clock = max_margin._log_clock
+    patch.setattr(max_margin, "_log_clock", lambda *args: jax.numpy.log1p(2 * jax.numpy.expm1(clock(*args))))
+
+
+def residual_of_a_wrong_class(patch):
+    """The softmax residual with the labels of the neighbouring class."""
+    residual = Softmax.residual
+    patch.setattr(Softmax, "residual", lambda self, log_scale: jax.numpy.roll(residual(self, log_scale), 1, axis=0))
+
+
+def a_frame_of_unequal_decays_as_of_equal_ones(patch):
+    """W and H of the minimum scaled alike, although their decays differ."""
+    found = laws_frames.minimiser
+
+    def wrong(model):
+        minimum = found(model)
+        state, (lam_W, lam_H, _) = minimum.state, model.decays
+        ratio = (lam_H / lam_W) ** 0.25
+        state = fc.State(X=state.X * ratio, W=state.W / ratio, b=state.b, columns=state.columns)
+        return minimum._replace(state=state)
+
+    patch.setattr(laws_frames, "minimiser", wrong)
+
+
 FAULTS = {
     "b moves uphill": (
         wrong_sign("b"),
@@ -180,6 +224,36 @@ FAULTS = {
         root_n_dropped_from_the_projection,
         ["subspace-projection", "subspace-descent-stays"],
         ["field", "origin-modes"],
+    ),
+    "the smoothing in the pull": (
+        pull_without_the_smoothing,
+        ["logit-pull"],
+        ["logit-ray", "entropy-frame", "seli"],
+    ),
+    "the factor of the mean": (
+        the_mean_is_a_sum,
+        ["mean-reduction"],
+        ["entropy-frame", "logit-ray", "seli"],
+    ),
+    "which class is lost": (
+        large_classes_at_the_threshold_of_small_ones,
+        ["minority-collapse"],
+        ["everything-vanishes", "seli"],
+    ),
+    "the time on the frame": (
+        half_the_time_on_the_frame,
+        ["frame-time"],
+        ["frame-norms", "within-class-powers"],
+    ),
+    "the class of the residual": (
+        residual_of_a_wrong_class,
+        ["logit-pull", "entropy-frame", "smoothed-fit", "logit-ray"],
+        ["logit-means", "logit-balancedness", "field", "seli"],
+    ),
+    "unequal decays": (
+        a_frame_of_unequal_decays_as_of_equal_ones,
+        ["minimiser", "global-certificate"],
+        ["entropy-frame", "least-risk", "seli"],
     ),
     "root N in the targets": (
         root_n_dropped_from_the_targets,

@@ -1,4 +1,4 @@
-"""Unequal counts: order of learning, thresholds, free bias and the matrix Riccati equation, against runs of the flow."""
+"""Unequal counts: order of learning, thresholds, free bias and the Riccati equation, against runs of the flow."""
 
 import math
 
@@ -71,7 +71,7 @@ def test_the_free_bias(counts, p, reduction):
     found, state = imbalance.free_bias(model), minimiser(model).state
     np.testing.assert_allclose(found.b, n / n.sum(), rtol=4 * EPS)
     np.testing.assert_allclose(found.b, state.b, atol=16 * EPS)
-    roots = np.sqrt(np.linalg.eigvalsh(np.diag(n) - np.outer(n, n) / n.sum())[::-1])[: len(n) - 1]
+    roots = np.sqrt(np.linalg.eigvalsh(np.diag(n) - np.outer(n, n) / n.sum())[:0:-1])
     lowered = np.maximum(roots - 0.7, 0) * (np.arange(len(n) - 1) < p)
     np.testing.assert_allclose(found.singular_values, lowered, atol=64 * EPS)
     H, W, _ = systems.arrays(state)
@@ -127,28 +127,45 @@ def test_programs_serve_all_decays_and_starts():
 
 SMALL = fc.initial.sphere(ufm((4, 2), 2), 1e-3, key=jax.random.key(0))
 CASES = {
-    "another loss": (lambda: imbalance.learning_times(ufm((4, 2), 2, "cross-entropy"), SMALL), ["'cross-entropy'", "use"]),
+    "another loss": (
+        lambda: imbalance.learning_times(ufm((4, 2), 2, "cross-entropy"), SMALL),
+        ["'cross-entropy'", "use"],
+    ),
     "the mean": (lambda: imbalance.gram(ufm((4, 2), 2, reduction="mean"), SMALL, [1.0]), ["'mean'", "model.summed"]),
-    "a bias": (lambda: imbalance.learning_times(ufm((4, 2), 2, use_bias=True), SMALL), ["use_bias is True", "use_bias=False"]),
-    "equal counts": (lambda: imbalance.learning_times(ufm((4, 4), 2), SMALL), ["samples_per_class=4", "different counts"]),
+    "a bias": (
+        lambda: imbalance.learning_times(ufm((4, 2), 2, use_bias=True), SMALL),
+        ["use_bias is True", "use_bias=False"],
+    ),
+    "equal counts": (
+        lambda: imbalance.learning_times(ufm((4, 4), 2), SMALL),
+        ["samples_per_class=4", "different counts"],
+    ),
     "few features": (lambda: imbalance.learning_times(ufm((4, 2), 1), SMALL), ["num_features is 1", "raise"]),
     "unequal decay": (
         lambda: imbalance.gram(ufm((4, 2), 2, weight_decay=(0.1, 0.2, 0.0)), SMALL, [1.0]),
         ["0.1 for W and 0.2 for H", "use (lam, lam"],
     ),
     "decay above the least class": (
-        lambda: imbalance.learning_times(ufm((4, 2), 2, weight_decay=1.5), SMALL), ["weight_decay is 1.5", "lower"],
+        lambda: imbalance.learning_times(ufm((4, 2), 2, weight_decay=1.5), SMALL),
+        ["weight_decay is 1.5", "lower"],
     ),
     "not aligned": (lambda: imbalance.gram(ufm((4, 2), 2), SMALL, [1.0]), ["away from B = W^T", "use a start"]),
     "negative times": (lambda: imbalance.gram(ufm((4, 2), 2), aligned((4, 2), 2), [-1.0]), ["ts", "-1.0"]),
     "rank": (lambda: imbalance.gram(ufm((4, 2), 1), aligned((4, 2), 1), [1.0]), ["rank 1", "rank 2"]),
     "a decaying bias": (
-        lambda: imbalance.free_bias(ufm((4, 2), 2, use_bias=True, weight_decay=0.1)), ["weight_decay is 0.1", "(lam, lam, 0)"],
+        lambda: imbalance.free_bias(ufm((4, 2), 2, use_bias=True, weight_decay=0.1)),
+        ["weight_decay is 0.1", "(lam, lam, 0)"],
     ),
     "no free bias": (lambda: imbalance.free_bias(ufm((4, 2), 2)), ["use_bias is False", "use_bias=True"]),
-    "classes with a bias": (lambda: imbalance.class_thresholds(ufm((4, 2), 2, use_bias=True)), ["'squared'", "use_bias=False"]),
-    "focal": (lambda: imbalance.vanishing_threshold(ufm((4, 2), 2, "focal:2")), ["'focal:gamma=2.0'", "use equal counts"]),
-}  # fmt: skip
+    "classes with a bias": (
+        lambda: imbalance.class_thresholds(ufm((4, 2), 2, use_bias=True)),
+        ["'squared'", "use_bias=False"],
+    ),
+    "focal": (
+        lambda: imbalance.vanishing_threshold(ufm((4, 2), 2, "focal:2")),
+        ["'focal:gamma=2.0'", "use equal counts"],
+    ),
+}
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -56,7 +56,7 @@ def test_no_random_logits_with_margins_one_have_a_smaller_norm(counts):
 @pytest.fixture(scope="module")
 def late():
     """A run of a small system from a generic start to t = e^400, in the log clock."""
-    model = ufm((3, 3, 3), 2)
+    model = ufm((3, 3, 3), 2, use_bias=False)
     start = fc.initial.sphere(model, 1.0, key=jax.random.key(3))
     ls = [40.0, 50.0, 100.0, 400.0]
     return model, start, ls, fc.simulate(model, start, fc.Flow(clock="log", t1=400.0, rtol=1e-9), ls, save_states=True)
@@ -71,17 +71,17 @@ def test_the_margin_of_the_flow_tends_to_the_largest(late):
 def test_generic_starts_follow_the_ray(late):
     """`rho = ln t + ln ln t + ln(2 a s C) + o(1)`, and within 0.2 of the ray at the given times."""
     model, _, ls, path = late
-    for l, W, H in zip(ls, path.states.W, path.states.H, strict=True):
+    for time, W, H in zip(ls, path.states.W, path.states.H, strict=True):
         logits = np.asarray(W @ H)[:, ::3]
         rho = np.trace(logits - logits.mean(axis=0)) / 2
-        ray = float(max_margin.logit_on_ray(model, l, 1.0))
+        ray = float(max_margin.logit_on_ray(model, time, 1.0))
         assert abs(rho - ray) < 0.2
-        assert abs(ray - l - math.log(l) - math.log(2 * math.sqrt(3) * 3)) < 2 * math.log(l) / l + 0.3
+        assert abs(ray - time - math.log(time) - math.log(2 * math.sqrt(3) * 3)) < 2 * math.log(time) / time + 0.3
 
 
 def test_the_memory_of_the_start(late):
     """`rho ||W/||W|| - B^T/||B|| ||` tends to a constant that is known at the start."""
-    model, start, ls, path = late
+    model, start, _, path = late
     W, H = (np.asarray(x[-1]) for x in (path.states.W, path.states.H))
     B = H.reshape(2, 3, 3).mean(axis=2) * math.sqrt(3)
     W, B = W - W.mean(axis=0), B - B.mean(axis=1, keepdims=True)
@@ -115,7 +115,7 @@ def test_the_powers_of_the_within_class_part():
         along = [basis[:2] @ (W[k] / np.linalg.norm(W[k])) for k in range(C)]
         parts["own"].append(np.linalg.norm([x @ d for x, d in zip(inside, along, strict=True)]))
         parts["other"].append(np.linalg.norm([x - (x @ d) * d for x, d in zip(inside, along, strict=True)]))
-    rho = [float(max_margin.logit_on_ray(model, l, rho0)) for l in ls]
+    rho = [float(max_margin.logit_on_ray(model, time, rho0)) for time in ls]
     for name, power in (("other", found.other), ("outside", found.outside)):
         slope = math.log(parts[name][1] / parts[name][0]) / (rho[1] - rho[0])
         assert abs(slope - power) < 2e-3, name
@@ -135,23 +135,23 @@ def test_the_time_on_the_frame_is_an_exponential_integral(C, N, reduction):
     model, a = ufm((N,) * C, C, reduction=reduction), 1.0 if reduction == "sum" else 1 / (C * N)
     for rho0 in (1e-3, 0.3, 2.0, 30.0):
         for rho in rho0 * np.array([1.1, 2.0, 15.0]):
-            l = float(max_margin.time_on_ray(model, rho, rho0))
-            np.testing.assert_allclose(np.expm1(l), scipys_time(C, N, rho, rho0, a), rtol=1e-12)
+            time = float(max_margin.time_on_ray(model, rho, rho0))
+            np.testing.assert_allclose(np.expm1(time), scipys_time(C, N, rho, rho0, a), rtol=1e-12)
             integral = quad(lambda r: (math.exp(r) + C - 1) / r, rho0, rho, epsrel=1e-12)[0] / (
                 2 * a * math.sqrt(N) * C
             )
-            np.testing.assert_allclose(np.expm1(l), integral, rtol=1e-9)
-            np.testing.assert_allclose(max_margin.logit_on_ray(model, l, rho0), rho, rtol=1e-12)
+            np.testing.assert_allclose(np.expm1(time), integral, rtol=1e-9)
+            np.testing.assert_allclose(max_margin.logit_on_ray(model, time, rho0), rho, rtol=1e-12)
 
 
 def test_times_far_beyond_the_largest_float():
     model = ufm((4, 4, 4), 2)
-    l = np.array([1e3, 1e4, 1e6])
-    rho = np.asarray(max_margin.logit_on_ray(model, l, 0.5))
+    times = np.array([1e3, 1e4, 1e6])
+    rho = np.asarray(max_margin.logit_on_ray(model, times, 0.5))
     # Ei(x) = e^x/x (1 + 1/x + 2/x^2 + ...), so l = rho - ln rho + ln(1 + 1/rho + ...) - ln(2 s C)
     series = 1 + 1 / rho + 2 / rho**2 + 6 / rho**3 + 24 / rho**4 + 120 / rho**5
-    np.testing.assert_allclose(rho - np.log(rho) + np.log(series) - math.log(12), l, rtol=1e-12)
-    np.testing.assert_allclose(max_margin.time_on_ray(model, rho, 0.5), l, rtol=1e-13)
+    np.testing.assert_allclose(rho - np.log(rho) + np.log(series) - math.log(12), times, rtol=1e-12)
+    np.testing.assert_allclose(max_margin.time_on_ray(model, rho, 0.5), times, rtol=1e-13)
     assert float(max_margin.logit_on_ray(model, 0.0, 0.5)) == 0.5
     assert float(max_margin.time_on_ray(model, 0.5, 0.5)) == 0.0
 
@@ -174,11 +174,11 @@ def test_the_flow_follows_the_ray():
 
 def test_derivatives_and_programs():
     """`drho/dl` is `2 s rho phi (1 + t)`, and one program serves all times."""
-    model, s, C, l = ufm((4, 4, 4), 3), 2.0, 3, 5.0
-    of_time = jax.jit(jax.vmap(lambda l: max_margin.logit_on_ray(model, l, 0.1)))
-    rho = float(of_time(jnp.array([0.1, l]))[1])
-    slope = float(jax.grad(lambda l: max_margin.logit_on_ray(model, l, 0.1))(l))
-    np.testing.assert_allclose(slope, 2 * s * rho * C / (math.exp(rho) + C - 1) * math.exp(l), rtol=1e-11)
+    model, s, C, time = ufm((4, 4, 4), 3), 2.0, 3, 5.0
+    of_time = jax.jit(jax.vmap(lambda t: max_margin.logit_on_ray(model, t, 0.1)))
+    rho = float(of_time(jnp.array([0.1, time]))[1])
+    slope = float(jax.grad(lambda t: max_margin.logit_on_ray(model, t, 0.1))(time))
+    np.testing.assert_allclose(slope, 2 * s * rho * C / (math.exp(rho) + C - 1) * math.exp(time), rtol=1e-11)
     inverse = float(jax.grad(lambda r: max_margin.time_on_ray(model, r, 0.1))(rho))
     np.testing.assert_allclose(inverse * slope, 1, rtol=1e-11)
 
@@ -200,6 +200,10 @@ CASES = {
     "memory with more features": (
         lambda: max_margin.memory(ufm((3,) * 3, 3), systems.random_state(ufm((3,) * 3, 3))),
         ["num_features is 3", "use num_features=2"],
+    ),
+    "memory with a bias": (
+        lambda: max_margin.memory(BALANCED, systems.random_state(BALANCED)),
+        ["use_bias is True", "use use_bias=False"],
     ),
     "rho0": (lambda: max_margin.time_on_ray(BALANCED, 1.0, 0.0), ["rho0", "0.0", "above 0"]),
     "a falling rho": (

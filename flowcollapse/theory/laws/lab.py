@@ -39,11 +39,13 @@ class Point(NamedTuple):
 
 
 class System(NamedTuple):
-    """The sizes of a model."""
+    """The sizes of a model, and its loss."""
 
     counts: tuple[int, ...]
     p: int
     use_bias: bool = True
+    loss: str = "squared"
+    reduction: str = "sum"
 
     @property
     def C(self) -> int:
@@ -79,7 +81,14 @@ class System(NamedTuple):
             num_features=self.p,
             weight_decay=tuple(map(float, decay)),
             use_bias=self.use_bias,
+            loss=self.loss,
+            reduction=self.reduction,
         )
+
+    @property
+    def a(self) -> float:
+        """The weight of a sample in the risk."""
+        return 1.0 if self.reduction == "sum" else 1 / sum(self.counts)
 
 
 def balanced_system(C: int, N: int, p: int, use_bias: bool = True) -> System:
@@ -92,6 +101,22 @@ REACHED = (*ABOVE, balanced_system(4, 2, 3))
 EVERY = (*REACHED, balanced_system(5, 2, 3))
 NO_BIAS = tuple(balanced_system(*sizes, use_bias=False) for sizes in ((3, 4, 3), (3, 2, 5), (4, 3, 2)))
 IMBALANCED = (System((5, 1, 3), 4), System((1, 2, 3, 4), 3), System((6, 2), 2))
+
+# Balanced systems of the kind of cross-entropy: p above C - 1 and equal to it, with and without a bias, sum and mean.
+CROSS_ENTROPY = (
+    System((4, 4, 4), 4, loss="cross-entropy"),
+    System((2,) * 4, 3, loss="cross-entropy", reduction="mean"),
+    System((3, 3), 2, False, loss="cross-entropy"),
+)
+SMOOTHED = tuple(system._replace(loss="label-smoothing:0.1") for system in CROSS_ENTROPY)
+FOCUSED = tuple(system._replace(loss="focal:2") for system in CROSS_ENTROPY)
+# Two groups of counts each, the smaller one with at least two classes.
+TWO_GROUPS = (
+    System((9, 4, 4), 3, False, loss="cross-entropy"),
+    System((16, 16, 4, 4), 5, loss="cross-entropy", reduction="mean"),
+    System((5, 2, 2, 2), 4, loss="label-smoothing:0.2"),
+)
+UNEQUAL = (System((9, 4, 1), 3, False), System((16, 9, 4, 1), 4, False), System((25, 1), 3, False))
 
 
 class Paths(NamedTuple):
