@@ -1,6 +1,5 @@
 """The losses by name."""
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -16,10 +15,9 @@ LOSSES: Registry[Callable[..., AbstractLoss]] = Registry(
     "loss",
     {Squared.name: Squared, CrossEntropy.name: CrossEntropy, "label-smoothing": smoothed, Focal.name: Focal},
     instead="pass a loss of your own, a subclass of fc.losses.AbstractLoss, or its text module:name",
-    admits=lambda entry: issubclass(entry, AbstractLoss) if isinstance(entry, type) else inspect.isfunction(entry),
+    admits=lambda entry: isinstance(entry, type) and issubclass(entry, AbstractLoss),
 )
-"""The losses by name: classes of losses, or functions of numbers that make one. To add your own loss, assign
-`LOSSES["name"] = MyLoss`."""
+"""The losses by name. To add your own loss, assign `LOSSES["name"] = MyLoss`, a class or a function that makes one."""
 
 
 def loss_of(loss: Any) -> AbstractLoss:

@@ -146,9 +146,10 @@ class Legs(NamedTuple):
     def _control(self, layout: Layout | SecondOrder, scale: PyTree, longest) -> BlockControl:
         scales = jax.lax.stop_gradient(layout.block_scales(layout.block_norms(self.problem, scale)))
         atol = self.rtol * scales if self.flow.atol is None else jnp.asarray(self.flow.atol, scales.dtype)
+        atol = jnp.maximum(jnp.broadcast_to(atol, scales.shape), layout.rounding(scales.dtype))
         return BlockControl(  # pyright: ignore[reportCallIssue]: diffrax's abstract fields atol and norm are properties
             rtol=self.rtol,
-            block_atol=jnp.broadcast_to(atol, scales.shape),
+            block_atol=atol,
             block_norms=functools.partial(layout.block_norms, self.problem),
             block_scales=layout.block_scales,
             longest=longest,

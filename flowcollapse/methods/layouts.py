@@ -8,6 +8,7 @@ import diffrax as dfx
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from .._linalg.algebra import sum_of_squares
@@ -106,6 +107,10 @@ class Layout:
         last = norms[1] if self.mean_residual else norms[1] + norms[3]
         return norms.at[3].set(last)
 
+    def rounding(self, dtype) -> Float[np.ndarray, "4"]:
+        """The rounding of the blocks: the force on b sums residuals of order one, and zero may leave a rounding."""
+        return np.array([0.0, 0.0, 0.0, 0.0 if self.mean_residual else jnp.finfo(dtype).eps], dtype)
+
 
 @dataclasses.dataclass(frozen=True)
 class SecondOrder:
@@ -138,6 +143,9 @@ class SecondOrder:
 
     def block_scales(self, norms: Float[Array, "8"]) -> Float[Array, "8"]:
         return jnp.concatenate([self.of_point.block_scales(part) for part in jnp.split(norms, 2)])
+
+    def rounding(self, dtype) -> Float[np.ndarray, "8"]:
+        return np.tile(self.of_point.rounding(dtype), 2)
 
 
 def layout_of(problem: Problem, solver: dfx.AbstractSolver, log_clock: bool = False) -> Layout:

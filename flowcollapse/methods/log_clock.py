@@ -60,8 +60,8 @@ def check_range(name: str, time: Any, clock: str, loss: AbstractLoss) -> None:
     if np.any(np.asarray(time) > latest):
         why = "beyond which exponents have too few digits" if in_exponent else "beyond which e^l overflows"
         raise UsageError(
-            f"{name} is {shown(time)} in the log clock, later than {latest:.6g}, {why}: times are l = ln(1 + t) there, "
-            "lower it."
+            f"{name} is {shown(time)} in the log clock, whose times are l = ln(1 + t). It is later than {latest:.6g}, "
+            f"{why}: lower it."
         )
 
 
