@@ -118,11 +118,11 @@ def tex(number: int | float) -> str:
     return rf"{mantissa} \times 10^{{{int(power)}}}" if power else mantissa
 
 
-def log_against_time(ax: Axes, end: float) -> None:
-    """Set up axes with logarithmic values over times from 0 to the end."""
+def log_against_time(ax: Axes, end: float, clock: str = "time") -> None:
+    """Set up axes with logarithmic values over times from 0 to the end, in a clock with the given long name."""
     if end > 0:
         ax.set_xlim(0, end)
-    ax.set_xlabel("time $t$")
+    ax.set_xlabel("time $t$" if clock == "time" else clock)
     log_scale(ax, "y")
 
 
@@ -138,7 +138,7 @@ def log_scale(ax: Axes, which: str) -> None:
 
 def log_ticks(low: float, high: float) -> tuple[Locator, Formatter]:
     """Ticks at powers of ten, and at other round numbers if the range holds too few of them."""
-    decades = abs(math.log10(high / low))
+    decades = abs(math.log10(high) - math.log10(low))
     if decades >= 2:
         return LogLocator(numticks=9), LogFormatterSciNotation()
     plain = FuncFormatter(lambda value, _: f"${tex(value)}$")

@@ -35,6 +35,9 @@ IN_A_PATH = {
 }
 """The curves of one run that `path` shows."""
 
+OF_ANY_LOSS = ("nc1", "nc2_etf_h", "nc2_etf_w", "nc3")
+"""The curves that it shows for a run without strong collapse, such as one of cross-entropy without decay."""
+
 
 def figure1(dataset: Source, ax: Sequence[Axes] | np.ndarray | None = None, *, seed: int | None = None):
     """Plot the errors of strong neural collapse, SNC1, SNC2 and SNC3, against time: the paper's Figure 1.
@@ -102,7 +105,7 @@ def figure2(dataset: Source, ax: Axes | None = None, *, seed: int | None = None)
 
 
 def path(dataset: Source, ax: Axes | None = None, *, name: str | None = None) -> Axes:
-    """Plot the metrics of one run against time: strong collapse, distance to S and risk, or else every metric saved.
+    """Plot the metrics of one run against time: strong collapse, distance to S and risk, or else neural collapse.
 
     Args:
         dataset: one run: a `Trajectory`, its `to_xarray()`, or the file that holds it.
@@ -120,7 +123,9 @@ def path(dataset: Source, ax: Axes | None = None, *, name: str | None = None) ->
     """
     dataset = read(dataset)
     curves = [str(name) for name, values in dataset.data_vars.items() if values.dims == ("time",)]
-    names = [one for one in IN_A_PATH if one in curves] or curves
+    names = [one for one in IN_A_PATH if one in curves]
+    if names in ([], ["risk"]):  # strong collapse has no target here
+        names = [one for one in OF_ANY_LOSS if one in curves] or curves
     if not names or "time" not in dataset.coords:
         raise UsageError(
             "dataset holds no metric over time alone: pass one run, as fc.simulate returns it"
@@ -135,7 +140,7 @@ def path(dataset: Source, ax: Axes | None = None, *, name: str | None = None) ->
             one.plot(
                 dataset["time"], dataset[name], ls=dashes, marker=marker, color=color, label=IN_A_PATH.get(name, name)
             )
-        log_against_time(one, float(dataset["time"][-1]))
+        log_against_time(one, float(dataset["time"][-1]), dataset["time"].attrs.get("long_name", "time"))
         one.legend(frameon=False, fontsize="small" if len(names) > 6 else None, ncols=1 + (len(names) > 8))
     return one
 

@@ -115,7 +115,9 @@ def bands(dataset: Source, name: str = "snc1", ax: Axes | None = None, *, along:
         one.set_ylabel("\n".join(LABELS.get(name, (metric_label(dataset, name),))))
         if _positive(one):
             log_against_time(one, end)
-        one.set_xlabel("time $t$" if own_times is None else "time $t$ (median over runs)")
+        clock = "time" if "time" not in dataset.coords else dataset["time"].attrs.get("long_name", "time")
+        clock = "time $t$" if clock == "time" else clock
+        one.set_xlabel(clock if own_times is None else f"{clock} (median over runs)")
         seeds = values.sizes["seed"]
         lines: list[Any] = [
             Line2D([], [], color=shades[i], lw=1.6, label=equals(along, values[along].values[i]))

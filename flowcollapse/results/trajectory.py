@@ -103,7 +103,7 @@ class Trajectory(eqx.Module):
             rows.append(("verdicts", shares))
         else:
             rows.append(("verdict", Verdict(int(self.code)).message))
-        shown = [name for name in ("snc1", "snc2", "snc3", "distance", "risk") if name in self.metrics]
+        shown = [name for name in ("snc1", "snc2", "snc3", "distance", "margin", "risk") if name in self.metrics]
         if shown:
             values = ", ".join(f"{name} {_span(self.metrics[name][..., -1])}" for name in shown)
             rows.append((f"at {time} = {_span(self.ts[..., -1])}", values))
