@@ -71,7 +71,22 @@ from wrong_datasets import (  # noqa: E402
     stability_dataset,
     sweep_dataset,
 )
-from wrong_values import KEY, KINDS, MODEL, NO_BIAS, ON_S, SIZES, START, nested  # noqa: E402
+from wrong_values import (  # noqa: E402
+    KEY,
+    KINDS,
+    LOGITS,
+    MODEL,
+    NARROW,
+    NO_BIAS,
+    ON_S,
+    SEPARABLE,
+    SIZES,
+    START,
+    STEPPED,
+    aligned,
+    nested,
+    second_phase,
+)
 
 import flowcollapse as fc  # noqa: E402
 from flowcollapse.sweeps.engine import Engine  # noqa: E402
@@ -84,25 +99,6 @@ RESULTS = {"Trajectory", "Verdict"}
 
 INTERNAL = {f"flowcollapse.{name}" for name in ("cli", "theory.laws", "sweeps.engine", "comparison.table")}
 """Internal modules, although some of their functions have examples."""
-
-
-LOGITS = fc.UFM(num_classes=3, samples_per_class=3, num_features=4, weight_decay=0.1, loss="cross-entropy")
-SEPARABLE = fc.UFM(num_classes=3, samples_per_class=3, num_features=4, loss="cross-entropy")
-NARROW = fc.UFM(num_classes=3, samples_per_class=3, num_features=2, loss="cross-entropy", use_bias=False)
-STEPPED = fc.UFM(num_classes=2, samples_per_class=(4, 1), num_features=2, use_bias=False)
-
-
-def aligned() -> fc.State:
-    """A state of `STEPPED` with `B = W^T`."""
-    W = np.array([[0.1, 0.0], [0.05, 0.1]])
-    return fc.State(H=np.repeat(W.T / np.array([2.0, 1.0]), [4, 1], axis=1), W=W)
-
-
-def second_phase() -> dict[str, Any]:
-    W = 2**-0.25 * np.array([[1.0, 0.3], [-1.0, 0.3]])
-    H = 2**-0.75 * np.array([[1.0, 1.0, -1.0, -1.0], [0.1, -0.1, 0.1, -0.1]])
-    model = fc.UFM(num_classes=2, samples_per_class=2, num_features=2)
-    return {"model": model, "start": fc.State(H=H, W=W, b=np.full(2, 0.5)), "ts": TIMES, "rtol": 1e-6}
 
 
 def store() -> str:

@@ -22,6 +22,23 @@ MODEL = fc.UFM(num_classes=3, samples_per_class=3, num_features=4)
 START = fc.initial.sphere(MODEL, 0.1, key=KEY)
 ON_S = fc.initial.on_subspace(MODEL, 0.1, key=KEY)
 NO_BIAS = fc.UFM(num_classes=3, samples_per_class=3, num_features=4, use_bias=False)
+LOGITS = fc.UFM(num_classes=3, samples_per_class=3, num_features=4, weight_decay=0.1, loss="cross-entropy")
+SEPARABLE = fc.UFM(num_classes=3, samples_per_class=3, num_features=4, loss="cross-entropy")
+NARROW = fc.UFM(num_classes=3, samples_per_class=3, num_features=2, loss="cross-entropy", use_bias=False)
+STEPPED = fc.UFM(num_classes=2, samples_per_class=(4, 1), num_features=2, use_bias=False)
+
+
+def aligned() -> fc.State:
+    """A state of `STEPPED` with `B = W^T`."""
+    W = np.array([[0.1, 0.0], [0.05, 0.1]])
+    return fc.State(H=np.repeat(W.T / np.array([2.0, 1.0]), [4, 1], axis=1), W=W)
+
+
+def second_phase() -> dict[str, Any]:
+    W = 2**-0.25 * np.array([[1.0, 0.3], [-1.0, 0.3]])
+    H = 2**-0.75 * np.array([[1.0, 1.0, -1.0, -1.0], [0.1, -0.1, 0.1, -0.1]])
+    model = fc.UFM(num_classes=2, samples_per_class=2, num_features=2)
+    return {"model": model, "start": fc.State(H=H, W=W, b=np.full(2, 0.5)), "ts": [0.0, 1.0], "rtol": 1e-6}
 
 
 class Stranger:

@@ -11,7 +11,7 @@ for cross-entropy (derived here). Times are those of `fc.Flow(clock="log")`, `l 
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,11 +25,11 @@ from ..losses.cross_entropy import CrossEntropy
 from ..model.batch import floating
 from ..model.columns import ClassMeanColumns
 from ..model.problem import problem_of
-from ..model.requirements import check_model, check_one, check_state
+from ..model.requirements import check_model, check_one, check_state, require
 from ..model.state import State
 from ..model.ufm import UFM
 from .frames import margin_modes
-from .needs import require_balanced_contrastive, require_features, require_no_decay
+from .needs import require_balanced_contrastive, require_features
 
 __all__ = ["Powers", "logit_on_ray", "margin", "memory", "powers", "seli", "time_on_ray"]
 
@@ -106,7 +106,7 @@ def seli(model: UFM) -> State:
         >>> model = fc.UFM(num_classes=3, samples_per_class=(4, 1, 2), num_features=5, loss="cross-entropy",
         ...                use_bias=False)
         >>> state = fc.theory.max_margin.seli(model)
-        >>> (state.W @ state.H).round(3)[:, 0].tolist()
+        >>> [round(x, 3) for x in (state.W @ state.H)[:, 0].tolist()]
         [0.667, -0.333, -0.333]
     """
     _require_separable(model)
@@ -257,7 +257,7 @@ def _require_separable(model: UFM) -> None:
             f"loss is {model.loss.text!r}, but only the flow of a loss without minimum grows along a direction: "
             'use loss="cross-entropy" or "focal:2".'
         )
-    require_no_decay(model, DECAY_CURE)
+    require(model, squared_error=False, no_decay=DECAY_CURE)
     if model.use_bias and not model.balanced:
         raise UsageError(
             f"samples_per_class={model.samples_per_class} is imbalanced and use_bias is True, but with a bias the "
@@ -272,12 +272,12 @@ def _require_frame(model: UFM, what: str) -> None:
         raise UsageError(
             f'loss is {model.loss.text!r}, but {what} is known for plain cross-entropy: use loss="cross-entropy".'
         )
-    require_no_decay(model, DECAY_CURE)
+    require(model, squared_error=False, no_decay=DECAY_CURE)
     require_balanced_contrastive(model, what)
     require_features(model, model.num_classes - 1, what)
 
 
-def _checked_logits(name: str, rho: Number, least: Number) -> Array | np.ndarray | float:
+def _checked_logits(name: str, rho: Any, least: Number) -> Any:
     if is_traced(rho):
         return rho
     numbers = real_numbers(rho)

@@ -251,7 +251,7 @@ def _of_squared_error(model: UFM) -> Parts:
         mean = np.full((C, 1), C**-0.5)
         U, V, sigma = np.hstack([U, mean]), np.hstack([V, mean]), jnp.append(sigma, x)
     root = _root(sigma)
-    return U * root, root[:, None] * V.T, b
+    return jnp.asarray(U) * root, root[:, None] * V.T, b
 
 
 def _of_targets(model: UFM) -> Parts:
@@ -271,7 +271,7 @@ def _of_label_means(model: UFM) -> Parts:
     """Every sample at the logits of least loss, without decay."""
     U, sizes, V = margin_modes(model.counts)
     root = _root(model.loss.collapsed_logit(jnp.zeros(()), model.num_classes) * sizes)
-    return U * root, root[:, None] * V.T, jnp.zeros(model.num_classes)
+    return jnp.asarray(U) * root, root[:, None] * V.T, jnp.zeros(model.num_classes)
 
 
 def _by_minimisation(model: UFM) -> Parts:

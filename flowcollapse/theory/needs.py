@@ -1,7 +1,6 @@
 """Demands on models that the theory of the logit losses shares."""
 
 from .._errors import UsageError
-from ..model.requirements import known_decays
 from ..model.ufm import UFM
 
 
@@ -26,9 +25,3 @@ def require_features(model: UFM, least: int, what: str) -> None:
             f"num_features is {model.num_features}, but {what} needs {least} and with fewer features it is not "
             f"known: raise num_features to {least}."
         )
-
-
-def require_no_decay(model: UFM, reason: str) -> None:
-    """Raise `UsageError` for a model with decay; `reason` ends the message with a cure. Traced decays pass."""
-    if any(known_decays(model) or ()):
-        raise UsageError(f"weight_decay is {model.weight_decay!r}, but {reason}.")

@@ -177,9 +177,10 @@ def the_mean_is_a_sum(patch):
     patch.setattr(Averaged, "gradient", lambda self, *args: self.loss.gradient(*args))
 
 
-def large_classes_at_the_threshold_of_small_ones(patch):
+def a_threshold_too_high(patch):
+    """Thresholds of minority collapse that are a tenth too high."""
     thresholds = imbalance.class_thresholds
-    patch.setattr(imbalance, "class_thresholds", lambda model: jax.numpy.flip(thresholds(model)))
+    patch.setattr(imbalance, "class_thresholds", lambda model: 1.1 * thresholds(model))
 
 
 def half_the_time_on_the_frame(patch):
@@ -235,8 +236,8 @@ FAULTS = {
         ["mean-reduction"],
         ["entropy-frame", "logit-ray", "seli"],
     ),
-    "which class is lost": (
-        large_classes_at_the_threshold_of_small_ones,
+    "the threshold of minority collapse": (
+        a_threshold_too_high,
         ["minority-collapse"],
         ["everything-vanishes", "seli"],
     ),

@@ -30,6 +30,7 @@ def test_each_class_has_half_of_its_weight_at_its_time(counts, tolerance, lam):
     order = np.argsort(times)
     flow = fc.Flow("dopri8", t1=1.01 * times.max(), rtol=1e-9)
     path = fc.simulate(model, start, flow, times[order], save_states=True)
+    assert path.states is not None
     for W, k in zip(np.asarray(path.states.W), order, strict=True):
         assert abs(np.sum(W[k] ** 2) / (math.sqrt(counts[k]) - lam) - 0.5) < tolerance
 

@@ -105,6 +105,7 @@ def test_the_powers_of_the_within_class_part():
     H = (W.T[:, :, None] / math.sqrt(N) + noise).reshape(p, C * N)
     ls = np.array([40.0, 50.0])
     path = fc.simulate(model, fc.State(H=H, W=W), fc.Flow(clock="log", t1=50.0, rtol=1e-11), ls, save_states=True)
+    assert path.states is not None
     found = max_margin.powers(model)
     parts = {"own": [], "other": [], "outside": []}
     for W, H in zip(np.asarray(path.states.W), np.asarray(path.states.H), strict=True):
@@ -118,6 +119,7 @@ def test_the_powers_of_the_within_class_part():
     rho = [float(max_margin.logit_on_ray(model, time, rho0)) for time in ls]
     for name, power in (("other", found.other), ("outside", found.outside)):
         slope = math.log(parts[name][1] / parts[name][0]) / (rho[1] - rho[0])
+        assert power is not None
         assert abs(slope - power) < 2e-3, name
     assert found.own == -0.5
 
@@ -165,6 +167,7 @@ def test_the_flow_follows_the_ray():
     start = fc.State(H=np.repeat(W.T, N, axis=1) / math.sqrt(N), W=W)
     ls = [1.0, 5.0, 30.0, 700.0, 1000.0]
     path = fc.simulate(model, start, fc.Flow(clock="log", t1=1000.0, rtol=1e-10), ls, save_states=True)
+    assert path.states is not None
     logits = np.asarray(path.states.W @ path.states.H)[:, :, ::N]
     rho = np.asarray(max_margin.logit_on_ray(model, np.array(ls), rho0))
     np.testing.assert_allclose(logits, rho[:, None, None] * systems.centring(C), atol=1e-7 * rho.max())

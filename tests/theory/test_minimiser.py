@@ -1,6 +1,7 @@
 """The global minimum with weight decay, against closed forms, Newton's method from random starts, and the Hessian."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ from flowcollapse.theory import limits, minimiser
 EPS = float(jnp.finfo(jnp.float64).eps)
 
 
-def ufm(counts, p, decay, loss="cross-entropy", **options):
+def ufm(counts, p, decay, loss: Any = "cross-entropy", **options):
     return systems.model_of(counts, p, weight_decay=decay, loss=loss, **options)
 
 

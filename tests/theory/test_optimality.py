@@ -77,6 +77,7 @@ def test_a_run_is_certified_when_it_has_converged():
     model = ufm((3, 2, 2), 4, (0.3, 0.5, 0.2))
     start = fc.initial.sphere(model, 0.3, key=jax.random.key(0))
     path = fc.simulate(model, start, fc.Flow("dopri8", t1=120.0, rtol=1e-10), [1.0, 10.0, 120.0], save_states=True)
+    assert path.states is not None
     found = certify(model, path.states)
     assert found.is_global.tolist() == [False, False, True]
     np.testing.assert_allclose(fc.risk(model, path.final), minimiser(model).risk, rtol=1e-9)
