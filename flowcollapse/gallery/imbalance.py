@@ -85,14 +85,15 @@ def checks(data: "xr.Dataset") -> Sequence[Check]:
     """Runs at t = e^800 differ from their limits by about 1/800, more so with larger ratios."""
     rows = []
     for ratio in data["ratio"].values:
-        one = data.sel(ratio=ratio)
+        lane = data.sel(ratio=ratio)
         limit = data["limit"].sel(fine_ratio=ratio)
-        margins = float(one["largest_margin"]), float(one["normalised_margin"])
-        rows.append(Check(f"normalised margin at ratio {ratio}", *margins, 0.01))
+        expected, measured = float(lane["largest_margin"]), float(lane["normalised_margin"])
+        rows.append(Check(f"normalised margin at ratio {ratio}", expected, measured, 0.01))
         for of in data["of"].values:
             pair = {"of": of, "pair": "small"}
-            angles = (float(np.degrees(np.arccos(cosine.sel(pair)))) for cosine in (limit, one["cosine"]))
-            rows.append(Check(f"angle of the small classes, {of}, ratio {ratio}, degrees", *angles, 0.01))
+            expected, measured = (float(np.degrees(np.arccos(one.sel(pair)))) for one in (limit, lane["cosine"]))
+            law = f"angle of the small classes, {of}, ratio {ratio}, degrees"
+            rows.append(Check(law, expected, measured, 0.01))
     return rows
 
 

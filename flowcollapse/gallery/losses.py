@@ -37,7 +37,8 @@ def run(progress: bool) -> "xr.Dataset":
         least = minimiser(model(loss))
         theory = {"least_risk": float(least.risk), "rho": float(np.max(least.rho))}
         runs.append(path.to_xarray()[list(NAMES)].assign(theory))
-    data = xr.concat(runs, xr.DataArray(list(LOSSES), dims="loss", name="loss"), combine_attrs="drop_conflicts")
+    losses = xr.DataArray(list(LOSSES), dims="loss", name="loss")
+    data: xr.Dataset = xr.concat(runs, losses, combine_attrs="drop_conflicts")  # pyright: ignore[reportAssignmentType]
     data["loss"].attrs["long_name"] = "the loss"
     data["least_risk"].attrs.update(long_name="risk at the global minimum, theory", units="1")
     data["rho"].attrs.update(long_name="logits at the global minimum, theory", units="1")

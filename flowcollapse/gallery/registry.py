@@ -164,7 +164,7 @@ def _picture(dataset: Any) -> Picture:
 
     if not isinstance(dataset, xr.Dataset):
         raise UsageError(f"dataset must be that of a picture, got {shown(dataset)}: pass what gallery.run returns.")
-    name = dataset.attrs.get("picture")
+    name = str(dataset.attrs.get("picture"))
     if name not in PICTURES:
         raise UsageError("dataset is not one of a picture: pass what gallery.run returns.")
     return PICTURES[name]

@@ -76,4 +76,4 @@ def test_a_wrong_name_is_refused(capsys, tmp_path):
     assert "name of a picture is missing" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
     systems.assert_refused(lambda: gallery.table(xr.Dataset()), ["dataset", "gallery.run"])
-    systems.assert_refused(lambda: gallery.draw(3), ["dataset", "3"])
+    systems.assert_refused(lambda: gallery.draw(3), ["dataset", "3"])  # pyright: ignore[reportArgumentType]

@@ -44,7 +44,7 @@ def sample_of(counts):
 @pytest.mark.parametrize("loss", KINDS, ids=names)
 def test_the_value_is_the_definition_weighted(loss, counts):
     logits, targets, ones, labels = sample_of(counts)
-    columns = zip((logits / ones).T, labels, ones, strict=True)
+    columns = zip(np.asarray(logits / ones).T, labels.tolist(), ones.tolist(), strict=True)
     expected = sum(u**2 * by_definition(loss, z, y) for z, y, u in columns)
     np.testing.assert_allclose(loss.value(logits, targets, ones), expected, rtol=200 * EPS)
     np.testing.assert_allclose(loss.log_value(logits, targets, ones), np.log(expected), rtol=0, atol=200 * EPS)

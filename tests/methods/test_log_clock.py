@@ -1,5 +1,7 @@
 """The log clock: cross-entropy without decay to t = e^1000, against the plain clock and against the exact ray."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +14,7 @@ import flowcollapse as fc
 EPS = float(np.finfo(np.float64).eps)
 
 
-def ufm(loss="cross-entropy", C=3, N=3, p=5, **options) -> fc.UFM:
+def ufm(loss: Any = "cross-entropy", C=3, N=3, p=5, **options) -> fc.UFM:
     options = {"use_bias": False} | options
     return fc.UFM(num_classes=C, samples_per_class=N, num_features=p, loss=loss, **options)
 
@@ -164,8 +166,8 @@ def test_a_traced_decay_keeps_the_flow_exact():
     assert_near(at(0.3), end(decayed, start, "time", np.expm1(1.0), rtol=1e-8).final, 1e-6)
 
 
-def run(model, **options):
-    return lambda: fc.simulate(model, sphere(model), fc.Flow(**({"t1": 1.0} | options)), metrics=())
+def run(model, **options: Any):
+    return lambda: fc.simulate(model, sphere(model), fc.Flow(**(dict[str, Any](t1=1.0) | options)), metrics=())
 
 
 REFUSED = {
