@@ -28,6 +28,7 @@ from ..model.problem import problem_of
 from ..model.requirements import check_model, check_one, check_state, require
 from ..model.state import State
 from ..model.ufm import UFM
+from ..programs import Program
 from .frames import margin_modes
 from .needs import require_balanced_contrastive, require_features
 
@@ -215,7 +216,12 @@ def time_on_ray(model: UFM, rho: Number, rho0: Number) -> Float[Array, "*shape"]
     check_number("rho0", rho0)
     rho = _checked_logits("rho", rho, rho0)
     dtype = jnp.result_type(float)
-    return jnp.vectorize(lambda r: _log_clock(model, r, jnp.asarray(rho0, dtype)))(jnp.asarray(rho, dtype))
+    return _log_clocks(model, jnp.asarray(rho, dtype), jnp.asarray(rho0, dtype), quick=True)
+
+
+@Program
+def _log_clocks(model: UFM, rho: Float[Array, "*shape"], rho0: Float[Array, ""]) -> Float[Array, "*shape"]:
+    return jnp.vectorize(lambda r: _log_clock(model, r, rho0))(rho)
 
 
 def logit_on_ray(model: UFM, log_time: Number, rho0: Number) -> Float[Array, "*shape"]:
@@ -247,7 +253,12 @@ def logit_on_ray(model: UFM, log_time: Number, rho0: Number) -> Float[Array, "*s
     if not is_traced(times) and (known is None or not np.all((known >= 0) & np.isfinite(known))):
         raise UsageError(f"log_time must be finite and not below 0, got {shown(log_time)}: give times from 0 on.")
     dtype = jnp.result_type(float)
-    return jnp.vectorize(lambda time: _logit(model, time, jnp.asarray(rho0, dtype)))(jnp.asarray(times, dtype))
+    return _logits(model, jnp.asarray(times, dtype), jnp.asarray(rho0, dtype), quick=True)
+
+
+@Program
+def _logits(model: UFM, log_time: Float[Array, "*shape"], rho0: Float[Array, ""]) -> Float[Array, "*shape"]:
+    return jnp.vectorize(lambda time: _logit(model, time, rho0))(log_time)
 
 
 def _require_separable(model: UFM) -> None:
