@@ -1,5 +1,7 @@
 """Margins, logits and the residual: their definitions sample by sample, and strong collapse of other losses."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,7 +23,7 @@ SOFTMAX = NAMES[:-1]
 SNC = ("snc1", "snc2", "snc3")
 
 
-def by_samples(model: fc.UFM, state: fc.State) -> dict[str, float]:
+def by_samples(model: fc.UFM, state: fc.State) -> dict[str, Any]:
     """The definitions in NumPy, one sample after the other; for cross-entropy and the squared error."""
     H, W, b = systems.arrays(state)
     C, counts = model.num_classes, np.array(model.counts)
