@@ -13,7 +13,7 @@
 #
 # The paper's model has the squared error. With cross-entropy in its place the classes collapse too, in one of two ways.
 # With weight decay there is a global minimum, and every run finds it. Without, there is none: the logits grow like the
-# logarithm of time, for ever, and the geometry settles on the way.
+# logarithm of time, without bound, and the geometry settles on the way.
 
 # %%
 import jax
@@ -58,7 +58,7 @@ for ax in axes:
 
 # %% [markdown]
 # ## Label smoothing and the focal loss
-# They have collapsed minima of their own: the logits are those at which the loss pulls as hard as the decay.
+# Each has a collapsed minimum: its logits are those at which the pull of the loss balances the decay.
 
 # %%
 for loss in ("label-smoothing:0.1", "focal:2"):

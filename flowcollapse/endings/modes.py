@@ -23,21 +23,28 @@ def target_modes(model: UFM) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     other loss they are the targets that the bias cannot fit, `diag(sqrt n)(I - u u^T / n_tot)`, and without a bias
     all of `diag(sqrt n)`, with C modes. For balanced classes all modes have the size `sqrt N`.
     """
-    return _target_modes(model.counts, model.use_bias, bool(model.loss.shift_invariant))
+    return margin_modes(model.counts) if model.loss.shift_invariant else _fitted_modes(model.counts, model.use_bias)
 
 
 @functools.cache
-def _target_modes(
-    counts: tuple[int, ...], use_bias: bool, shift_invariant: bool
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def margin_modes(counts: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The singular vectors and values `(U, s, V)` of `P diag(sqrt n)`: the labels, up to a shift of each column."""
+    Z = np.diag(np.sqrt(np.array(counts, dtype=np.float64)))
+    return _leading(Z - np.mean(Z, axis=0), len(counts) - 1)
+
+
+@functools.cache
+def _fitted_modes(counts: tuple[int, ...], use_bias: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     n = np.array(counts, dtype=np.float64)
     Z = np.diag(np.sqrt(n))
-    if shift_invariant:
-        Z = Z - np.mean(Z, axis=0)
-    elif use_bias:
+    if use_bias:
         Z = Z @ (np.eye(len(n)) - np.outer(np.sqrt(n), np.sqrt(n)) / n.sum())
+    return _leading(Z, len(n) - 1 if use_bias else len(n))
+
+
+def _leading(Z: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The k largest singular values of a matrix, with their vectors."""
     U, s, Vt = np.linalg.svd(Z)
-    k = len(n) - 1 if use_bias or shift_invariant else len(n)
     return U[:, :k], s[:k], Vt[:k].T
 
 

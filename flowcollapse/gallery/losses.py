@@ -1,4 +1,4 @@
-"""Four losses from one start, each to the minimum of its own."""
+"""Four losses from the same start: each run ends at the minimum of its loss."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING

@@ -41,20 +41,25 @@ class Softmax(NamedTuple):
         return cls(label, ones, differences, jnp.exp(others - largest), largest)
 
     @property
+    def total(self) -> Float[Array, "n *lanes"]:
+        """The sum of `exp(d_j - m)` over the other classes, between 1 and C - 1."""
+        return jnp.sum(self.relative, axis=0)
+
+    @property
     def normaliser(self) -> Float[Array, "n *lanes"]:
         """`q + r`, between 1 and C."""
         above = jnp.maximum(self.largest, 0.0)
-        return jnp.sum(self.relative, axis=0) * jnp.exp(self.largest - above) + jnp.exp(-above)
+        return self.total * jnp.exp(self.largest - above) + jnp.exp(-above)
 
     def residual(self, log_scale: Float[Array, "*shape"]) -> Float[Array, "C n *lanes"]:
         """`exp(log_scale) (p - Y)`, with the factor inside the exponential. It sums to zero over the classes."""
         size = jnp.exp(log_scale + jnp.minimum(self.largest, 0.0)) / self.normaliser
-        return (self.relative - self.label * jnp.sum(self.relative, axis=0)) * size
+        return (self.relative - self.label * self.total) * size
 
     @property
     def loss(self) -> Float[Array, "n *lanes"]:
         """`-ln p_y`."""
-        total = jnp.sum(self.relative, axis=0)
+        total = self.total
         small = jnp.log1p(total * jnp.exp(jnp.minimum(self.largest, 0.0)))
         large = self.largest + jnp.log(total + jnp.exp(-jnp.maximum(self.largest, 0.0)))
         return jnp.where(self.largest > 0, large, small)
@@ -62,12 +67,11 @@ class Softmax(NamedTuple):
     @property
     def log_loss(self) -> Float[Array, "n *lanes"]:
         """`ln(-ln p_y)`, also where `-ln p_y` is below the smallest number."""
-        log_odds = self.largest + jnp.log(jnp.sum(self.relative, axis=0))
+        log_odds = self.largest + jnp.log(self.total)
         tiny = log_odds < jnp.log(jnp.finfo(log_odds.dtype).eps)
         return jnp.where(tiny, log_odds, jnp.log(jnp.where(tiny, 1.0, self.loss)))
 
     @property
     def log_miss(self) -> Float[Array, "n *lanes"]:
         """`ln(1 - p_y)`."""
-        log_total = jnp.log(jnp.sum(self.relative, axis=0))
-        return log_total + jnp.minimum(self.largest, 0.0) - jnp.log(self.normaliser)
+        return jnp.log(self.total) + jnp.minimum(self.largest, 0.0) - jnp.log(self.normaliser)

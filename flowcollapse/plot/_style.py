@@ -9,6 +9,7 @@ from typing import Any
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
+import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import Formatter, FuncFormatter, Locator, LogFormatterSciNotation, LogLocator, MaxNLocator
@@ -118,12 +119,18 @@ def tex(number: int | float) -> str:
     return rf"{mantissa} \times 10^{{{int(power)}}}" if power else mantissa
 
 
-def log_against_time(ax: Axes, end: float, clock: str = "time") -> None:
-    """Set up axes with logarithmic values over times from 0 to the end, in a clock with the given long name."""
+def log_against_time(ax: Axes, end: float, clock: str = "time $t$") -> None:
+    """Set up axes with logarithmic values over times from 0 to the end, in a clock with the given label."""
     if end > 0:
         ax.set_xlim(0, end)
-    ax.set_xlabel("time $t$" if clock == "time" else clock)
+    ax.set_xlabel(clock)
     log_scale(ax, "y")
+
+
+def clock_label(dataset: xr.Dataset) -> str:
+    """The label of the times of a Dataset."""
+    name = dataset["time"].attrs.get("long_name", "time") if "time" in dataset.coords else "time"
+    return "time $t$" if name == "time" else name
 
 
 def log_scale(ax: Axes, which: str) -> None:

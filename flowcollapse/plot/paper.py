@@ -22,6 +22,7 @@ from ._style import (
     LABELS,
     LEGEND,
     OKABE_ITO,
+    clock_label,
     log_against_time,
     palette,
     panels,
@@ -140,7 +141,7 @@ def path(dataset: Source, ax: Axes | None = None, *, name: str | None = None) ->
             one.plot(
                 dataset["time"], dataset[name], ls=dashes, marker=marker, color=color, label=IN_A_PATH.get(name, name)
             )
-        log_against_time(one, float(dataset["time"][-1]), dataset["time"].attrs.get("long_name", "time"))
+        log_against_time(one, float(dataset["time"][-1]), clock_label(dataset))
         one.legend(frameon=False, fontsize="small" if len(names) > 6 else None, ncols=1 + (len(names) > 8))
     return one
 

@@ -44,6 +44,7 @@ from ._style import (
     LABELS,
     LEGEND,
     OKABE_ITO,
+    clock_label,
     log_against_time,
     log_scale,
     log_ticks,
@@ -115,8 +116,7 @@ def bands(dataset: Source, name: str = "snc1", ax: Axes | None = None, *, along:
         one.set_ylabel("\n".join(LABELS.get(name, (metric_label(dataset, name),))))
         if _positive(one):
             log_against_time(one, end)
-        clock = "time" if "time" not in dataset.coords else dataset["time"].attrs.get("long_name", "time")
-        clock = "time $t$" if clock == "time" else clock
+        clock = clock_label(dataset)
         one.set_xlabel(clock if own_times is None else f"{clock} (median over runs)")
         seeds = values.sizes["seed"]
         lines: list[Any] = [

@@ -113,13 +113,6 @@ def _largest(function) -> Float[Array, ""]:
     return function(jax.lax.stop_gradient((low + high) / 2))
 
 
-def margin_modes(counts: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The singular value decomposition `(U, s, V)` of `P diag(sqrt n)`: the labels, up to a shift of each column."""
-    C = len(counts)
-    U, sizes, Vt = np.linalg.svd((np.eye(C) - 1 / C) * np.sqrt(counts))
-    return U[:, : C - 1], sizes[: C - 1], Vt[: C - 1].T
-
-
 def frame_logit(model: UFM) -> Float[Array, ""]:
     """rho at the global minimum: that of the simplex frame, or 0 where the origin has the lower risk."""
     dtype = jnp.result_type(float)

@@ -65,8 +65,8 @@ def class_thresholds(model: UFM) -> Float[Array, " C"]:
             `p >= C - 1`. The decay does not matter.
 
     Returns:
-        The thresholds, shape (C,). NaN for a class of another count than all others, which has none of its own in
-        cross-entropy.
+        The thresholds, shape (C,). With cross-entropy, a class whose count no other class has gets NaN: it has no
+        threshold that depends on its count alone.
 
     Raises:
         UsageError: for the squared error with a bias, or another loss.

@@ -21,6 +21,7 @@ from jaxtyping import Array, Float
 
 from .._checks import Number, as_array, check_number, is_traced, real_numbers, shown
 from .._errors import UsageError
+from ..endings.modes import margin_modes
 from ..losses.cross_entropy import CrossEntropy
 from ..model.batch import floating
 from ..model.columns import ClassMeanColumns
@@ -29,7 +30,6 @@ from ..model.requirements import check_model, check_one, check_state, require
 from ..model.state import State
 from ..model.ufm import UFM
 from ..programs import Program
-from .frames import margin_modes
 from .needs import require_balanced_contrastive, require_features
 
 __all__ = ["Powers", "logit_on_ray", "margin", "memory", "powers", "seli", "time_on_ray"]

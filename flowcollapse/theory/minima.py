@@ -21,14 +21,14 @@ from .._checks import is_traced
 from .._errors import UsageError
 from .._linalg.algebra import eigh, singular_values
 from ..curvature.spectrum import Spectrum
-from ..endings.modes import target_modes
+from ..endings.modes import margin_modes, target_modes
 from ..model.columns import ClassMeanColumns, root_counts, within_class_basis
 from ..model.problem import Problem, problem_of
 from ..model.requirements import check_model, known_decays
 from ..model.state import State
 from ..model.ufm import UFM
 from ..programs import Program
-from .frames import frame_logit, frame_spectrum, margin_modes, transition
+from .frames import frame_logit, frame_spectrum, transition
 from .grouped import solve
 from .needs import require_features
 from .optimality import best_bias, certify
