@@ -3,9 +3,9 @@
 import re
 
 ORDERS = """
-    add, ask, balance, call, change, choose, convert, copy, delete, draw, end, fill, flatten, free, give, keep, leave,
-    lower, make, map, measure, name, open, pass, pip install, project, raise, remove, reshape, resume, return,
-    run, save, select, set, sort, start, take, transpose, use, wait, write
+    add, ask, balance, call, change, choose, convert, copy, delete, divide, draw, end, fill, finish, flatten, free,
+    give, keep, leave, lower, make, map, measure, merge, name, open, pass, pip install, project, raise, remove,
+    reshape, resume, return, run, save, select, set, sort, start, take, transpose, use, wait, write
 """
 """The verbs that a cure may begin with. If a message needs another verb, add it here, as an imperative."""
 

@@ -38,6 +38,7 @@ smoothed margin of cross-entropy without decay and bias never decreases along a 
 `P diag(sqrt n)`, so without decay both apply to unequal counts too. At a critical point of a convex loss, a residual
 norm of at most `sqrt(lam_W lam_H)` certifies a global minimum."""
 
+from .accumulator import Accumulator as Accumulator
 from .evaluation import evaluate as evaluate, snc as snc
 from .features import from_features as from_features
 from .registry import METRICS as METRICS

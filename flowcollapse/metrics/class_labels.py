@@ -75,6 +75,17 @@ def read_labels(labels: Any, num_samples: int, classes: Any, ignore_label: Any, 
     return Labels(rows, all_codes[rows], tuple(named))
 
 
+def class_values(classes: Any, ignore_label: Any) -> tuple[tuple[int | str, ...], list[int | str | float]]:
+    """The label values of the classes without the ignored ones, and the ignored values; NaN stands for missing labels.
+
+    Raises:
+        UsageError: for values of the wrong kind.
+    """
+    ignored, missing = _ignored(ignore_label)
+    named = tuple(value for value in _named(classes, []) if value not in ignored)
+    return named, [*sorted(ignored, key=str), *[float("nan")] * missing]
+
+
 def _values(name: str, labels: Any, num_samples: int) -> tuple[np.ndarray, Bool[np.ndarray, " samples"]]:
     """The labels as integers or text, and a mask of the missing ones (whose values are arbitrary)."""
     array = as_numpy(name, labels)

@@ -1,7 +1,7 @@
 """Metrics of measured features (the penultimate layer of any network), read one block of samples at a time."""
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -12,45 +12,64 @@ from jaxtyping import Array, Float, Int, Shaped
 from .._checks import as_numbers
 from .._errors import UsageError
 from .class_labels import Labels, read_labels
-from .registry import METRICS
-from .view import Measured
+from .labelled import Assignment, LabelledFeatures
+from .moments import BLOCK
+from .registry import METRICS, asked_names
 
-BLOCK = 2**21
-"""The most numbers in a block of samples and in the arrays computed from it: 16 MiB."""
+Values = dict[str, float | np.ndarray]
+"""Metrics by name: a number each, or an array for metrics of each class or pair."""
 
-OF_FEATURES = ("nc1", "nc1_trace", "nc2_norm_h", "nc2_angle_h", "nc2_etf_h", "cdnv")
-OF_CLASSIFIER = ("nc2_norm_w", "nc2_angle_w", "nc2_etf_w", "nc3", "nc4")
+CURES = {
+    "scatter": "the scatter within the classes: use Accumulator(scatter=True)",
+    "classifier": "a classifier: pass W",
+    "assigned": "a second pass over the samples: call update_agreement with each batch",
+    "outside": "features outside the classes: pass ood=, or call update_ood",
+}
+"""The data that metrics of features can need, and what to do where they are missing."""
 
 
 def from_features(
-    features: Any, labels: Any, W: Any = None, b: Any = None, *, classes: Any = None, ignore_label: Any = None
-) -> dict[str, float]:
+    features: Any,
+    labels: Any,
+    W: Any = None,
+    b: Any = None,
+    *,
+    classes: Any = None,
+    ignore_label: Any = None,
+    ood: Any = None,
+    metrics: Any = None,
+) -> Values:
     """Collapse metrics of measured features, from any framework.
 
     Arrays of NumPy, JAX, torch, TensorFlow and pandas, and lists, need no conversion: tensors are detached and copied
-    to the CPU. Samples are read in blocks, so little memory is needed beyond the given arrays.
+    to the CPU. Samples are read in blocks, so little memory is needed beyond the given arrays. For features that come
+    batch by batch, see `Accumulator`.
 
     Args:
-        features: real numbers of shape (samples, p), one row per sample.
+        features: real numbers of shape (samples, p), one row per sample. More axes, as convolutional layers have them,
+            are flattened to p in the order of C.
         labels: integers or text of shape (samples,); classes may differ in size.
         W: classifier, shape (C, p), or None.
         b: bias, shape (C,), or None for zeros.
         classes: the label values in the order of the rows of `W`. Default: the categories of categorical pandas labels,
             otherwise the sorted values that occur. Not all classes need to occur; see below.
         ignore_label: the label or labels of samples to leave out; NaN means missing labels.
+        ood: features of samples outside all classes, shape (any number, p), for `nc5`.
+        metrics: names from the table of `fc.metrics`. Default: all that are a single number, are not costly, and have
+            the data they need.
 
     Returns:
-        `nc1`, `nc1_trace`, `nc2_*_h` and `cdnv`; with `W` also `nc2_*_w`, `nc3` and `nc4`. Class means exist for the
-        classes that occur, of which there must be at least two. `nc1`, `nc1_trace`, `nc2_*_h` and `cdnv` use these
-        means, `nc3` compares them with their rows of `W`, and `nc4` compares the class chosen among all rows of `W`
-        with the nearest mean. `nc2_*_w` uses all rows of `W`. Sums over samples are computed in float64; everything
-        else is computed in float64 too if it is enabled in JAX.
+        The metrics by name. Class means exist for the classes that occur, of which there must be at least two. Metrics
+        of the features use these means, `nc3`, `nc3_etf` and `unc3` compare them with their rows of `W`, and `nc4`
+        compares the class chosen among all rows of `W` with the nearest mean. `nc2_*_w` uses all rows of `W`. Metrics
+        of each class are arrays of shape (classes that occur,), those of pairs are square. Sums over samples are
+        computed in float64; everything else is computed in float64 too if it is enabled in JAX.
 
     Raises:
         UsageError: for shapes that do not match, fewer than two classes, values that are not finite real numbers,
             missing labels, -1 or -100 among the labels (by convention they mark ignored samples) unless `classes` or
-            `ignore_label` names them, and, with `W`, text labels whose sorted order differs from that of the numbers in
-            them.
+            `ignore_label` names them, metrics whose data are missing, and, with `W`, text labels whose sorted order
+            differs from that of the numbers in them.
 
     Source: see the table of `fc.metrics`. How classes that do not occur are left out is derived here.
 
@@ -61,26 +80,45 @@ def from_features(
         >>> fc.metrics.from_features(features, labels, W, classes=range(3), ignore_label=-1)["nc4"]
         0.0
     """
-    matrix = as_numbers("features", features)
-    if matrix.ndim != 2 or 0 in matrix.shape:
-        cure = "use features.reshape(len(features), -1)" if matrix.ndim > 2 else "give each sample a row of p numbers"
-        raise UsageError(f"features must have the shape (samples, p), one row a sample, got {matrix.shape}: {cure}.")
-    given = [name for name, value in (("W", W), ("b", b)) if value is not None]
-    if given == ["b"]:
-        raise UsageError("b is given without W, and has no use alone: pass W too, or leave b out.")
-    read = read_labels(labels, len(matrix), classes, ignore_label, ordered=bool(given))
-    occurring = len(np.unique(read.codes))
-    if occurring < 2:
+    matrix = feature_rows("features", features)
+    if not len(matrix):
+        raise UsageError(f"features has no rows, its shape is {matrix.shape}: give samples of at least 2 classes.")
+    read = read_labels(labels, len(matrix), classes, ignore_label, ordered=W is not None)
+    has = {"scatter", "assigned"} | ({"classifier"} if W is not None else set())
+    has |= {"outside"} if ood is not None else set()
+    names = names_for(has, metrics)
+    classifier = checked_classifier(W, b, (len(read.classes), matrix.shape[1]))
+    outside = None if ood is None else mean_outside(ood, matrix.shape[1])[1]
+    return evaluated(Features(matrix, read, *classifier, outside), names)
+
+
+def feature_rows(name: str, features: Any) -> Shaped[np.ndarray, "samples p"]:
+    """Features as a matrix with one row per sample; all other axes are flattened.
+
+    Raises:
+        UsageError: for anything but real numbers with at least two axes and one feature.
+    """
+    array = as_numbers(name, features)
+    if array.ndim < 2 or 0 in array.shape[1:]:
         raise UsageError(
-            f"labels hold {occurring} class{'es' * (occurring != 1)}, and collapse needs at least 2: "
-            "add samples of others."
+            f"{name} must have the shape (samples, p), one row a sample, got {array.shape}: give each sample a row of "
+            "p numbers."
         )
-    shape = (len(read.classes), matrix.shape[1])
+    return array.reshape(len(array), -1)
+
+
+def checked_classifier(
+    W: Any, b: Any, shape: tuple[int, int]
+) -> tuple[Float[np.ndarray, "K p"], Float[np.ndarray, " K"]]:
+    """The classifier in float64, zeros by default.
+
+    Raises:
+        UsageError: for a bias without W, other shapes than (K, p) and (K,), and numbers that are not finite.
+    """
+    if W is None and b is not None:
+        raise UsageError("b is given without W, and has no use alone: pass W too, or leave b out.")
     weights = np.zeros(shape) if W is None else _checked("W", W, shape)
-    view = Features(matrix, read, weights, np.zeros(shape[0]) if b is None else _checked("b", b, shape[:1]))
-    names = OF_FEATURES if W is None else OF_FEATURES + OF_CLASSIFIER
-    with jax.default_matmul_precision("highest"):
-        return {name: float(METRICS[name].function(view)) for name in names}
+    return weights, np.zeros(shape[0]) if b is None else _checked("b", b, shape[:1])
 
 
 def _checked(name: str, value: Any, shape: tuple[int, ...]) -> Float[np.ndarray, "..."]:
@@ -96,8 +134,57 @@ def _checked(name: str, value: Any, shape: tuple[int, ...]) -> Float[np.ndarray,
     return array.astype(np.float64)
 
 
-class Features(Measured):
-    """Features of labelled samples, and a classifier whose rows are in the order of the classes."""
+def mean_outside(features: Any, num_features: int) -> tuple[int, Float[np.ndarray, " p"]]:
+    """The number and the mean of features outside the classes.
+
+    Raises:
+        UsageError: unless they are finite rows of `num_features` numbers, at least one.
+    """
+    matrix = feature_rows("ood", features)
+    if matrix.shape[1] != num_features or not len(matrix):
+        raise UsageError(
+            f"ood has shape {matrix.shape} but features has {num_features} columns: give at least one row of the same "
+            "layer."
+        )
+    mean = np.mean(matrix, axis=0, dtype=np.float64)
+    if not np.all(np.isfinite(mean)):
+        raise UsageError("ood holds NaN or infinity: remove those rows first.")
+    return len(matrix), mean
+
+
+def names_for(has: set[str], metrics: Any) -> tuple[str, ...]:
+    """The requested metrics of features, by default all cheap ones that are numbers and need only what is there.
+
+    Raises:
+        UsageError: for names that are not known, not for features, or that need more.
+    """
+    if metrics is None:
+        return tuple(
+            name
+            for name, metric in METRICS.items()
+            if metric.of_features is not None and has.issuperset(metric.of_features)
+            if not metric.axes and not metric.costly
+        )
+    names = asked_names(metrics)
+    for name in names:
+        needs = METRICS[name].of_features
+        if needs is None:
+            raise UsageError(f"metric {name!r} needs a run of the model, not features alone: leave it out.")
+        for need in needs:
+            if need not in has:
+                raise UsageError(f"metric {name!r} needs {CURES[need]}.")
+    return names
+
+
+def evaluated(data: LabelledFeatures, names: Iterable[str]) -> Values:
+    """The metrics of these names."""
+    with jax.default_matmul_precision("highest"):
+        found: Mapping[str, Any] = {name: METRICS[name].function(data) for name in names}
+    return {name: np.asarray(value) if METRICS[name].axes else float(value) for name, value in found.items()}
+
+
+class Features(LabelledFeatures):
+    """Features of labelled samples in memory, or in a file that is mapped to memory."""
 
     def __init__(
         self,
@@ -105,20 +192,21 @@ class Features(Measured):
         labels: Labels,
         W: Float[np.ndarray, "K p"],
         b: Float[np.ndarray, " K"],
+        outside: Float[np.ndarray, " p"] | None,
     ):
-        self.features, self.weights, self.bias = features, W, b
-        self.occurring, codes, self.counts = np.unique(labels.codes, return_inverse=True, return_counts=True)
-        order = np.argsort(codes, kind="stable")
-        self.rows, self.codes = labels.rows[order], codes[order]
-        sums = np.zeros((len(self.counts), features.shape[1]))
+        self.features = features
+        order = np.argsort(labels.codes, kind="stable")
+        self.rows, self.codes, self._height = labels.rows[order], labels.codes[order], max(features.shape[1], len(W))
+        counts = np.bincount(labels.codes, minlength=len(W))
+        sums = np.zeros((len(W), features.shape[1]))
         for block, codes in self._blocks():
             _add_by_class(sums, block, codes)
-        self.means = sums / self.counts[:, None]
-        self.centre = self.means.mean(axis=0)
+        super().__init__(counts, sums / np.maximum(counts, 1)[:, None], W, b, outside)
+        self.codes = np.searchsorted(self.occurring, self.codes)
 
     def _blocks(self) -> Iterator[tuple[Float[np.ndarray, "block p"], Int[np.ndarray, " block"]]]:
         """Blocks of samples, sorted by class, with their classes."""
-        height = max(1, BLOCK // max(self.features.shape[1], len(self.weights)))
+        height = max(1, BLOCK // self._height)
         for start in range(0, len(self.rows), height):
             rows = self.rows[start : start + height]
             block = self.features[rows].astype(np.float64)
@@ -127,31 +215,15 @@ class Features(Measured):
                 raise UsageError(f"features hold NaN or infinity, as in row {row}: remove those rows first.")
             yield block, self.codes[start : start + height]
 
-    @property
-    def num_samples(self) -> int:
-        return len(self.rows)
-
-    @functools.cached_property
-    def M(self) -> Float[Array, "p C"]:
-        return jnp.asarray((self.means - self.centre).T, jnp.result_type(float))
-
-    @property
-    def W(self) -> Float[Array, "K p"]:
-        return jnp.asarray(self.weights, jnp.result_type(float))
-
-    @property
-    def paired(self) -> Float[Array, "C p"]:
-        return self.W[self.occurring]
-
-    @property
-    def paired_square(self) -> Float[Array, ""]:
-        return jnp.sum(self.paired**2)
+    def _deviations(self) -> Iterator[tuple[Float[np.ndarray, "block p"], Int[np.ndarray, " block"]]]:
+        """Blocks of `h - mu_c`, with their classes."""
+        return ((block - self.means[codes], codes) for block, codes in self._blocks())
 
     def within_square(self, A: Float[Array, "m p"] | None = None) -> Float[Array, ""]:
         if A is None:
             return jnp.sum(self.variances() * self.counts)
         turned = np.asarray(A, np.float64).T
-        return jnp.asarray(sum(np.sum(((block - self.means[codes]) @ turned) ** 2) for block, codes in self._blocks()))
+        return jnp.asarray(sum(np.sum((block @ turned) ** 2) for block, _ in self._deviations()))
 
     def variances(self) -> Float[Array, " C"]:
         return self._variances
@@ -159,18 +231,29 @@ class Features(Measured):
     @functools.cached_property
     def _variances(self) -> Float[Array, " C"]:
         sums = np.zeros((len(self.counts), 1))
-        for block, codes in self._blocks():
-            _add_by_class(sums, np.sum((block - self.means[codes]) ** 2, axis=1, keepdims=True), codes)
+        for block, codes in self._deviations():
+            _add_by_class(sums, np.sum(block**2, axis=1, keepdims=True), codes)
         return jnp.asarray(sums[:, 0] / self.counts, jnp.result_type(float))
 
+    def scatter(self) -> Float[np.ndarray, "p p"]:
+        p = self.features.shape[1]
+        return sum((block.T @ block for block, _ in self._deviations()), np.zeros((p, p)))
+
+    @functools.cached_property
+    def _assigned(self) -> tuple[float, float]:
+        """The shares of samples on which the classifier and the nearest mean differ, and the nearest mean errs."""
+        assignment, differ, wrong = Assignment(self), 0, 0
+        for block, codes in self._blocks():
+            nearest = assignment.nearest(block)
+            differ += np.count_nonzero(assignment.chosen(block) != nearest)
+            wrong += np.count_nonzero(nearest != self.occurring[codes])
+        return differ / self.num_samples, wrong / self.num_samples
+
     def disagreement(self) -> Float[Array, ""]:
-        M = self.means - self.centre
-        lengths, differ = np.sum(M**2, axis=1), 0
-        for block, _ in self._blocks():
-            chosen = np.argmax(block @ self.weights.T + self.bias, axis=1)
-            nearest = np.argmin(lengths - 2 * (block - self.centre) @ M.T, axis=1)
-            differ += np.count_nonzero(chosen != self.occurring[nearest])
-        return jnp.asarray(differ / self.num_samples)
+        return jnp.asarray(self._assigned[0])
+
+    def misassigned(self) -> Float[Array, ""]:
+        return jnp.asarray(self._assigned[1])
 
 
 def _add_by_class(sums: Float[np.ndarray, "C m"], block: Float[np.ndarray, "block m"], codes: np.ndarray) -> None:

@@ -62,15 +62,25 @@ def square_distances(M: Float[Array, "p C"]) -> Float[Array, "C C"]:
 
 
 METRICS = {
-    "nc1": Metric(_nc1, "within-class variability, pseudo-inverse form"),
-    "nc1_trace": Metric(_nc1_trace, "within-class variability, ratio of traces"),
-    "nc2_norm_h": Metric(lambda v: v.defects[0].lengths, "spread of the class means' lengths"),
-    "nc2_norm_w": Metric(lambda v: v.defects[1].lengths, "spread of the classifier rows' lengths"),
-    "nc2_angle_h": Metric(lambda v: v.defects[0].angles, "class means' angles against the simplex"),
-    "nc2_angle_w": Metric(lambda v: v.defects[1].angles, "classifier rows' angles against the simplex"),
-    "nc2_etf_h": Metric(lambda v: v.defects[0].gram, "class means' Gram matrix against the simplex frame"),
-    "nc2_etf_w": Metric(lambda v: v.defects[1].gram, "classifier's Gram matrix against the simplex frame"),
-    "nc3": Metric(_nc3, "self-duality of classifier and class means"),
-    "nc4": Metric(_nc4, "disagreement with the nearest class mean", samples=True),
-    "cdnv": Metric(_cdnv, "class-distance normalised variance", samples=True),
+    "nc1": Metric(_nc1, "within-class variability, pseudo-inverse form", of_features=("scatter",)),
+    "nc1_trace": Metric(_nc1_trace, "within-class variability, ratio of traces", of_features=()),
+    "nc2_norm_h": Metric(lambda v: v.defects[0].lengths, "spread of the class means' lengths", of_features=()),
+    "nc2_norm_w": Metric(
+        lambda v: v.defects[1].lengths, "spread of the classifier rows' lengths", of_features=("classifier",)
+    ),
+    "nc2_angle_h": Metric(lambda v: v.defects[0].angles, "class means' angles against the simplex", of_features=()),
+    "nc2_angle_w": Metric(
+        lambda v: v.defects[1].angles, "classifier rows' angles against the simplex", of_features=("classifier",)
+    ),
+    "nc2_etf_h": Metric(
+        lambda v: v.defects[0].gram, "class means' Gram matrix against the simplex frame", of_features=()
+    ),
+    "nc2_etf_w": Metric(
+        lambda v: v.defects[1].gram, "classifier's Gram matrix against the simplex frame", of_features=("classifier",)
+    ),
+    "nc3": Metric(_nc3, "self-duality of classifier and class means", of_features=("classifier",)),
+    "nc4": Metric(
+        _nc4, "disagreement with the nearest class mean", samples=True, of_features=("classifier", "assigned")
+    ),
+    "cdnv": Metric(_cdnv, "class-distance normalised variance", samples=True, of_features=()),
 }

@@ -8,13 +8,19 @@ from .._errors import UsageError
 from .._registry import Registry
 from ..model.columns import SAMPLES, Columns
 from ..model.ufm import UFM
-from . import dynamics, margins, neural_collapse, strong_collapse
+from . import dynamics, geometry, margins, neural_collapse, strong_collapse
 from .target import lack_of_target
 from .view import Metric
 
 METRICS: Registry[Metric] = Registry(
     "metric",
-    {**strong_collapse.METRICS, **neural_collapse.METRICS, **margins.METRICS, **dynamics.METRICS},
+    {
+        **strong_collapse.METRICS,
+        **neural_collapse.METRICS,
+        **geometry.METRICS,
+        **margins.METRICS,
+        **dynamics.METRICS,
+    },
     instead="name one module:name",
     admits=lambda entry: isinstance(entry, Metric),
 )
@@ -29,7 +35,8 @@ def available(model: UFM, columns: Columns = SAMPLES) -> tuple[str, ...]:
     return tuple(
         name
         for name, metric in METRICS.items()
-        if (model.balanced or not metric.equal_counts)
+        if metric.of_model
+        and (model.balanced or not metric.equal_counts)
         and (model.loss.squared_error or not metric.squared_error)
         and not (metric.target and lack_of_target(model))
         and (columns.knows_samples or not metric.samples)
@@ -51,6 +58,11 @@ def checked_names(model: UFM, columns: Columns, names: Any) -> tuple[str, ...]:
     asked = asked_names(names)  # first, because it registers metrics of other modules
     known = available(model, columns)
     for name in asked:
+        if not METRICS[name].of_model:
+            raise UsageError(
+                f"metric {name!r} is for the features of a network, not for runs of the model: "
+                "use fc.metrics.from_features."
+            )
         if METRICS[name].squared_error and not model.loss.squared_error:
             raise UsageError(
                 f"metric {name!r} measures against the collapse of the squared error, and the loss is "
@@ -105,5 +117,6 @@ def usual(model: UFM, columns: Columns) -> tuple[str, ...]:
     return tuple(
         name
         for name in available(model, columns)
-        if not METRICS[name].costly and (model.loss.shift_invariant or not METRICS[name].shift_invariant)
+        if not (METRICS[name].costly or METRICS[name].on_request)
+        and (model.loss.shift_invariant or not METRICS[name].shift_invariant)
     )

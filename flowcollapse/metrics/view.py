@@ -224,8 +224,13 @@ class Metric(NamedTuple):
     It can need `equal_counts`, a finite `target` (a collapsed state to measure against, see `metrics/target.py`), the
     `squared_error`, or single `samples`. A metric that takes much more time than all others together is `costly`: it is
     computed only if it is requested by name. So is one that is `shift_invariant`, unless the loss has this property.
-    `long_name` and `symbol`, the formula in TeX, go into Datasets. Pictures use `label`, or the long name if there is
-    no label.
+    So is one that is `on_request`, unless it is measured on features. `long_name` and `symbol`, the formula in TeX, go
+    into Datasets. Pictures use `label`, or the long name if there is no label.
+
+    A metric that can be measured on the features of a network names in `of_features` the data that it needs besides
+    class means and variances: `"scatter"` within the classes, a `"classifier"`, samples `"assigned"` to class means, or
+    features `"outside"` the classes. One that exists for features alone is not `of_model`, and only such a metric may
+    have `axes`: a value for each class, `("class",)`, or for each pair of classes.
 
     Example:
         >>> import flowcollapse as fc
@@ -233,7 +238,7 @@ class Metric(NamedTuple):
         (True, True)
     """
 
-    function: Callable[[Any], Float[Array, ""]]
+    function: Callable[[Any], Any]
     long_name: str
     label: str = ""
     symbol: str = ""
@@ -243,6 +248,10 @@ class Metric(NamedTuple):
     costly: bool = False
     target: bool = False
     shift_invariant: bool = False
+    on_request: bool = False
+    of_features: tuple[str, ...] | None = None
+    of_model: bool = True
+    axes: tuple[str, ...] = ()
 
 
 def _or_nan(denominator):
