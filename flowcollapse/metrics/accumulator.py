@@ -140,7 +140,7 @@ class Accumulator:
         several = len(parts) > 1
         moments = self._empty(matrix.shape[1]) if several else before
         for part in parts:
-            moments.add(matrix, rows[part], codes[part])
+            moments.add(_part(matrix, rows, part), codes[part], rows[part])
         self._moments = before.merged(moments) if several else before
         return self
 
@@ -200,7 +200,7 @@ class Accumulator:
         data = self._data(classifier)
         assignment, found = Assignment(data), np.zeros(3, np.int64)
         for part in blocks(len(rows), max(moments.means.shape)):
-            block = matrix[rows[part]].astype(np.float64)
+            block = _part(matrix, rows, part).astype(np.float64)
             if not np.all(np.isfinite(block)):
                 row = rows[part][~np.all(np.isfinite(block), axis=1)].min()
                 raise UsageError(f"features hold NaN or infinity, as in row {row}: remove those rows first.")
@@ -315,7 +315,7 @@ class Accumulator:
         place = _npz(path)
         arrays: dict[str, Any] = {"agreement": self._agreement}
         if self._moments is not None:
-            arrays |= {name: value for name, value in vars(self._moments).items() if value is not None}
+            arrays |= self._moments.arrays()
         if self._outside[0]:
             arrays |= {"outside": self._outside[1]}
         if self._classifier is not None:
@@ -364,6 +364,11 @@ class Accumulator:
             return found
         except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
             raise UsageError(f"{place} is no saved accumulator, or damaged: save it again.") from error
+
+
+def _part(matrix: np.ndarray, rows: np.ndarray, part: slice) -> np.ndarray:
+    """Some of the rows that count; a view of the matrix if all count."""
+    return matrix[part] if len(rows) == len(matrix) else matrix[rows[part]]
 
 
 def _joined(one: tuple[int, Any], two: tuple[int, Any]) -> tuple[int, Any]:

@@ -54,13 +54,14 @@ def read_labels(labels: Any, num_samples: int, classes: Any, ignore_label: Any, 
         named = [value for value in found if value not in ignored]
     else:
         named = [value for value in _named(classes, found) if value not in ignored]
+    kept = set(named)
     for value in found:
-        if (classes is None or value not in named) and value not in ignored and _looks_ignored(value):
+        if (classes is None or value not in kept) and value not in ignored and _looks_ignored(value):
             raise UsageError(
                 f"labels hold {value!r}, which by convention marks samples that do not count: leave them out with "
                 f"ignore_label={value!r}, or make it a class with classes=."
             )
-    unknown = [value for value in found if value not in set(named) | ignored]
+    unknown = [value for value in found if value not in kept and value not in ignored]
     if unknown:
         raise UsageError(
             f"labels hold {_listed(unknown)}, not among classes={_listed(named)}: add them there, or leave their "

@@ -6,12 +6,16 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
+from scipy import sparse
 
 from .._errors import UsageError
 from .labelled import LabelledFeatures
 
 BLOCK = 2**21
 """The most numbers in a block of samples: 16 MiB."""
+
+CENTRED_AT_ONCE = 128
+"""The number of samples that are centred at once, so few that they stay in the processor's cache."""
 
 
 @dataclasses.dataclass
@@ -30,6 +34,9 @@ class Moments:
     squares: Float[np.ndarray, " K"]
     scatter: Float[np.ndarray, "p p"] | None
 
+    def __post_init__(self):
+        self._block = np.empty(0)  # memory for the centred samples, which new memory for each batch would slow down
+
     @classmethod
     def empty(cls, num_classes: int, num_features: int, scatter: bool) -> "Moments":
         """The moments of no samples."""
@@ -41,9 +48,9 @@ class Moments:
         )
 
     def add(
-        self, features: Shaped[np.ndarray, "all p"], rows: Int[np.ndarray, " block"], codes: Int[np.ndarray, " block"]
+        self, samples: Shaped[np.ndarray, "block p"], codes: Int[np.ndarray, " block"], rows: Int[np.ndarray, " block"]
     ) -> None:
-        """Add some of the samples in a matrix.
+        """Add samples.
 
         The samples of a class among them, m with the mean `mu`, are centred at
         `mu_c + (1 - sqrt(n / (n + m))) (mu - mu_c)`, where n samples with the mean `mu_c` were there before. Then their
@@ -51,36 +58,43 @@ class Moments:
         means needs no product of its own (derived here).
 
         Args:
-            features: the matrix, of any real type.
-            rows: the rows to add.
+            samples: the samples, in any real type.
             codes: their classes.
+            rows: the numbers of their rows, for messages.
 
         Raises:
             UsageError: for NaN, infinity, and numbers whose squares overflow. Then nothing is added.
         """
-        order = np.argsort(codes, kind="stable")
-        rows, codes = rows[order], codes[order]
-        block = features[rows].astype(np.float64, copy=False)
-        starts = np.flatnonzero(np.append(True, np.diff(codes) > 0))
-        classes = codes[starts]
-        found = np.diff(np.append(starts, len(codes)))
+        classes, codes = np.unique(codes, return_inverse=True)
         with np.errstate(all="ignore"):
-            sums = np.add.reduceat(block, starts, axis=0)
-            if not np.all(np.isfinite(sums)):
+            if self._block.size < samples.size:
+                self._block = np.empty(samples.size)
+            block = self._block[: samples.size].reshape(samples.shape)
+            block[...] = samples
+            found = np.bincount(codes, minlength=len(classes))
+            shift = _sums(block, codes, len(classes))
+            if not np.all(np.isfinite(shift)):
                 _refuse(block, rows)
-            before = self.counts[classes]
+            before, means = self.counts[classes], self.means[classes]
             total = before + found
-            shift = sums / found[:, None] - self.means[classes]
-            kept = np.sqrt(before / total)
-            centres = self.means[classes] + (1 - kept)[:, None] * shift
-            block -= np.repeat(centres, found, axis=0)
-            squares = np.add.reduceat(np.einsum("ij,ij->i", block, block), starts)
-        if not np.all(np.isfinite(squares)):
+            shift /= found[:, None]
+            shift -= means
+            centres = shift * (1 - np.sqrt(before / total))[:, None]
+            centres += means
+            squares = np.zeros(len(block))
+            for start in range(0, len(block), CENTRED_AT_ONCE):
+                part = slice(start, start + CENTRED_AT_ONCE)
+                block[part] -= centres[codes[part]]
+                squares[part] = np.einsum("ij,ij->i", block[part], block[part])
+            of_classes = np.bincount(codes, squares, len(classes))
+        if not np.all(np.isfinite(of_classes)):
             raise UsageError("features hold numbers whose squares overflow: divide all by the largest.")
         if self.scatter is not None:
             self.scatter += block.T @ block
-        self.squares[classes] += squares
-        self.means[classes] += (found / total)[:, None] * shift
+        shift *= (found / total)[:, None]
+        means += shift
+        self.squares[classes] += of_classes
+        self.means[classes] = means
         self.counts[classes] = total
 
     def merged(self, other: "Moments") -> "Moments":
@@ -100,6 +114,11 @@ class Moments:
             scatter,
         )
 
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The arrays that are kept, by name."""
+        named = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: array for name, array in named.items() if array is not None}
+
     def check(self) -> None:
         """Raise `ValueError` unless shapes and numbers are those of moments."""
         K, p = self.means.shape
@@ -114,9 +133,10 @@ class Moments:
             raise ValueError("numbers are impossible")
 
     def __eq__(self, other: Any) -> bool:
-        return isinstance(other, Moments) and all(
-            np.array_equal(getattr(self, field.name), getattr(other, field.name)) for field in dataclasses.fields(self)
-        )
+        if not isinstance(other, Moments):
+            return NotImplemented
+        ours, theirs = self.arrays(), other.arrays()
+        return ours.keys() == theirs.keys() and all(np.array_equal(ours[name], theirs[name]) for name in ours)
 
 
 class Accumulated(LabelledFeatures):
@@ -150,6 +170,12 @@ def blocks(num_samples: int, numbers: int) -> list[slice]:
     """Slices of at most `BLOCK` numbers, for samples with as many `numbers` each."""
     height = max(1, BLOCK // max(1, numbers))
     return [slice(start, min(start + height, num_samples)) for start in range(0, num_samples, height)]
+
+
+def _sums(block: Float[np.ndarray, "block p"], codes: Int[np.ndarray, " block"], C: int) -> Float[np.ndarray, "C p"]:
+    """The sums of the samples of each class, by a sparse product, because NumPy has no fast sum over groups of rows."""
+    n = len(block)
+    return sparse.csr_array((np.ones(n), codes, np.arange(n + 1)), shape=(n, C)).T @ block
 
 
 def _refuse(block: Float[np.ndarray, "block p"], rows: Int[np.ndarray, " block"]) -> None:
