@@ -50,6 +50,48 @@ def of_features(
     return {name: float(value) for name, value in values.items()}
 
 
+def of_geometry(features, labels, W, ood) -> dict[str, float | np.ndarray]:
+    """The metrics of uniformity, duality, ranks and distances, for a network's features.
+
+    References: Liu et al. 2023 (energies of the directions, with the kernels -ln d and 1/d); Wu and Papyan 2024 (their
+    spread over pairs, the spread of the duality); Zhu et al. 2021 (the product of classifier and means); Roy and
+    Vetterli 2007 (effective rank, here of covariances); Ben Ammar et al. 2024 (NC5).
+    """
+    C = labels.max() + 1
+    means = np.array([features[labels == c].mean(axis=0) for c in range(C)])
+    M = means - means.mean(axis=0)
+    variances = [np.mean(np.sum((features[labels == c] - means[c]) ** 2, axis=1)) for c in range(C)]
+    units, rows = ([v / np.linalg.norm(v) for v in vectors] for vectors in (M, W))
+    chords = np.array([np.linalg.norm(units[i] - units[j]) for i in range(C) for j in range(i)])
+    paired = np.array([w @ m for w, m in zip(W, M, strict=True)])
+    product = W @ M.T
+    outside = ood.mean(axis=0)
+    nearest = [np.argmin(np.linalg.norm(means - h, axis=1)) for h in features]
+    logarithms, inverse = -np.log(chords), 1 / chords
+    return {
+        "nc2_etf_unit_h": gram_defect(np.array(units)),
+        "nc2_etf_unit_w": gram_defect(np.array(rows)),
+        "gnc2_log": np.mean(logarithms),
+        "gnc2_log_cv": np.std(logarithms) / abs(np.mean(logarithms)),
+        "gnc2_riesz": np.mean(inverse),
+        "gnc2_riesz_cv": np.std(inverse) / np.mean(inverse),
+        "nc3_etf": np.linalg.norm(product / np.linalg.norm(product) - systems.centring(C) / np.sqrt(C - 1)),
+        "unc3": np.std(paired) / abs(np.mean(paired)),
+        "nc5": np.mean([abs(m @ outside) / np.linalg.norm(m) / np.linalg.norm(outside) for m in means]),
+        "ncc_error": np.mean(np.not_equal(nearest, labels)),
+        "effective_rank_means": effective_rank(np.cov(M.T)),
+        "effective_rank_features": effective_rank(np.cov(features.T)),
+        "nc1_class": np.array(variances) / np.mean(np.sum(M**2, axis=1)),
+        "class_distances": np.array([[np.linalg.norm(m - n) for n in means] for m in means]),
+    }
+
+
+def effective_rank(covariance) -> float:
+    """The exponential of the entropy of the eigenvalues' shares."""
+    shares = np.linalg.svd(covariance)[1] / np.trace(covariance)
+    return float(np.exp(-sum(q * np.log(q) for q in shares if q > 0)))
+
+
 def spread(vectors) -> float:
     """Standard deviation of the vectors' lengths, divided by their mean."""
     lengths = np.linalg.norm(vectors, axis=1)

@@ -1,6 +1,7 @@
 """Metrics of measured features (the penultimate layer of any network), read one block of samples at a time."""
 
 import functools
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -104,7 +105,7 @@ def feature_rows(name: str, features: Any) -> Shaped[np.ndarray, "samples p"]:
             f"{name} must have the shape (samples, p), one row a sample, got {array.shape}: give each sample a row of "
             "p numbers."
         )
-    return array.reshape(len(array), -1)
+    return array.reshape(len(array), math.prod(array.shape[1:]))
 
 
 def checked_classifier(

