@@ -54,11 +54,11 @@ class Accumulator:
 
     def __init__(
         self,
-        num_classes: int | None = None,
+        num_classes: Any = None,
         *,
         classes: Any = None,
-        num_features: int | None = None,
-        scatter: bool = True,
+        num_features: Any = None,
+        scatter: Any = True,
         ignore_label: Any = None,
     ):
         if (num_classes is None) == (classes is None):
@@ -258,7 +258,7 @@ class Accumulator:
 
     # ---- several processes
 
-    def merge(self, other: "Accumulator") -> "Accumulator":
+    def merge(self, other: Any) -> "Accumulator":
         """The accumulator of the samples of both, which stay as they are.
 
         After a first pass in several processes, merge their accumulators and give each process the result. After a
@@ -347,8 +347,8 @@ class Accumulator:
         if not place.is_file():
             raise UsageError(f"{place} does not exist: give the file that Accumulator.save wrote.")
         try:
-            with np.load(place, allow_pickle=False) as file:
-                arrays = dict(file)
+            with place.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+                arrays = dict(archive)
             said = json.loads(str(arrays.pop("description")))
             if said["accumulator"] != FORMAT:
                 raise ValueError
@@ -356,13 +356,13 @@ class Accumulator:
             found._agreement = arrays.pop("agreement").astype(np.int64)
             if "counts" in arrays:
                 found._moments = Moments(arrays["counts"], arrays["means"], arrays["squares"], arrays.get("scatter"))
-                found._moments.check()
+                found._moments.check(len(found.classes))
             if said["num_outside"]:
                 found._outside = (said["num_outside"], arrays["outside"])
             if "W" in arrays:
                 found._classifier = checked_classifier(arrays["W"], arrays["b"], found._seen().means.shape)
             return found
-        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
             raise UsageError(f"{place} is no saved accumulator, or damaged: save it again.") from error
 
 

@@ -66,7 +66,8 @@ def evaluate(
         model: the model.
         state: a state of it, with any leading axes.
         names: the metrics, as a text with commas or any iterable of texts. Default: all metrics of the model and the
-            state, except `sharpness` and `residual_norm`; those of margins and logits for losses of the softmax only.
+            state that are not only on request, see the table; those of margins and logits for losses of the softmax
+            only.
         start: the reference state of `balancedness`, in the same columns. Default: the state itself, which gives 0.
 
     Raises:

@@ -119,10 +119,10 @@ class Moments:
         named = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return {name: array for name, array in named.items() if array is not None}
 
-    def check(self) -> None:
-        """Raise `ValueError` unless shapes and numbers are those of moments."""
-        K, p = self.means.shape
-        shapes = [(self.counts, (K,)), (self.squares, (K,))]
+    def check(self, K: int) -> None:
+        """Raise `ValueError` unless shapes and numbers are those of moments of K classes."""
+        p = self.means.shape[1]
+        shapes = [(self.counts, (K,)), (self.means, (K, p)), (self.squares, (K,))]
         shapes += [] if self.scatter is None else [(self.scatter, (p, p))]
         if any(array.shape != shape for array, shape in shapes):
             raise ValueError("shapes differ")

@@ -144,7 +144,7 @@ def test_rotations_scaling_and_the_order_of_classes_change_nothing():
 
 def test_what_a_run_can_have_is_the_same_for_its_features(paper_model, key):
     """The scalars that are written in JAX are metrics of a run too, if they are requested."""
-    state = fc.initial.sphere(key, paper_model, 1.0)
+    state = fc.initial.sphere(paper_model, 1.0, key=key)
     names = [name for name, metric in METRICS_OF_FEATURES.items() if metric.of_model]
     found = fc.metrics.evaluate(paper_model, state, names)
     labels = np.repeat(np.arange(3), 3)
@@ -156,4 +156,4 @@ def test_what_a_run_can_have_is_the_same_for_its_features(paper_model, key):
 def test_runs_have_them_on_request_alone(paper_model, key):
     assert not set(usual(paper_model, SAMPLES)) & set(GEOMETRY)
     with pytest.raises(fc.UsageError, match="from_features"):
-        fc.metrics.evaluate(paper_model, fc.initial.sphere(key, paper_model, 1.0), ["class_distances"])
+        fc.metrics.evaluate(paper_model, fc.initial.sphere(paper_model, 1.0, key=key), ["class_distances"])
