@@ -22,7 +22,7 @@ FLOORS = (
     ("curvature", "initial", "endings"),
     ("methods", "metrics"),
     ("results",),
-    ("simulation",),
+    ("simulation", "measuring"),
     ("sweeps", "theory"),
     ("comparison", "plot"),
     ("reproduce", "gallery"),

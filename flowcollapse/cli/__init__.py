@@ -61,6 +61,7 @@ def _main(args: list[str]) -> int:
     from .compare import Compare
     from .console import Console
     from .info import Info
+    from .measure import Measure
     from .plot import Plot
     from .reproduce import Reproduce
     from .show import Show
@@ -73,6 +74,7 @@ def _main(args: list[str]) -> int:
         "simulate": Simulate,
         "sweep": Sweep,
         "compare": Compare,
+        "measure": Measure,
         "plot": Plot,
         "show": Show,
         "verify": Verify,

@@ -17,6 +17,7 @@ DRAWN = {
     "run": ("overview",),
     "sweep": ("overview", "stability", "figure1", "figure2"),
     "comparison": ("overview",),
+    "measurement": ("overview",),
     "figures": ("overview", "figure1", "figure2"),
 }
 """The kinds of pictures for each kind of file."""
@@ -24,9 +25,9 @@ DRAWN = {
 
 @dataclasses.dataclass(frozen=True)
 class Plot(Command):
-    """Draw the results of simulate, sweep, compare and reproduce. A run shows its metrics against time. A sweep shows
-    bands over seeds against time, the limit against eps, a heat map over two axes, and the verdicts. A comparison shows
-    the paths, their distance to the flow, and where they end."""
+    """Draw the results of simulate, sweep, compare, measure and reproduce. A run shows its metrics against time. A
+    sweep shows bands over seeds against time, the limit against eps, a heat map over two axes, and the verdicts. A
+    comparison shows the paths, their distance to the flow, and where they end. A measurement shows NC1 to NC4."""
 
     file: tyro.conf.Positional[Path]
     """A netCDF file, or the store of a sweep, finished or not."""
@@ -48,7 +49,7 @@ class Plot(Command):
         what = kind_of(dataset)
         if what not in DRAWN:
             raise UsageError(
-                f"{self.file} holds neither a run nor a sweep nor a comparison: give the file or store of one."
+                f"{self.file} holds no run, sweep, comparison or measurement: give the file or store of one."
             )
         if self.kind not in DRAWN[what]:
             known = ", ".join(DRAWN[what])
@@ -71,6 +72,8 @@ class Plot(Command):
             return plot.figure1(dataset) if figure == "figure1" else plot.figure2(dataset)
         if figure == "stability":
             return plot.stability(dataset, name=self.metric or "snc1")
+        if what == "measurement":
+            return plot.measurement(dataset, name=self.metric)
         if what == "run":
             return plot.path(dataset, name=self.metric)
         return (plot.sweep if what == "sweep" else plot.comparison)(dataset, self.metric)

@@ -95,7 +95,7 @@ def _flag(name: str, hint: Any, section: str) -> Flag:
         section,
         *(marked or [by_type]),
         choices=choices,
-        is_path=Path in types_,
+        is_path=Path in types_ or any(Path in typing.get_args(one) for one in types_),
         is_whole=is_whole,
         positional=positional,
     )
@@ -114,11 +114,11 @@ def read(args: Sequence[str], flags: dict[str, Flag]) -> tuple[Values, list[str]
     while left:
         word = left.pop(0)
         if not is_flag(word):
-            free = next((flag for flag in places if flag.name not in values), None)
+            free = next((flag for flag in places if flag.kind is Kind.TEXTS or flag.name not in values), None)
             if free is None:
                 others.append(word)
             else:
-                values[free.name] = cleaned(free, [word])
+                add(values, free, [word])
             continue
         name, equals, text = word.partition("=")
         flag = flags.get(name[2:].replace("-", "_"))

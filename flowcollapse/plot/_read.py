@@ -15,6 +15,7 @@ CURES = {
     "run": "one run: draw it with fc.plot.path",
     "sweep": "a sweep: draw it with fc.plot.sweep",
     "comparison": "a comparison: draw it with fc.plot.comparison",
+    "measurement": "a measurement: draw it with fc.plot.measurement",
     "figures": "the runs of the paper's figures: draw them with fc.plot.figure1 or fc.plot.figure2",
 }
 """The kinds of Datasets that this package writes, and the functions that draw them."""
@@ -88,6 +89,8 @@ def _open_folder(place: Path) -> xr.Dataset:
 
 def kind_of(dataset: xr.Dataset) -> str:
     """The kind of a Dataset, a key of `KINDS`, or `""`."""
+    if {"epoch", "layer"} & {*dataset.dims}:
+        return "measurement"
     if "method" in dataset.dims:
         return "comparison" if "distance_to_flow" in dataset else "figures"
     if {"seed", "eps"} & {*dataset.dims, *dataset.coords}:  # one run selected from a sweep is drawn as a sweep

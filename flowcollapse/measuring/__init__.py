@@ -1,0 +1,1 @@
+"""Measures the features of networks that are kept in files."""
