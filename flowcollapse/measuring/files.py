@@ -76,8 +76,8 @@ class Arrays(abc.ABC):
         if asked is not None:
             if asked in self.names:
                 return asked
-            there = f"name one of {', '.join(self.names)}{nearest(asked, self.names) or '.'}"
-            raise UsageError(f"{self.path} holds no array {asked!r} for {role}: {there}")
+            cure = f"name one of {', '.join(self.names)}{nearest(asked, self.names) or '.'}"
+            raise UsageError(f"{self.path} holds no array {asked!r} for {role}: {cure}")
         for usual in ROLES[role]:
             found = [name for name in self.names if name.replace("/", ".").rpartition(".")[2].lower() == usual]
             if len(found) > 1:

@@ -1,5 +1,6 @@
 """Measures collapse in the features that a training run has left in files, one file an epoch or a layer."""
 
+import contextlib
 import dataclasses
 import datetime
 import json
@@ -29,7 +30,7 @@ class Item:
 
     arrays: Arrays
     name: str
-    value: int | str
+    value: int | str | None
     labels: np.ndarray
     classifier: tuple[Any, Any] | None
 
@@ -51,13 +52,13 @@ def measure(
     *,
     classifier: Any = None,
     ood: Any = None,
-    by: str = "epoch",
-    arrays: Mapping[str, str] | None = None,
+    by: Any = "epoch",
+    arrays: Any = None,
     classes: Any = None,
     ignore_label: Any = None,
     metrics: Any = None,
-    two_passes: bool = True,
-    progress: bool = False,
+    two_passes: Any = True,
+    progress: Any = False,
 ) -> xr.Dataset:
     """Collapse metrics of features in files, one file an epoch or a layer, which may be larger than memory.
 
@@ -104,6 +105,7 @@ def measure(
     """
     check_choice("by", by, ORDERS)
     check_flag("two_passes", two_passes)
+    check_flag("progress", progress)
     named = _names(arrays)
     opened = [open_arrays(path) for path in _paths("files", files)]
     if not opened:
@@ -197,7 +199,8 @@ def _from(given: Any, role: str) -> Any:
         raise UsageError(
             f"{arrays.path} holds no array for {role}, only {', '.join(arrays.names)}: name it {ROLES[role][0]!r}."
         )
-    return arrays.whole(name)
+    found = arrays.whole(name)
+    return found[:, 0] if role == "labels" and found.ndim == 2 and found.shape[1] == 1 else found  # a table of labels
 
 
 def _own(arrays: Arrays, role: str, named: dict[str, str]) -> np.ndarray | None:
@@ -246,6 +249,9 @@ def _classifier(arrays: Arrays, given: Any, named: dict[str, str]) -> tuple[Any,
 def _classes(items: list[Item], classes: Any, ignore_label: Any) -> tuple[int | str, ...]:
     """The label values of all classes."""
     found: set[int | str] = set()
+    for item in items:
+        if not len(item.labels):
+            raise UsageError(f"{item.arrays.path} holds no samples: give a row and a label for each.")
     for marks, item in {id(item.labels): (item.labels, item) for item in items}.values():
         with _in_file(item):
             found |= set(
@@ -256,6 +262,10 @@ def _classes(items: list[Item], classes: Any, ignore_label: Any) -> tuple[int | 
         return read_labels(item.labels, len(item.labels), classes, ignore_label, ordered=False).classes
     if len({isinstance(one, str) for one in found}) > 1:
         raise UsageError("labels are text in some files and numbers in others: give all alike.")
+    if len(found) < 2:
+        raise UsageError(
+            f"labels hold only {shown(sorted(found))}, and collapse needs 2 classes: add samples of others."
+        )
     return tuple(sorted(found))  # type: ignore[type-var]  # all of one kind
 
 
@@ -271,21 +281,17 @@ def _outside(ood: Any) -> Any:
 # ---- measuring
 
 
-class _in_file:
+@contextlib.contextmanager
+def _in_file(item: Item) -> Iterator[None]:
     """Errors in the body name the file."""
-
-    def __init__(self, item: Item):
-        self.path = item.arrays.path
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        if isinstance(error, UsageError):
-            raise UsageError(f"{self.path}: {error}") from None
-        if isinstance(error, Exception):
-            reason = " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
-            raise UsageError(f"{self.path} cannot be read to its end, {reason}: write it again.") from error
+    path = item.arrays.path
+    try:
+        yield
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from None
+    except Exception as error:  # each library raises its own kinds
+        reason = " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
+        raise UsageError(f"{path} cannot be read to its end, {reason}: write it again.") from error
 
 
 def _watched(items: list[Item], progress: bool, by: str) -> Iterable[Item]:
@@ -311,8 +317,6 @@ def _measured(
         accumulator = Accumulator(classes=classes, ignore_label=ignore_label)
         for block, marks in item.blocks():
             accumulator.update(block, marks)
-        if not accumulator.num_samples:
-            raise UsageError("features holds no samples: give a row for each.")
         for block in outside or ():
             accumulator.update_ood(block)
         W, b = item.classifier or (None, None)

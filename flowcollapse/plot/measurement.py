@@ -91,4 +91,6 @@ def _panel(ax: Axes, dataset: xr.Dataset, axis: str, title: str, names: Sequence
         ax.set_ylim(0, max(1e-3, 1.05 * np.nanmax(drawn)))
     elif np.any(drawn > 0):
         log_scale(ax, "y")
-    ax.legend(frameon=False, fontsize="small", ncols=1 + (len(names) > 4))
+    ax.legend(
+        frameon=False, fontsize="small", ncols=min(3, len(names)), loc="upper center", bbox_to_anchor=(0.5, -0.18)
+    )
