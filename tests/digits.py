@@ -1,7 +1,7 @@
 """The features of a small network with kept weights, for tests: every machine computes the same numbers."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from sklearn.datasets import load_digits
@@ -22,7 +22,8 @@ class Digits(NamedTuple):
 
 def digits() -> Digits:
     """The penultimate layer of the network."""
-    pixels, labels = load_digits(return_X_y=True)
+    found: Any = load_digits()
+    pixels, labels = found.data, found.target
     network = {name: array.astype(float) for name, array in np.load(WEIGHTS).items()}
 
     def penultimate(images):

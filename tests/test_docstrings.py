@@ -17,7 +17,16 @@ import flowcollapse as fc
 
 PUBLIC = public_names.public()
 
-USERS_MAKE = {"Descent", "Flow", "HeavyBallFlow", "ModifiedFlow", "State", "UFM", "initial.Start"}
+USERS_MAKE = {
+    "Descent",
+    "Flow",
+    "HeavyBallFlow",
+    "ModifiedFlow",
+    "State",
+    "UFM",
+    "initial.Start",
+    "metrics.Accumulator",
+}
 """Classes that users construct, besides the losses. The package makes all others; they document their fields."""
 
 NO_SOURCE = {

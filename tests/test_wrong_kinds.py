@@ -16,7 +16,7 @@ import flowcollapse as fc
 
 QUICK = {"JAX_TRACEBACK_FILTERING": "off"}
 
-FUNCTIONS = wrong_kinds.public_functions()
+FUNCTIONS = wrong_kinds.called()
 
 
 def test_every_public_function_is_called():

@@ -1,11 +1,14 @@
-"""Small Datasets for the trial calls of `wrong_kinds.py`, one of each kind that the package draws."""
+"""Small Datasets for the trial calls of `wrong_kinds.py`, one of each kind that the package draws, and accumulators."""
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import xarray as xr
 from wrong_values import SIZES
+
+import flowcollapse as fc
 
 TIMES = [0.0, 1.0]
 
@@ -41,6 +44,10 @@ def run_dataset() -> xr.Dataset:
     return xr.Dataset({name: ("time", [0.5, 0.4]) for name in names}, {"time": TIMES})
 
 
+def measurement_dataset() -> xr.Dataset:
+    return xr.Dataset({"nc1": ("epoch", [0.5, 0.4])}, {"epoch": [1, 2]})
+
+
 def picture_dataset() -> xr.Dataset:
     """The Dataset of a picture with one class."""
     data: dict[str, Any] = {
@@ -49,3 +56,27 @@ def picture_dataset() -> xr.Dataset:
     }
     about = {"picture": "order-of-learning", "title": "a picture", "sources": "a paper"}
     return xr.Dataset(data, {"time": TIMES, "count": ("class", [1])}, about)
+
+
+def features_file() -> str:
+    """A file with features of two classes."""
+    np.savez("features.npz", features=np.eye(3), labels=[0, 0, 1])
+    return "features.npz"
+
+
+def filled() -> Any:
+    """An accumulator of samples of two classes."""
+    return fc.metrics.Accumulator(2).update(np.eye(3), [0, 0, 1])
+
+
+def saved() -> str:
+    """A file with an accumulator."""
+    filled().save("saved.npz")
+    return "saved.npz"
+
+
+def methods() -> dict[str, Callable]:
+    """The accumulator, and its methods, each of an accumulator that the others do not touch."""
+    names = ("update", "update_ood", "update_agreement", "result", "merge", "save", "load")
+    made = {f"metrics.Accumulator.{name}": getattr(filled(), name) for name in names}
+    return {"metrics.Accumulator": fc.metrics.Accumulator} | made

@@ -66,8 +66,13 @@ if PROGRAM:  # before the rest of the package loads
 from cures import has_cure  # noqa: E402
 from wrong_datasets import (  # noqa: E402
     comparison_dataset,
+    features_file,
+    filled,
+    measurement_dataset,
+    methods,
     picture_dataset,
     run_dataset,
+    saved,
     stability_dataset,
     sweep_dataset,
 )
@@ -131,6 +136,10 @@ CALLS: dict[str, Callable[[], dict[str, Any]]] = {
     "use_cpu_cores": lambda: {"count": 1},
     "hessian_spectrum": lambda: {"model": MODEL, "state": START, "num": 2, "which": "largest", "iterations": 4},
     "open_sweep": lambda: {"path": store()},
+    "measure": lambda: {
+        "files": features_file(), "labels": None, "classifier": None, "ood": None, "by": "epoch", "arrays": None,
+        "classes": None, "ignore_label": None, "metrics": ["nc1"], "two_passes": False, "progress": False,
+    },
     "predict": lambda: {"model": MODEL, "start": START, "ts": TIMES, "metrics": ["risk"]},
     "risk": lambda: {"model": MODEL, "state": START},
     "sharpness": lambda: {"model": MODEL, "state": START, "iterations": 4},
@@ -162,8 +171,19 @@ CALLS: dict[str, Callable[[], dict[str, Any]]] = {
     "metrics.evaluation.evaluate": lambda: {"model": MODEL, "state": START, "names": ["snc1"], "start": START},
     "metrics.evaluation.snc": lambda: {"model": MODEL, "state": START},
     "metrics.features.from_features": lambda: {
-        "features": np.eye(3), "labels": [0, 0, 1], "W": np.ones((2, 3)), "b": np.zeros(2)
+        "features": np.eye(3), "labels": [0, 0, 1], "W": np.ones((2, 3)), "b": np.zeros(2), "classes": None,
+        "ignore_label": None, "ood": np.ones((1, 3)), "metrics": ["nc1"],
     },
+    "metrics.Accumulator": lambda: {
+        "num_classes": 2, "classes": None, "num_features": 3, "scatter": True, "ignore_label": None,
+    },
+    "metrics.Accumulator.update": lambda: {"features": np.eye(3), "labels": [0, 0, 1]},
+    "metrics.Accumulator.update_ood": lambda: {"features": np.eye(3)},
+    "metrics.Accumulator.update_agreement": lambda: {"features": np.eye(3), "labels": [0, 0, 1], "W": None, "b": None},
+    "metrics.Accumulator.result": lambda: {"W": np.ones((2, 3)), "b": np.zeros(2), "metrics": ["nc1"]},
+    "metrics.Accumulator.merge": lambda: {"other": filled()},
+    "metrics.Accumulator.save": lambda: {"path": "accumulator.npz"},
+    "metrics.Accumulator.load": lambda: {"path": saved()},
     "plot.comparison.comparison_paths": lambda: {
         "dataset": comparison_dataset().isel(eps=0), "name": "snc1", "ax": None
     },
@@ -172,6 +192,7 @@ CALLS: dict[str, Callable[[], dict[str, Any]]] = {
         "dataset": comparison_dataset(), "name": "snc1", "ax": None, "along": "eps"
     },
     "plot.comparison.comparison": lambda: {"dataset": comparison_dataset(), "name": "snc1"},
+    "plot.measured.measurement": lambda: {"dataset": measurement_dataset(), "ax": None, "name": "nc1"},
     "plot.overview.sweep": lambda: {"dataset": sweep_dataset(), "name": "snc1"},
     "plot.paper.figure1": lambda: {"dataset": sweep_dataset(), "ax": None, "seed": 0},
     "plot.paper.figure2": lambda: {"dataset": sweep_dataset(), "ax": None, "seed": 0},
@@ -264,6 +285,11 @@ def public_functions() -> dict[str, Callable]:
     return found
 
 
+def called() -> dict[str, Callable]:
+    """Every function, class and method that `CALLS` has an example of."""
+    return public_functions() | methods()
+
+
 def is_warning(value: Any) -> bool:
     """Whether a class is a warning or an error, which users catch but never create."""
     return isinstance(value, type) and issubclass(value, BaseException)
@@ -351,7 +377,7 @@ def stop_before_computing() -> None:
 
 def main(file: str, *names: str, examples: int = 6) -> None:
     stop_before_computing()
-    functions, calls = public_functions(), {name: CALLS[name]() for name in names or CALLS}
+    functions, calls = called(), {name: CALLS[name]() for name in names or CALLS}
     with Path(file).open("w") as lines:
         for name, valid in calls.items():
             failures = list(failures_of(functions[name], valid, examples))

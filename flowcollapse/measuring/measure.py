@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from .._checks import check_choice, check_flag, shown
+from .._checks import as_numpy, check_choice, check_flag, shown
 from .._errors import UsageError
 from ..metrics.accumulator import Accumulator
 from ..metrics.class_labels import read_labels
@@ -69,7 +69,8 @@ def measure(
 
     Args:
         files: a path, or several.
-        labels: labels for files without: a path, one for each file, or an array. The default is each file's own.
+        labels: labels for files without: a path, one for each file, or an array of shape (samples,). The default is
+            each file's own.
         classifier: `W`, `(W, b)`, or a path, one for each file, of a file that holds them; for layers that of the last.
             The default is each file's own.
         ood: features of samples outside all classes, or a path, for `nc5`.
@@ -139,8 +140,10 @@ def _names(arrays: Any) -> dict[str, str]:
 def _paths(argument: str, places: Any) -> list[Any]:
     if isinstance(places, str | Path):
         return [places]
-    if isinstance(places, Iterable) and not isinstance(places, Mapping):
-        return sorted(places, key=_natural) if isinstance(places, set | frozenset) else list(places)
+    with contextlib.suppress(TypeError):
+        listed = sorted(places, key=_natural) if isinstance(places, set | frozenset) else list(places)
+        if not isinstance(places, bytes | Mapping):
+            return listed
     raise UsageError(f"{argument} must be a path or several, got {shown(places)}: give texts or pathlib.Paths.")
 
 
@@ -155,12 +158,14 @@ def _items(opened: list[Arrays], labels: Any, classifier: Any, by: str, named: d
     of_classifier = _given("classifier", classifier, len(opened), "W")
     items = []
     for arrays, given, rows in zip(opened, of_labels, of_classifier, strict=True):
-        marks = _own(arrays, "labels", named) if given is None else np.asarray(_from(given, "labels"))
+        marks = _own(arrays, "labels", named) if given is None else as_numpy("labels", _from(given, "labels"))
         if marks is None:
             raise UsageError(
                 f"{arrays.path} holds no labels, only {', '.join(arrays.names)}: pass labels=, or name the array with "
                 "arrays={'labels': ...}, or --arrays labels=NAME."
             )
+        if marks.ndim == 0:
+            raise UsageError(f"labels must be one label a row, got {shown(given)}: give a list, an array or a path.")
         layers = _layers(arrays, named, marks, by, alone=len(opened) == 1)
         for name in layers:
             value = name if len(layers) > 1 else arrays.path.stem if by == "layer" else _epoch(arrays, named)

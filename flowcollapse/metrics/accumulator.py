@@ -49,7 +49,7 @@ class Accumulator:
         >>> for features, labels in [([[1.0, 0.0], [0.8, 0.2]], [0, 0]), ([[0.0, 1.0]], [1])]:
         ...     _ = accumulator.update(features, labels)
         >>> round(accumulator.result()["cdnv"], 4)
-        0.0031
+        0.0062
     """
 
     def __init__(

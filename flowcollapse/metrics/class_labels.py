@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int
 
-from .._checks import as_numpy
+from .._checks import as_numpy, shown
 from .._errors import UsageError
 
 IGNORED_BY_CONVENTION = (-1, -100)
@@ -158,13 +158,17 @@ def _ignored(ignore_label: Any) -> tuple[set[int | str], bool]:
 
 def _named(classes: Any, found: list[int | str]) -> list[int | str]:
     """The values of the classes, in the order given."""
-    if isinstance(classes, str | bytes) or not isinstance(classes, Iterable):
-        raise UsageError(
-            f"classes must be the label values in the order of W's rows, got {classes!r}: pass a list, or range(10)."
-        )
     if isinstance(classes, set | frozenset):
         raise UsageError(f"classes={classes!r} is a set, which has no order: pass a list.")
-    given = list(classes)
+    try:
+        given = None if isinstance(classes, str | bytes) else list(classes)
+    except TypeError:  # some arrays only look iterable
+        given = None
+    if given is None:
+        raise UsageError(
+            f"classes must be the label values in the order of W's rows, got {shown(classes)}: pass a list, or "
+            "range(10)."
+        )
     values, missing = _values("classes", given, len(given))
     named = values.tolist()
     if missing.any() or len(set(named)) < len(named):

@@ -7,7 +7,7 @@ from .comparison import (
     comparison_ends as comparison_ends,
     comparison_paths as comparison_paths,
 )
-from .measurement import measurement as measurement
+from .measured import measurement as measurement
 from .overview import sweep as sweep
 from .paper import IN_A_PATH as IN_A_PATH, figure1 as figure1, figure2 as figure2, path as path
 from .stability import stability as stability

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -30,7 +31,8 @@ def save_npz(path, **arrays):
 
 
 def save_fortran(path, **arrays):
-    np.savez(path, **{name: np.asfortranarray(array) for name, array in arrays.items()})
+    turned: dict[str, Any] = {name: np.asfortranarray(array) for name, array in arrays.items()}
+    np.savez(path, **turned)
 
 
 def save_csv(path, **arrays):
@@ -128,7 +130,8 @@ def test_a_table_without_titles(tmp_path):
 def test_labels_and_classifier_from_elsewhere(tmp_path):
     np.save(tmp_path / "h.npy", FEATURES.reshape(90, 2, 1, 2))
     np.save(tmp_path / "y.npy", LABELS)
-    np.savez(tmp_path / "last.npz", **{"fc.weight": W, "fc.bias": B})
+    last: dict[str, Any] = {"fc.weight": W, "fc.bias": B}
+    np.savez(tmp_path / "last.npz", **last)
     assert_same(fc.measure(tmp_path / "h.npy", tmp_path / "y.npy", classifier=tmp_path / "last.npz"), JUDGED)
     assert_same(fc.measure(tmp_path / "h.npy", LABELS, classifier=(W, B)), JUDGED)
     unbiased = fc.metrics.from_features(FEATURES, LABELS, W)
