@@ -1,0 +1,170 @@
+"""Whether the model explains the curves: the criterion, and the reason in a sentence."""
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from ..theory.small_starts.escape import FAINT, SMALL
+from .closed_forms import Setting
+from .least_squares import Problem, neighbours
+from .result import Estimate, growing_share
+
+SCATTER = 0.05
+"""The largest misfit, relative to the range of the curve, with which a noisy curve still counts as explained."""
+
+FLAT = 1e-6
+"""The range of a curve, relative to its largest value, below which it counts as constant."""
+
+WIDE = {"scale": math.log(4.0), "eps": math.log(100.0), "level": math.log(2.0)}
+"""The widest intervals, as the logarithm of high over low, of estimates that still count as determined."""
+
+WIDE_DECAY = 0.25
+"""The widest interval of a decay that counts as determined, relative to `sqrt N`, at which the modes stop growing."""
+
+
+class Agreement(NamedTuple):
+    """How close a prediction is to a curve, relative to the range of the curve."""
+
+    r_squared: float
+    misfit: float
+    systematic: float
+
+
+def agreement(values: Float[np.ndarray, " time"], residuals: Float[np.ndarray, " time"]) -> Agreement:
+    """The coefficient of determination, the root mean square of the residuals, and what neighbours share of it.
+
+    The mean product of neighbouring residuals is 0 for noise, and the mean square for a misfit that changes slowly.
+    """
+    size, total = float(np.ptp(values)), float(np.sum((values - np.mean(values)) ** 2))
+    if size == 0:
+        return Agreement(math.nan, math.nan, math.nan)
+    square = float(np.mean(residuals**2))
+    shared = max(neighbours(residuals), 0.0) * square
+    return Agreement(1 - square * len(values) / total, math.sqrt(square) / size, math.sqrt(shared) / size)
+
+
+def is_flat(values: Float[np.ndarray, " time"]) -> bool:
+    """Whether a curve is constant."""
+    return bool(np.ptp(values) <= FLAT * np.max(np.abs(values)))
+
+
+def undetermined(setting: Setting, estimates: Mapping[str, Estimate], fixed: tuple[str, ...]) -> tuple[str, ...]:
+    """The estimates whose intervals are too wide to tell anything."""
+    found = [
+        name
+        for name, width in WIDE.items()
+        if name not in fixed and not estimates[name].high < math.exp(width) * estimates[name].low
+    ]
+    decay = estimates["decay"]
+    if "decay" not in fixed and not decay.high - decay.low <= WIDE_DECAY * setting.s:
+        found.append("decay")
+    return tuple(found)
+
+
+class Judgement(NamedTuple):
+    """Everything that the judgement looks at; `other_loss` is the text of a loss that is not the squared error."""
+
+    problem: Problem
+    residuals: Float[np.ndarray, "metric time"]
+    agreements: Mapping[str, Agreement]
+    estimates: Mapping[str, Estimate]
+    modes: Float[np.ndarray, " k"]
+    undetermined: tuple[str, ...]
+    tolerance: float
+    axis: str
+    other_loss: str | None
+
+    def against(self) -> str | None:
+        """The first reason against the model, or None."""
+        return next(self._reasons(), None)
+
+    def _reasons(self) -> Iterator[str]:
+        constant = [name for name, row in self._rows() if is_flat(row)]
+        if constant:
+            yield f"{constant[0]} is constant, so no mode escapes and nothing fixes the time scale or the start."
+            return
+        if self.other_loss is not None:
+            yield f"the loss of the run is {self.other_loss}, and the closed forms are those of the squared error."
+        misses = [name for name, _ in self._rows() if self._misses(name)]
+        small = sphere_size(self.problem.setting, self.estimates["eps"].value) <= SMALL
+        if misses:
+            yield from self._causes(misses[0], small)
+        if not small:
+            yield (
+                f"the start that fits best is not small, as eps = {self.estimates['eps'].value:.3g} shows: the closed "
+                "forms would hold only if it were on the invariant subspace, which curves cannot tell."
+            )
+        longest, shortest = math.sqrt(self.modes.max()), math.sqrt(self.modes.min())
+        if longest > FAINT * shortest:
+            yield (
+                f"the modes of the start would differ by a factor of {longest / max(shortest, 1e-300):.3g}, and the "
+                f"theory of small starts covers {FAINT:g}: the modes seem to grow at different rates."
+            )
+        if self.estimates["decay"].high < 0:
+            yield "the fit wants a weight decay below 0, which no model has."
+        if self.undetermined:
+            yield f"the curves do not determine {' or '.join(self.undetermined)}{self._because()}."
+
+    def _rows(self) -> Iterator[tuple[str, Float[np.ndarray, " time"]]]:
+        return zip(self.problem.names, self.problem.values, strict=True)
+
+    def _misses(self, name: str) -> bool:
+        found = self.agreements[name]
+        return not (found.systematic <= self.tolerance and found.misfit <= SCATTER)
+
+    def _causes(self, name: str, small: bool) -> Iterator[str]:
+        """The reason why the model misses a curve, from the most particular to the most general."""
+        row = dict(self._rows())[name]
+        if name == "risk":
+            yield from self._wrong_level(row)
+        rise = float(np.max(row - np.minimum.accumulate(row)))
+        noise = float(np.median(np.abs(np.diff(row))))
+        if rise > max(0.1 * np.ptp(row), 10 * noise):
+            yield (
+                f"{name} rises again by {rise / np.ptp(row):.0%} of its range after it has fallen, and a gradient flow "
+                "never rises: the steps may be too long."
+            )
+        found = self.agreements[name]
+        if found.systematic <= max(self.tolerance, 0.5 * found.misfit):
+            yield (
+                f"{name} scatters about the model by {found.misfit:.1%} of its range, more than {SCATTER:.0%}: average "
+                "over runs, or over batches."
+            )
+        size = f"misses {name} by {found.systematic:.1%} of its range in a systematic way"
+        if not small:
+            yield f"the start is not small: even at the best eps, {self.estimates['eps'].value:.3g}, the model {size}."
+        worst = self.problem.ts[int(np.argmax(np.abs(self.residuals[self.problem.names.index(name)])))]
+        yield f"the model {size}, most at {self.axis} = {worst:.4g}, and {self.tolerance:.1%} is tolerated."
+
+    def _wrong_level(self, row: Float[np.ndarray, " time"]) -> Iterator[str]:
+        """A first risk that the model cannot have: another loss, another normalisation, or a large start."""
+        setting, first = self.problem.setting, float(row[0])
+        level = self.estimates["level"].value / setting.factor
+        high, low = setting.origin * level, setting.plateau * level
+        if low * 0.9 <= first <= high * 1.1 or (first < low and self.problem.ts[0] > 0):
+            return
+        about = f"risk starts at {first:.4g}, and from a small start it would start between {low:.4g} and {high:.4g}"
+        total = setting.samples * setting.num_classes
+        logarithms = {math.log(setting.num_classes) * total, math.log(setting.num_classes)}
+        if any(math.isclose(first, one, rel_tol=0.02) for one in logarithms):
+            yield f"{about}: it starts at ln C, as cross-entropy does, and the closed forms are of the squared error."
+        names = {"sum": 1.0, "mean": 1 / total, "mse": 2 / total / setting.num_classes}
+        for name, factor in names.items():
+            ratio = factor / setting.factor / level
+            if low * ratio * 0.95 <= first <= high * ratio * 1.05:
+                yield f'{about}: with reduction="{name}" it would start right.'
+        yield f"{about}: the start is not small, or the loss is another one."
+
+    def _because(self) -> str:
+        risen = 1 - np.sqrt(max(float(self.problem.values[0][-1] / self.problem.values[0][0]), 0.0))
+        if "decay" in self.undetermined and risen < 0.9:
+            return ", as they stop before the plateau: train longer, or give decay="
+        return ": measure more points, or points with less noise"
+
+
+def sphere_size(setting: Setting, eps: float) -> float:
+    """`eps^2 / sqrt N` of the random start with this growing part: the size that the theory of small starts bounds."""
+    return eps**2 / growing_share(setting) / setting.s
