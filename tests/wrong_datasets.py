@@ -49,3 +49,9 @@ def picture_dataset() -> xr.Dataset:
     }
     about = {"picture": "order-of-learning", "title": "a picture", "sources": "a paper"}
     return xr.Dataset(data, {"time": TIMES, "count": ("class", [1])}, about)
+
+
+def measured_curves() -> dict[str, np.ndarray]:
+    """The log of a run of three classes of three samples, over epochs."""
+    epochs = np.arange(40.0)
+    return {"epoch": epochs, "risk": 3.0 / (1.0 + np.exp(0.4 * (epochs - 20.0))) ** 2}

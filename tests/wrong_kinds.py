@@ -66,6 +66,7 @@ if PROGRAM:  # before the rest of the package loads
 from cures import has_cure  # noqa: E402
 from wrong_datasets import (  # noqa: E402
     comparison_dataset,
+    measured_curves,
     picture_dataset,
     run_dataset,
     stability_dataset,
@@ -94,7 +95,7 @@ from flowcollapse.theory import certificate  # noqa: E402
 
 TIMES = [0.0, 1.0]
 
-RESULTS = {"Trajectory", "Verdict"}
+RESULTS = {"Fit", "Trajectory", "Verdict"}
 """Public classes that the package creates and users only read."""
 
 INTERNAL = {f"flowcollapse.{name}" for name in ("cli", "theory.laws", "sweeps.engine", "comparison.table")}
@@ -129,6 +130,10 @@ CALLS: dict[str, Callable[[], dict[str, Any]]] = {
     "enable_compilation_cache": lambda: {"folder": None},
     "enable_x64": lambda: {"enable": True},
     "use_cpu_cores": lambda: {"count": 1},
+    "fit": lambda: {
+        "curves": measured_curves(), "num_classes": 3, "samples_per_class": 3, "num_features": 4, "use_bias": True,
+        "reduction": "sum", "penalised": False, "metrics": ["risk"], "decay": 0.0, "confidence": 0.9, "tolerance": 0.1,
+    },
     "hessian_spectrum": lambda: {"model": MODEL, "state": START, "num": 2, "which": "largest", "iterations": 4},
     "open_sweep": lambda: {"path": store()},
     "predict": lambda: {"model": MODEL, "start": START, "ts": TIMES, "metrics": ["risk"]},
@@ -163,6 +168,9 @@ CALLS: dict[str, Callable[[], dict[str, Any]]] = {
     "metrics.evaluation.snc": lambda: {"model": MODEL, "state": START},
     "metrics.features.from_features": lambda: {
         "features": np.eye(3), "labels": [0, 0, 1], "W": np.ones((2, 3)), "b": np.zeros(2)
+    },
+    "plot.beside.beside": lambda: {
+        "dataset": measured_curves(), "fit": fc.fit(measured_curves(), num_classes=3, samples_per_class=3)
     },
     "plot.comparison.comparison_paths": lambda: {
         "dataset": comparison_dataset().isel(eps=0), "name": "snc1", "ax": None

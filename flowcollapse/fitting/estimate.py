@@ -12,7 +12,7 @@ from .._checks import Number, check_number, real_numbers, shown
 from .._errors import UsageError
 from .closed_forms import NAMES, Setting, modes_of, predicted
 from .judgement import Agreement, Judgement, agreement, is_flat, undetermined
-from .least_squares import DECAY, ROUNDING, VARIANCE_BOUNDS, Problem, Solution, best, interval, solved, spread
+from .least_squares import BOUNDS, DECAY, ROUNDING, VARIANCE_BOUNDS, Problem, Solution, best, interval, solved, spread
 from .measured import Measured, chosen, compared, read, setting_of, values_of
 from .result import Estimate, Fit
 
@@ -56,7 +56,7 @@ def fit(
         metrics: the names of the metrics to fit, of `risk`, `snc1` and `snc3`. Default: the risk, or else `snc1`. The
             other metrics with a curve are predicted and compared.
         decay: the weight decay in units of the summed risk, if it is known. Default: it is fitted.
-        confidence: that of the intervals, between 0 and 1.
+        confidence: that of the intervals, from 0.01 to 0.9999.
         tolerance: the largest systematic misfit, relative to the range of a curve.
 
     Returns:
@@ -89,9 +89,8 @@ def fit(
         raise UsageError("fc.fit needs float64, and JAX runs in 32 bits: call fc.enable_x64() first.")
     for name, value in (("confidence", confidence), ("tolerance", tolerance)):
         check_number(name, value)
-    if not float(confidence) < 1:
-        raise UsageError(f"confidence must be below 1, got {shown(confidence)}: use 0.95.")
-    _check_decay(decay)
+    if not 0.01 <= float(confidence) <= 0.9999:
+        raise UsageError(f"confidence must lie between 0.01 and 0.9999, got {shown(confidence)}: use 0.95.")
     given = {
         "num_classes": num_classes,
         "samples_per_class": samples_per_class,
@@ -102,6 +101,7 @@ def fit(
     }
     measured = read(curves)
     setting = setting_of(measured.facts, given)
+    _check_decay(setting, decay)
     names = chosen(measured, metrics, setting)
     values = np.stack([values_of(measured, name) for name in names])
     free_level = (reduction or measured.facts.get("reduction")) == "free"
@@ -118,10 +118,13 @@ def fit(
     return _judged(measured, problem, solution, free, float(confidence), float(tolerance))
 
 
-def _check_decay(decay: Any) -> None:
-    numbers = None if decay is None else real_numbers(decay)
-    if decay is not None and (numbers is None or numbers.ndim != 0 or not 0 <= numbers < np.inf):
-        raise UsageError(f"decay must be a number of at least 0, got {shown(decay)}: give one, or leave it out.")
+def _check_decay(setting: Setting, decay: Any) -> None:
+    numbers, most = None if decay is None else real_numbers(decay), BOUNDS[DECAY, 1] * setting.s
+    if decay is not None and (numbers is None or numbers.ndim != 0 or not 0 <= numbers <= most):
+        raise UsageError(
+            f"decay must be a number from 0 to {most:.3g}, near which modes stop growing, got {shown(decay)}: give one "
+            "in units of the summed risk, or leave it out."
+        )
 
 
 def _reweighted(problem: Problem, solution: Solution) -> tuple[Problem, Solution]:
@@ -164,7 +167,7 @@ def _judged(
         axis=measured.axis,
         other_loss=measured.facts.get("other_loss"),
     )
-    reason, decay = judgement.against(), estimates["decay"]
+    reason = judgement.against()
     worst = max(agreements[name].misfit for name in problem.names)
     return Fit(
         explains=reason is None,
@@ -172,7 +175,7 @@ def _judged(
         or f"from a small start, the model follows {' and '.join(problem.names)} up to {worst:.2g} of the range.",
         scale=estimates["scale"],
         eps=estimates["eps"],
-        decay=Estimate(*(max(end, 0.0) for end in decay)),
+        decay=estimates["decay"],
         level=estimates["level"],
         modes=modes,
         metrics=problem.names,
@@ -193,9 +196,9 @@ def _judged(
 def _number(setting: Setting, name: str, coordinate: float) -> float:
     """The number that a coordinate stands for."""
     if name == "decay":
-        return setting.s * coordinate
+        return setting.s * max(coordinate, 0.0)
     factor = setting.factor if name == "level" else 1.0
-    return factor * math.exp(min(coordinate, 700.0))
+    return factor * math.exp(coordinate) if coordinate < math.inf else math.inf
 
 
 def _agreements(measured: Measured, problem: Problem, at: Float[np.ndarray, " q"]) -> dict[str, Agreement]:

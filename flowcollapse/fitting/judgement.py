@@ -15,6 +15,15 @@ from .result import Estimate, growing_share
 SCATTER = 0.05
 """The largest misfit, relative to the range of the curve, with which a noisy curve still counts as explained."""
 
+PEAK = 0.2
+"""The largest single residual, relative to the range of the curve, of a curve that counts as explained."""
+
+SIGMAS = 5.0
+"""How many typical differences of neighbouring points still count as noise."""
+
+LONELY = 8.0
+"""How often the misfit a residual may be large before it counts as a fault of the model, and not as scatter."""
+
 FLAT = 1e-6
 """The range of a curve, relative to its largest value, below which it counts as constant."""
 
@@ -31,19 +40,21 @@ class Agreement(NamedTuple):
     r_squared: float
     misfit: float
     systematic: float
+    peak: float
 
 
 def agreement(values: Float[np.ndarray, " time"], residuals: Float[np.ndarray, " time"]) -> Agreement:
-    """The coefficient of determination, the root mean square of the residuals, and what neighbours share of it.
+    """The coefficient of determination, the root mean square of the residuals, what neighbours share, and the largest.
 
     The mean product of neighbouring residuals is 0 for noise, and the mean square for a misfit that changes slowly.
     """
     size, total = float(np.ptp(values)), float(np.sum((values - np.mean(values)) ** 2))
     if size == 0:
-        return Agreement(math.nan, math.nan, math.nan)
+        return Agreement(math.nan, math.nan, math.nan, math.nan)
     square = float(np.mean(residuals**2))
     shared = max(neighbours(residuals), 0.0) * square
-    return Agreement(1 - square * len(values) / total, math.sqrt(square) / size, math.sqrt(shared) / size)
+    peak = float(np.max(np.abs(residuals)))
+    return Agreement(1 - square * len(values) / total, math.sqrt(square) / size, math.sqrt(shared) / size, peak / size)
 
 
 def is_flat(values: Float[np.ndarray, " time"]) -> bool:
@@ -88,23 +99,23 @@ class Judgement(NamedTuple):
             return
         if self.other_loss is not None:
             yield f"the loss of the run is {self.other_loss}, and the closed forms are those of the squared error."
-        misses = [name for name, _ in self._rows() if self._misses(name)]
-        small = sphere_size(self.problem.setting, self.estimates["eps"].value) <= SMALL
-        if misses:
-            yield from self._causes(misses[0], small)
-        if not small:
-            yield (
-                f"the start that fits best is not small, as eps = {self.estimates['eps'].value:.3g} shows: the closed "
-                "forms would hold only if it were on the invariant subspace, which curves cannot tell."
-            )
+        if "risk" in self.problem.names:
+            yield from self._wrong_level(dict(self._rows())["risk"])
+        missed = next((name for name, _ in self._rows() if self._misses(name)), None)
+        if missed is not None:
+            yield from self._unsteady(missed)
         longest, shortest = math.sqrt(self.modes.max()), math.sqrt(self.modes.min())
         if longest > FAINT * shortest:
             yield (
                 f"the modes of the start would differ by a factor of {longest / max(shortest, 1e-300):.3g}, and the "
-                f"theory of small starts covers {FAINT:g}: the modes seem to grow at different rates."
+                f"theory of small starts covers {FAINT:g}: the modes of this run grow at different rates."
             )
-        if self.estimates["decay"].high < 0:
-            yield "the fit wants a weight decay below 0, which no model has."
+        about = f"the best start, of eps = {self.estimates['eps'].value:.3g}, is not small"
+        small = sphere_size(self.problem.setting, self.estimates["eps"].value) <= SMALL
+        if missed is not None:
+            yield from self._missed(missed, "" if small else f"{about}, and even with it ")
+        if not small:
+            yield f"{about}: the closed forms would hold only on the invariant subspace, which curves cannot tell."
         if self.undetermined:
             yield f"the curves do not determine {' or '.join(self.undetermined)}{self._because()}."
 
@@ -113,38 +124,39 @@ class Judgement(NamedTuple):
 
     def _misses(self, name: str) -> bool:
         found = self.agreements[name]
-        return not (found.systematic <= self.tolerance and found.misfit <= SCATTER)
+        return not (found.systematic <= self.tolerance and found.misfit <= SCATTER and found.peak <= PEAK)
 
-    def _causes(self, name: str, small: bool) -> Iterator[str]:
-        """The reason why the model misses a curve, from the most particular to the most general."""
-        row = dict(self._rows())[name]
-        if name == "risk":
-            yield from self._wrong_level(row)
-        rise = float(np.max(row - np.minimum.accumulate(row)))
-        noise = float(np.median(np.abs(np.diff(row))))
-        if rise > max(0.1 * np.ptp(row), 10 * noise):
-            yield (
-                f"{name} rises again by {rise / np.ptp(row):.0%} of its range after it has fallen, and a gradient flow "
-                "never rises: the steps may be too long."
-            )
-        found = self.agreements[name]
-        if found.systematic <= max(self.tolerance, 0.5 * found.misfit):
+    def _unsteady(self, name: str) -> Iterator[str]:
+        """Scatter, or a rise that no gradient flow has."""
+        row, found = dict(self._rows())[name], self.agreements[name]
+        if found.peak <= LONELY * found.misfit and found.systematic <= max(self.tolerance, 0.5 * found.misfit):
             yield (
                 f"{name} scatters about the model by {found.misfit:.1%} of its range, more than {SCATTER:.0%}: average "
                 "over runs, or over batches."
             )
-        size = f"misses {name} by {found.systematic:.1%} of its range in a systematic way"
-        if not small:
-            yield f"the start is not small: even at the best eps, {self.estimates['eps'].value:.3g}, the model {size}."
-        worst = self.problem.ts[int(np.argmax(np.abs(self.residuals[self.problem.names.index(name)])))]
-        yield f"the model {size}, most at {self.axis} = {worst:.4g}, and {self.tolerance:.1%} is tolerated."
+        rise, noise = float(np.max(row - np.minimum.accumulate(row))), float(np.median(np.abs(np.diff(row))))
+        if rise > max(0.1 * np.ptp(row), 2 * SIGMAS * noise):
+            yield (
+                f"{name} rises again by {rise / np.ptp(row):.0%} of its range after it has fallen, and in the model it "
+                "never does."
+            )
+
+    def _missed(self, name: str, start: str) -> Iterator[str]:
+        """A misfit that is neither scatter nor a rise."""
+        found, row = self.agreements[name], self.residuals[self.problem.names.index(name)]
+        worst = self.problem.ts[int(np.argmax(np.abs(row)))]
+        yield (
+            f"{start}the model misses {name} by {found.misfit:.1%} of its range, by {found.systematic:.1%} in a "
+            f"systematic way, and by {found.peak:.0%} at {self.axis} = {worst:.4g}."
+        )
 
     def _wrong_level(self, row: Float[np.ndarray, " time"]) -> Iterator[str]:
         """A first risk that the model cannot have: another loss, another normalisation, or a large start."""
         setting, first = self.problem.setting, float(row[0])
         level = self.estimates["level"].value / setting.factor
         high, low = setting.origin * level, setting.plateau * level
-        if low * 0.9 <= first <= high * 1.1 or (first < low and self.problem.ts[0] > 0):
+        noise = SIGMAS * float(np.median(np.abs(np.diff(row[:9]))))
+        if 0.9 * low - noise <= first <= 1.1 * high + noise or (first < low and self.problem.ts[0] > 0):
             return
         about = f"risk starts at {first:.4g}, and from a small start it would start between {low:.4g} and {high:.4g}"
         total = setting.samples * setting.num_classes
@@ -152,10 +164,10 @@ class Judgement(NamedTuple):
         if any(math.isclose(first, one, rel_tol=0.02) for one in logarithms):
             yield f"{about}: it starts at ln C, as cross-entropy does, and the closed forms are of the squared error."
         names = {"sum": 1.0, "mean": 1 / total, "mse": 2 / total / setting.num_classes}
-        for name, factor in names.items():
-            ratio = factor / setting.factor / level
-            if low * ratio * 0.95 <= first <= high * ratio * 1.05:
-                yield f'{about}: with reduction="{name}" it would start right.'
+        ratios = {name: factor / setting.factor / level for name, factor in names.items()}
+        right = [name for name, ratio in ratios.items() if 0.95 * low * ratio <= first <= 1.05 * high * ratio]
+        if right:
+            yield f"{about}: it would start right with reduction={' or '.join(map(repr, right))}."
         yield f"{about}: the start is not small, or the loss is another one."
 
     def _because(self) -> str:

@@ -7,15 +7,15 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float
-from scipy.optimize import brentq, least_squares
+from scipy.optimize import least_squares
 from scipy.stats import t as student
 
 from .closed_forms import NAMES, Setting, predicted, slopes
 
 SCALE, EPS, DECAY, LEVEL = range(len(NAMES))
 
-BOUNDS = np.array([[-46.0, 46.0], [-80.0, 7.0], [-0.5, 0.95], [-14.0, 14.0]])
-"""The range of each coordinate. A decay below 0 is no model, but it shows how well the data determine one near 0."""
+BOUNDS = np.array([[-46.0, 46.0], [-80.0, 7.0], [0.0, 0.95], [-14.0, 14.0]])
+"""The range of each coordinate."""
 
 VARIANCE_BOUNDS, SHAPE_BOUNDS = [1e-8, 400.0], [-30.0, 30.0]
 
@@ -80,10 +80,10 @@ def solved(problem: Problem, at: Float[np.ndarray, " q"], free: Bool[np.ndarray,
         lambda part: problem.jacobian(whole(part))[:, free],
         bounds=(low, high),
         x_scale="jac",
-        ftol=1e-14,
-        xtol=1e-14,
-        gtol=1e-14,
-        max_nfev=100,
+        ftol=1e-13,
+        xtol=1e-13,
+        gtol=1e-13,
+        max_nfev=60,
     )
     return Solution(whole(found.x), free, 2 * float(found.cost))
 
@@ -237,11 +237,13 @@ def interval(problem: Problem, solution: Solution, about: Spread, which: int) ->
     if half < 1e-7:  # so narrow that the curvature is lost in rounding
         return at - half, at + half, False
     low, high = problem.bounds()[which]
-    rest = solution.free.copy()
+    rest, last = solution.free.copy(), solution
     rest[which] = False
 
     def rise(value: float) -> float:
-        return solved(problem, replaced(solution.at, which, value), rest).squares - solution.squares
+        nonlocal last
+        last = solved(problem, replaced(last.at, which, value), rest)
+        return last.squares - solution.squares
 
     ends = (at - half, at + half)
     if all(low < end < high and 0.75 < rise(end) / about.allowed < 4 / 3 for end in ends):
@@ -250,17 +252,21 @@ def interval(problem: Problem, solution: Solution, about: Spread, which: int) ->
 
 
 def crossing(rise, at: float, sign: int, half: float, bounds: tuple[float, float], allowed: float) -> float:
-    """Where the profile has risen by the allowed amount on one side; infinite if it does not before the bound."""
-    last = bounds[0] if sign < 0 else bounds[1]
-    inner, step = at, min(half, 1.0) if np.isfinite(half) else 1.0
-    while True:
-        outer = at + sign * step
-        if (outer - last) * sign >= 0 or step > FAR:
-            outer = last if step <= FAR else at + sign * FAR
-            if rise(outer) < allowed:
-                return sign * math.inf
-            break
-        if rise(outer) >= allowed:
-            break
-        inner, step = outer, 2 * step
-    return float(brentq(lambda value: rise(value) - allowed, inner, outer, rtol=1e-4, xtol=1e-10))
+    """Where the profile has risen by the allowed amount on one side; infinite if it does not before the bound.
+
+    The root of the rise is nearly linear, so its chord cuts the bracket; a cut near an end is moved inward.
+    """
+    furthest = min(abs((bounds[0] if sign < 0 else bounds[1]) - at), FAR)
+    inner, low, outer = 0.0, 0.0, min(half, 1.0, furthest)
+    while (high := math.sqrt(max(rise(at + sign * outer), 0.0) / allowed)) < 1:
+        if outer >= furthest:
+            return sign * math.inf
+        inner, low, outer = outer, high, min(2 * outer, furthest)
+    while outer - inner > 2e-3 * outer:
+        cut = inner + (outer - inner) * min(max((1 - low) / (high - low), 0.1), 0.9)
+        height = math.sqrt(max(rise(at + sign * cut), 0.0) / allowed)
+        if height < 1:
+            inner, low = cut, height
+        else:
+            outer, high = cut, height
+    return at + sign * outer

@@ -85,7 +85,7 @@ def _of_trajectory(path: Trajectory) -> Measured:
         raise UsageError(f"curves has {path.ts.shape[:-1]} runs: select one, with jax.tree.map(lambda x: x[0], path).")
     if path.method.time_name != "time":
         raise UsageError(f'curves has {path.method.time_name} as its clock: run fc.Flow(clock="time") to fit it.')
-    return Measured("t", path.ts, dict(path.metrics), _of_model(options(path.model)))
+    return Measured("time", path.ts, dict(path.metrics), _of_model(options(path.model)))
 
 
 def _of_dataset(dataset: xr.Dataset) -> Measured:

@@ -28,7 +28,9 @@ class Estimate(NamedTuple):
     high: float
 
     def __str__(self) -> str:
-        return f"{self.value:.4g} ({self.low:.4g} to {self.high:.4g})"
+        width = max(self.high - self.low, 1e-12 * abs(self.value))
+        digits = 3 + max(0, round(math.log10(abs(self.value) / width))) if 0 < width < math.inf and self.value else 3
+        return f"{self.value:.{digits}g} ({self.low:.{digits}g} to {self.high:.{digits}g})"
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -116,7 +118,7 @@ class Fit:
             *([("level", self._told("level"))] if "level" not in self.fixed else []),
             ("intervals", kinds),
             *(
-                (name, f"misfit {self.misfit[name]:.2%} of the range, R^2 {self.r_squared[name]:.6g}, {how}")
+                (name, f"misfit {100 * self.misfit[name]:.2g} % of the range, R^2 {self.r_squared[name]:.6g}, {how}")
                 for name in self.misfit
                 for how in ["fitted" if name in self.metrics else "predicted"]
             ),
