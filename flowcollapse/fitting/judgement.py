@@ -103,6 +103,7 @@ class Judgement(NamedTuple):
             yield from self._wrong_level(dict(self._rows())["risk"])
         missed = next((name for name, _ in self._rows() if self._misses(name)), None)
         if missed is not None:
+            yield from self._late(missed)
             yield from self._unsteady(missed)
         longest, shortest = math.sqrt(self.modes.max()), math.sqrt(self.modes.min())
         if longest > FAINT * shortest:
@@ -125,6 +126,15 @@ class Judgement(NamedTuple):
     def _misses(self, name: str) -> bool:
         found = self.agreements[name]
         return not (found.systematic <= self.tolerance and found.misfit <= SCATTER and found.peak <= PEAK)
+
+    def _late(self, name: str) -> Iterator[str]:
+        """A time axis that starts on the plateau, where the bias is at rest, although it says that training starts."""
+        first, low, high = float(self.problem.values[0][0]), *self._starts()
+        if name == "risk" and self.problem.ts[0] == 0 and abs(first - low) < 0.2 * (high - low):
+            yield (
+                f"risk is {first:.4g} at {self.axis} = 0, where the bias has relaxed already, and at the start of "
+                f"training it would be {high:.4g}: leave out that time, or count from the start."
+            )
 
     def _unsteady(self, name: str) -> Iterator[str]:
         """Scatter, or a rise that no gradient flow has."""
@@ -153,8 +163,7 @@ class Judgement(NamedTuple):
     def _wrong_level(self, row: Float[np.ndarray, " time"]) -> Iterator[str]:
         """A first risk that the model cannot have: another loss, another normalisation, or a large start."""
         setting, first = self.problem.setting, float(row[0])
-        level = self.estimates["level"].value / setting.factor
-        high, low = setting.origin * level, setting.plateau * level
+        low, high = self._starts()
         noise = SIGMAS * float(np.median(np.abs(np.diff(row[:9]))))
         if 0.9 * low - noise <= first <= 1.1 * high + noise or (first < low and self.problem.ts[0] > 0):
             return
@@ -164,11 +173,16 @@ class Judgement(NamedTuple):
         if any(math.isclose(first, one, rel_tol=0.02) for one in logarithms):
             yield f"{about}: it starts at ln C, as cross-entropy does, and the closed forms are of the squared error."
         names = {"sum": 1.0, "mean": 1 / total, "mse": 2 / total / setting.num_classes}
-        ratios = {name: factor / setting.factor / level for name, factor in names.items()}
+        ratios = {name: factor / self.estimates["level"].value for name, factor in names.items()}
         right = [name for name, ratio in ratios.items() if 0.95 * low * ratio <= first <= 1.05 * high * ratio]
         if right:
             yield f"{about}: it would start right with reduction={' or '.join(map(repr, right))}."
         yield f"{about}: the start is not small, or the loss is another one."
+
+    def _starts(self) -> tuple[float, float]:
+        """The risk from which the modes escape, and the risk at the origin."""
+        level = self.estimates["level"].value / self.problem.setting.factor
+        return self.problem.setting.plateau * level, self.problem.setting.origin * level
 
     def _because(self) -> str:
         risen = 1 - np.sqrt(max(float(self.problem.values[0][-1] / self.problem.values[0][0]), 0.0))

@@ -22,6 +22,9 @@ VARIANCE_BOUNDS, SHAPE_BOUNDS = [1e-8, 400.0], [-30.0, 30.0]
 ROUNDING = 1e-12
 """The residual over the range of a curve below which it counts as rounding."""
 
+TRIED = 3
+"""The number of guesses, the closest to the data, from which minima are sought."""
+
 FAR = 12.0
 """How far, in a coordinate that is a logarithm, a profile is followed before the interval counts as unbounded."""
 
@@ -94,7 +97,8 @@ def best(problem: Problem, free: Bool[np.ndarray, " q"], start: Float[np.ndarray
     The variance of the modes is always free. Further shapes are added one at a time, as long as the Bayesian
     information criterion, `n ln(squares / n) + q ln n`, falls.
     """
-    found = least_of(solved(problem, guess, free) for guess in guesses(problem, free, start))
+    ranked = sorted(guesses(problem, free, start), key=lambda guess: float(np.sum(problem.weighted(guess) ** 2)))
+    found = least_of(solved(problem, guess, free) for guess in ranked[:TRIED])
     for shape in range(problem.setting.num_shapes):
         wider, place = found.free.copy(), len(NAMES) + shape
         wider[place] = True
