@@ -79,9 +79,9 @@ def fit(
     Example:
         >>> import numpy as np, flowcollapse as fc
         >>> fc.enable_x64()
-        >>> epoch = np.arange(100)
+        >>> epoch = np.arange(5, 100)  # the bias has relaxed
         >>> mode = 1 / (1 + np.exp(-0.2 * (epoch - 50.0)))  # both modes of three classes grow alike
-        >>> fit = fc.fit({"epoch": epoch[1:], "risk": 25 * (1 - mode[1:]) ** 2}, num_classes=3, samples_per_class=25)
+        >>> fit = fc.fit({"epoch": epoch, "risk": 25 * (1 - mode) ** 2}, num_classes=3, samples_per_class=25)
         >>> fit.explains, round(fit.scale.value, 4), bool(fit.decay.value < 1e-3)
         (True, 0.02, True)
     """
@@ -166,6 +166,7 @@ def _judged(
         tolerance=tolerance,
         axis=measured.axis,
         other_loss=measured.facts.get("other_loss"),
+        level_is_free="level" not in fixed,
     )
     reason = judgement.against()
     worst = max(agreements[name].misfit for name in problem.names)

@@ -87,6 +87,7 @@ class Judgement(NamedTuple):
     tolerance: float
     axis: str
     other_loss: str | None
+    level_is_free: bool
 
     def against(self) -> str | None:
         """The first reason against the model, or None."""
@@ -103,8 +104,8 @@ class Judgement(NamedTuple):
             yield from self._wrong_level(dict(self._rows())["risk"])
         missed = next((name for name, _ in self._rows() if self._misses(name)), None)
         if missed is not None:
-            yield from self._late(missed)
             yield from self._unsteady(missed)
+            yield from self._late(missed)
         longest, shortest = math.sqrt(self.modes.max()), math.sqrt(self.modes.min())
         if longest > FAINT * shortest:
             yield (
@@ -129,8 +130,9 @@ class Judgement(NamedTuple):
 
     def _late(self, name: str) -> Iterator[str]:
         """A time axis that starts on the plateau, where the bias is at rest, although it says that training starts."""
-        first, low, high = float(self.problem.values[0][0]), *self._starts()
-        if name == "risk" and self.problem.ts[0] == 0 and abs(first - low) < 0.2 * (high - low):
+        first, (low, high), squares = float(self.problem.values[0][0]), self._starts(), self.residuals[0] ** 2
+        alone = squares[0] > 0.5 * np.sum(squares) and self.problem.ts[0] == 0 and not self.level_is_free
+        if name == "risk" and alone and abs(first - low) < 0.2 * (high - low):
             yield (
                 f"risk is {first:.4g} at {self.axis} = 0, where the bias has relaxed already, and at the start of "
                 f"training it would be {high:.4g}: leave out that time, or count from the start."

@@ -80,7 +80,7 @@ def solved(problem: Problem, at: Float[np.ndarray, " q"], free: Bool[np.ndarray,
     found = least_squares(
         lambda part: problem.weighted(whole(part)),
         np.clip(at[free], low + inside, high - inside),
-        lambda part: problem.jacobian(whole(part))[:, free],
+        jac=lambda part: problem.jacobian(whole(part))[:, free],  # pyright: ignore[reportArgumentType] # it may be one
         bounds=(low, high),
         x_scale="jac",
         ftol=1e-13,
@@ -252,7 +252,8 @@ def interval(problem: Problem, solution: Solution, about: Spread, which: int) ->
     ends = (at - half, at + half)
     if all(low < end < high and 0.75 < rise(end) / about.allowed < 4 / 3 for end in ends):
         return *ends, False
-    return *(crossing(rise, at, sign, half, (low, high), about.allowed) for sign in (-1, 1)), True
+    below, above = (crossing(rise, at, sign, half, (low, high), about.allowed) for sign in (-1, 1))
+    return below, above, True
 
 
 def crossing(rise, at: float, sign: int, half: float, bounds: tuple[float, float], allowed: float) -> float:

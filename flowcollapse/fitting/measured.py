@@ -36,8 +36,8 @@ class Measured(NamedTuple):
     """Curves over one time axis, and the facts that their source tells about the run."""
 
     axis: str
-    ts: Float[np.ndarray, " time"]
-    curves: dict[str, np.ndarray]
+    ts: Any
+    curves: dict[str, Any]
     facts: dict[str, Any]
 
 
@@ -186,8 +186,9 @@ def values_of(measured: Measured, name: str) -> Float[np.ndarray, " time"]:
 def compared(measured: Measured, name: str) -> Float[np.ndarray, " time"]:
     """A curve that is not fitted; NaN if it is no row of numbers."""
     row = real_numbers(measured.curves[name])
-    fits = row is not None and row.shape == measured.ts.shape
-    return row.astype(np.float64) if fits else np.full_like(measured.ts, np.nan)
+    if row is None or row.shape != measured.ts.shape:
+        return np.full_like(measured.ts, np.nan)
+    return row.astype(np.float64)
 
 
 def setting_of(facts: Mapping[str, Any], given: Mapping[str, Any]) -> Setting:

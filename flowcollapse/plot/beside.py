@@ -41,7 +41,7 @@ def beside(dataset: Source, fit: Fit) -> np.ndarray:
     Example:
         >>> import numpy as np, flowcollapse as fc
         >>> fc.enable_x64()
-        >>> epoch = np.arange(1, 100)
+        >>> epoch = np.arange(5, 100)
         >>> mode = 1 / (1 + np.exp(-0.2 * (epoch - 50.0)))
         >>> run = {"epoch": epoch, "risk": 25 * (1 - mode) ** 2, "snc1": np.sqrt(50) * (1 - mode)}
         >>> axes = fc.plot.beside(run, fc.fit(run, num_classes=3, samples_per_class=25))
@@ -99,7 +99,8 @@ def _residuals(ax: Axes, measured: Measured, fit: Fit, values: np.ndarray) -> No
     """Draw the measured risk minus the model's."""
     range_ = float(np.ptp(values[np.isfinite(values)])) or 1.0
     ax.axhline(0, color="black", lw=0.8)
-    ax.plot(measured.ts, 100 * (values - fit.predict(measured.ts, "risk")["risk"]) / range_, **(POINTS | {"ms": 2.5}))
+    residuals = values - fit.predict(measured.ts, "risk")["risk"]
+    ax.plot(measured.ts, 100 * residuals / range_, **POINTS)
     ax.set_xlim(0, measured.ts[-1])
     ax.set_xlabel(_clock(measured))
     ax.set_ylabel("residual, % of the range")

@@ -1,6 +1,7 @@
 """A fit recovers the model that made a curve: its time scale, the growing part of its start, its decay, its level."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -141,7 +142,7 @@ def noisy(seed: int, sigma: float, decay: float = 0.6, end: float = 2.0) -> dict
     return {"epoch": epoch[1:], "risk": risk[1:] + sigma * np.ptp(risk) * noise[1:]}
 
 
-KNOWN = {"num_classes": 2, "samples_per_class": 9, "penalised": True}
+KNOWN: dict[str, Any] = {"num_classes": 2, "samples_per_class": 9, "penalised": True}
 
 
 def test_the_unit_of_time_changes_the_scale_alone():

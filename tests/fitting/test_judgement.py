@@ -1,6 +1,7 @@
 """A fit says when the model does not explain the curves, and why; input that is no curve is refused in one line."""
 
 import math
+from typing import Any
 
 import jax
 import numpy as np
@@ -11,7 +12,7 @@ import xarray as xr
 import flowcollapse as fc
 
 C, N, P = 3, 4, 6
-KNOWN = {"num_classes": C, "samples_per_class": N}
+KNOWN: dict[str, Any] = {"num_classes": C, "samples_per_class": N}
 EPOCHS = np.linspace(0.0, 120.0, 121)
 
 
@@ -68,7 +69,7 @@ def test_the_curve_that_the_others_are_compared_with_is_explained():
 
 NOISE = np.random.default_rng(3).normal(size=len(EPOCHS))
 
-STRANGE = {
+STRANGE: dict[str, Any] = {
     "constant": (lambda: np.full(len(EPOCHS), 2.0), {}, "constant"),
     "zero": (lambda: np.zeros(len(EPOCHS)), {}, "constant"),
     "oscillating": (lambda: 4 * (1.01 + np.cos(EPOCHS / 8)) / 2.01, {}, "rises again"),
@@ -141,7 +142,7 @@ def changed(**curves) -> dict:
 
 TWO_RUNS = xr.Dataset({"risk": (("seed", "epoch"), np.ones((2, 20)))}, {"epoch": np.arange(20.0)})
 
-WRONG = {
+WRONG: dict[str, Any] = {
     "a number": (3.0, {}, "curves must be a mapping"),
     "no time": ({"risk": explained()}, {}, "one time axis"),
     "two times": (changed(t=EPOCHS), {}, "one time axis"),

@@ -1,5 +1,7 @@
 """The picture of a fit shows the measured numbers, and the numbers that the fit predicts."""
 
+from typing import Any
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ EPOCHS = np.arange(1.0, 81.0)
 MODE = 1 / (1 + np.exp(-0.25 * (EPOCHS - 40)))
 RISK = 25 * (1 - MODE) ** 2 + 0.05 * np.sin(EPOCHS) ** 2
 SNC1 = np.sqrt(50) * (1 - MODE)
-KNOWN = {"num_classes": 3, "samples_per_class": 25}
+KNOWN: dict[str, Any] = {"num_classes": 3, "samples_per_class": 25}
 
 
 @pytest.fixture(autouse=True)
@@ -58,7 +60,7 @@ def test_the_picture_tells_the_verdict_and_the_lines(fit):
 def test_a_whole_run_is_drawn_from_its_file(fit, tmp_path):
     """Five metrics and the residuals, in two rows; a file says the same as the Dataset it holds."""
     names = ("risk", "snc1", "snc3", "nc2_etf_h", "nc2_etf_w")
-    run = xr.Dataset({name: ("epoch", SNC1) for name in names} | {"nc1": ("epoch", SNC1)}, {"epoch": EPOCHS})
+    run = xr.Dataset(dict.fromkeys((*names, "nc1"), ("epoch", SNC1)), {"epoch": EPOCHS})
     file = tmp_path / "run.nc"
     run.to_netcdf(file, engine="h5netcdf")
     axes = pictures.beside(file, fit)
@@ -81,7 +83,3 @@ def test_a_whole_run_is_drawn_from_its_file(fit, tmp_path):
 def test_what_cannot_be_drawn_is_refused(fit, curves, fragment):
     systems.assert_refused(lambda: pictures.beside(curves, fit), [fragment])
     assert plt.get_fignums() == []
-
-
-def test_another_fit_is_refused():
-    systems.assert_refused(lambda: pictures.beside({"epoch": EPOCHS, "risk": RISK}, {"scale": 1}), ["an fc.Fit"])
