@@ -19,6 +19,8 @@ from .compilation_cache import enable_compilation_cache as enable_compilation_ca
 from .curvature.hessian import sharpness as sharpness
 from .curvature.spectrum import hessian_spectrum as hessian_spectrum
 from .endings.verdict import Verdict as Verdict
+from .fitting.estimate import fit as fit
+from .fitting.result import Fit as Fit
 from .measuring.measure import measure as measure
 from .methods.descent import Descent as Descent
 from .methods.flow import Flow as Flow

@@ -75,8 +75,34 @@ def saved() -> str:
     return "saved.npz"
 
 
+# fmt: off
+ACCUMULATOR: dict[str, Callable[[], dict[str, Any]]] = {
+    "metrics.Accumulator": lambda: {
+        "num_classes": 2, "classes": None, "num_features": 3, "scatter": True, "ignore_label": None,
+    },
+    "metrics.Accumulator.update": lambda: {"features": np.eye(3), "labels": [0, 0, 1]},
+    "metrics.Accumulator.update_ood": lambda: {"features": np.eye(3)},
+    "metrics.Accumulator.update_agreement": lambda: {"features": np.eye(3), "labels": [0, 0, 1], "W": None, "b": None},
+    "metrics.Accumulator.result": lambda: {"W": np.ones((2, 3)), "b": np.zeros(2), "metrics": ["nc1"]},
+    "metrics.Accumulator.merge": lambda: {"other": filled()},
+    "metrics.Accumulator.save": lambda: {"path": "accumulator.npz"},
+    "metrics.Accumulator.load": lambda: {"path": saved()},
+    "plot.beside.beside": lambda: {
+        "dataset": measured_curves(), "fit": fc.fit(measured_curves(), num_classes=3, samples_per_class=3)
+    },
+}
+# fmt: on
+"""The trial calls of the accumulator and its methods."""
+
+
 def methods() -> dict[str, Callable]:
     """The accumulator, and its methods, each of an accumulator that the others do not touch."""
     names = ("update", "update_ood", "update_agreement", "result", "merge", "save", "load")
     made = {f"metrics.Accumulator.{name}": getattr(filled(), name) for name in names}
     return {"metrics.Accumulator": fc.metrics.Accumulator} | made
+
+
+def measured_curves() -> dict[str, np.ndarray]:
+    """The log of a run of three classes of three samples, over epochs."""
+    epochs = np.arange(40.0)
+    return {"epoch": epochs, "risk": 3.0 / (1.0 + np.exp(0.4 * (epochs - 20.0))) ** 2}

@@ -65,14 +65,14 @@ if PROGRAM:  # before the rest of the package loads
 
 from cures import has_cure  # noqa: E402
 from wrong_datasets import (  # noqa: E402
+    ACCUMULATOR,
     comparison_dataset,
     features_file,
-    filled,
+    measured_curves,
     measurement_dataset,
     methods,
     picture_dataset,
     run_dataset,
-    saved,
     stability_dataset,
     sweep_dataset,
 )
@@ -99,7 +99,7 @@ from flowcollapse.theory import certificate  # noqa: E402
 
 TIMES = [0.0, 1.0]
 
-RESULTS = {"Trajectory", "Verdict"}
+RESULTS = {"Fit", "Trajectory", "Verdict"}
 """Public classes that the package creates and users only read."""
 
 INTERNAL = {f"flowcollapse.{name}" for name in ("cli", "theory.laws", "sweeps.engine", "comparison.table")}
@@ -134,6 +134,10 @@ CALLS: dict[str, Callable[[], dict[str, Any]]] = {
     "enable_compilation_cache": lambda: {"folder": None},
     "enable_x64": lambda: {"enable": True},
     "use_cpu_cores": lambda: {"count": 1},
+    "fit": lambda: {
+        "curves": measured_curves(), "num_classes": 3, "samples_per_class": 3, "num_features": 4, "use_bias": True,
+        "reduction": "sum", "penalised": False, "metrics": ["risk"], "decay": 0.0, "confidence": 0.9, "tolerance": 0.1,
+    },
     "hessian_spectrum": lambda: {"model": MODEL, "state": START, "num": 2, "which": "largest", "iterations": 4},
     "open_sweep": lambda: {"path": store()},
     "measure": lambda: {
@@ -174,16 +178,7 @@ CALLS: dict[str, Callable[[], dict[str, Any]]] = {
         "features": np.eye(3), "labels": [0, 0, 1], "W": np.ones((2, 3)), "b": np.zeros(2), "classes": None,
         "ignore_label": None, "ood": np.ones((1, 3)), "metrics": ["nc1"],
     },
-    "metrics.Accumulator": lambda: {
-        "num_classes": 2, "classes": None, "num_features": 3, "scatter": True, "ignore_label": None,
-    },
-    "metrics.Accumulator.update": lambda: {"features": np.eye(3), "labels": [0, 0, 1]},
-    "metrics.Accumulator.update_ood": lambda: {"features": np.eye(3)},
-    "metrics.Accumulator.update_agreement": lambda: {"features": np.eye(3), "labels": [0, 0, 1], "W": None, "b": None},
-    "metrics.Accumulator.result": lambda: {"W": np.ones((2, 3)), "b": np.zeros(2), "metrics": ["nc1"]},
-    "metrics.Accumulator.merge": lambda: {"other": filled()},
-    "metrics.Accumulator.save": lambda: {"path": "accumulator.npz"},
-    "metrics.Accumulator.load": lambda: {"path": saved()},
+    **ACCUMULATOR,
     "plot.comparison.comparison_paths": lambda: {
         "dataset": comparison_dataset().isel(eps=0), "name": "snc1", "ax": None
     },

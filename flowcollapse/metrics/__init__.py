@@ -29,7 +29,7 @@ their unweighted mean; `s = sqrt N`; `P = I - 1 1^T / C` (the identity without a
 | `sharpness` | the largest eigenvalue of the risk's Hessian; costly, computed only on request | Lanczos 1950 |
 
 | `nc2_etf_unit_h`, `nc2_etf_unit_w` | `nc2_etf` of the unit vectors: angles alone, for unequal lengths | Zhu et al. |
-| `gnc2_log`, `gnc2_riesz` | mean of `-ln d` and `1/d` over pairs, d the distance of two means' directions | Liu et al. 2023 |
+| `gnc2_log`, `gnc2_riesz` | mean of `-ln d` and `1/d` over pairs, d between directions of two means | Liu et al. 2023 |
 | `gnc2_log_cv`, `gnc2_riesz_cv` | std over mean of `-ln d` and of `1/d` over pairs | Wu and Papyan 2024 |
 | `nc3_etf` | `|| W M / ||W M||_F - P / sqrt(C-1) ||_F` | Zhu et al. |
 | `unc3` | std over mean of `w_c . m_c` over the classes | Wu and Papyan 2024 |
@@ -43,8 +43,9 @@ their unweighted mean; `s = sqrt N`; `P = I - 1 1^T / C` (the identity without a
 A ratio whose denominator vanishes (near H = 0) is NaN.
 
 From `nc2_etf_unit_h` to `unc3`, metrics are computed in runs on request only; from `nc5` on, they exist for measured
-features alone (`from_features`, `Accumulator`, `fc.measure`); `nc5` does not centre the means. On an exact simplex of dual class means all are 0, apart
-from `gnc2_log = -ln(2C/(C-1))/2`, `gnc2_riesz = ((C-1)/(2C))^1/2` and the effective ranks, C - 1.
+features alone (`from_features`, `Accumulator`, `fc.measure`); `nc5` does not centre the means. On an exact simplex of
+dual class means all are 0, apart from `gnc2_log = -ln(2C/(C-1))/2`, `gnc2_riesz = ((C-1)/(2C))^1/2` and the effective
+ranks, C - 1.
 
 For a loss of the softmax, SNC1 to SNC3 measure against its collapsed minimum, whose logits are `rho P` with
 `rho = loss.collapsed_logit(sqrt(lam_W lam_H) / s, C)`. Cross-entropy and the focal loss have none without decay. The

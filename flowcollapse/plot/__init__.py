@@ -1,6 +1,7 @@
 """Figures from Datasets. Every function draws on given axes or on new ones, and returns the axes."""
 
 from ._style import save as save
+from .beside import beside as beside
 from .comparison import (
     comparison as comparison,
     comparison_distance as comparison_distance,
