@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 # Most of the suite's time is the compiler's, and no law asks for speed. What is compiled is kept for the other worker,
-# the other files and the next run. Programs that tests start inherit both. Programs are too small to be worth splitting.
+# the other files and the next run. Programs that tests start inherit both. None is worth splitting.
 # jax 0.10 also emits its fusions as it used to, in a third of the time; newer ones know no other way.
 os.environ["XLA_FLAGS"] = " ".join(
     ["--xla_backend_optimization_level=0", "--xla_cpu_parallel_codegen_split_count=1"]
@@ -61,7 +61,7 @@ def forget_programs() -> None:
 
 @pytest.fixture(autouse=True)
 def bounded_memory():
-    """Free programs when memory grows. Until then, files share them, since much of a test's time is spent on tracing."""
+    """Free programs when memory grows. Until then, files share them: tracing takes a third of the suite's time."""
     yield
     if resident() > LARGEST:
         forget_programs()
