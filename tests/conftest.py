@@ -9,15 +9,15 @@ from importlib.metadata import version
 from pathlib import Path
 
 # Most of the suite's time is the compiler's, and no law asks for speed. What is compiled is kept for the other worker,
-# the other files and the next run. Programs that tests start inherit both.
+# the other files and the next run. Programs that tests start inherit both. None is worth splitting.
 # jax 0.10 also emits its fusions as it used to, in a third of the time; newer ones know no other way.
 os.environ["XLA_FLAGS"] = " ".join(
-    ["--xla_backend_optimization_level=0"]
+    ["--xla_backend_optimization_level=0", "--xla_cpu_parallel_codegen_split_count=1"]
     + ["--xla_cpu_use_fusion_emitters=false"] * version("jax").startswith("0.10.")
     + [os.environ.get("XLA_FLAGS", "")]
 )
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "programs"))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.05")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # XLA logs the processor's features whenever it loads a program
 
 import jax
@@ -33,6 +33,16 @@ import flowcollapse as fc  # noqa: E402
 
 fc.enable_x64()
 fc.use_cpu_cores(2)  # sweeps are tested on one device and on two
+
+
+# Tracing makes many objects that live long, and Python would search them for garbage again and again.
+gc.collect()
+gc.freeze()
+gc.set_threshold(100_000, 20, 100)
+
+LARGEST = 1400 * 2**20
+"""The resident memory in bytes at which a worker drops its programs; all of the suite together take several times
+that."""
 
 
 def resident() -> int:
@@ -51,17 +61,16 @@ def forget_programs() -> None:
 
 @pytest.fixture(autouse=True)
 def bounded_memory():
-    """Free programs when memory grows: all programs of the suite together would take several gigabytes."""
+    """Free programs when memory grows. Until then, files share them: tracing takes a third of the suite's time."""
     yield
-    if resident() > 900 * 2**20:
+    if resident() > LARGEST:
         forget_programs()
 
 
 @pytest.fixture(autouse=True, scope="module")
 def clean_slate():
-    """Test files share programs on disk, but neither memory nor figures."""
+    """Test files share no figures."""
     yield
-    forget_programs()
     if "matplotlib.pyplot" in sys.modules:
         sys.modules["matplotlib.pyplot"].close("all")
 

@@ -123,6 +123,7 @@ def frame_logit(model: UFM) -> Float[Array, ""]:
     return rho if model.loss.convex else jnp.where(mu < _transition(model).origin_minimal, rho, 0.0)
 
 
+@Program
 def frame_spectrum(model: UFM, rho: Float[Array, ""], at_origin: bool) -> Spectrum:
     """Eigenvalues of the Hessian at a minimiser with positive decay; all of them at the origin.
 

@@ -121,7 +121,7 @@ def minimiser(model: UFM) -> Minimiser:
             "decay nearer to 1."
         )
     if known and parts is _of_frame:
-        found = found._replace(spectrum=frame_spectrum(numbers, found.rho, at_origin=bool(found.rho == 0)))
+        found = found._replace(spectrum=frame_spectrum(numbers, found.rho, bool(found.rho == 0), quick=True))
     return found
 
 

@@ -12,7 +12,7 @@ from flowcollapse.losses.registry import loss_of
 
 EPS = float(np.finfo(np.float64).eps)
 KINDS = [CrossEntropy(), CrossEntropy(0.1), CrossEntropy(0.7), Focal(), Focal(0.0), Focal(0.5)]
-COUNTS = [(3, 3, 3), (1, 4, 2), (5, 5)]
+COUNTS = [(1, 4, 2), (5, 5)]
 
 
 def names(loss):
@@ -46,31 +46,41 @@ def test_the_value_is_the_definition_weighted(loss, counts):
     logits, targets, ones, labels = sample_of(counts)
     columns = zip(np.asarray(logits / ones).T, labels.tolist(), ones.tolist(), strict=True)
     expected = sum(u**2 * by_definition(loss, z, y) for z, y, u in columns)
-    np.testing.assert_allclose(loss.value(logits, targets, ones), expected, rtol=200 * EPS)
-    np.testing.assert_allclose(loss.log_value(logits, targets, ones), np.log(expected), rtol=0, atol=200 * EPS)
+    value, log_value = systems.compiled(lambda *args: (loss.value(*args), loss.log_value(*args)))(logits, targets, ones)
+    np.testing.assert_allclose(value, expected, rtol=200 * EPS)
+    np.testing.assert_allclose(log_value, np.log(expected), rtol=0, atol=200 * EPS)
 
 
 @pytest.mark.parametrize("counts", COUNTS)
 @pytest.mark.parametrize("loss", KINDS, ids=names)
 def test_gradient_and_curvature_are_derivatives_of_the_value(loss, counts):
     logits, targets, ones, _ = sample_of(counts)
-    gradient = jax.grad(loss.value)(logits, targets, ones)
-    scale = 1e3 * EPS * np.max(np.abs(gradient))
-    np.testing.assert_allclose(loss.gradient(logits, targets, ones), gradient, rtol=0, atol=scale)
-    log_scale = jnp.asarray(2.0)
-    scaled = loss.scaled_gradient(logits, targets, ones, log_scale)
-    np.testing.assert_allclose(scaled, np.exp(2.0) * gradient, rtol=0, atol=10 * scale)
     direction = jnp.asarray(np.random.default_rng(1).normal(size=logits.shape))
-    turned = jax.jvp(lambda z: jax.grad(loss.value)(z, targets, ones), (logits,), (direction,))[1]
-    np.testing.assert_allclose(loss.curvature(logits, targets, ones, direction), turned, rtol=0, atol=100 * scale)
+
+    @systems.compiled
+    def both(logits, log_scale):
+        derivatives = jax.jvp(lambda z: jax.grad(loss.value)(z, targets, ones), (logits,), (direction,))
+        scaled = loss.scaled_gradient(logits, targets, ones, log_scale)
+        own = loss.gradient(logits, targets, ones), loss.curvature(logits, targets, ones, direction)
+        return derivatives, own, scaled
+
+    (gradient, turned), (own, curvature), scaled = both(logits, jnp.asarray(2.0))
+    scale = 1e3 * EPS * np.max(np.abs(gradient))
+    np.testing.assert_allclose(own, gradient, rtol=0, atol=scale)
+    np.testing.assert_allclose(scaled, np.exp(2.0) * gradient, rtol=0, atol=10 * scale)
+    np.testing.assert_allclose(curvature, turned, rtol=0, atol=100 * scale)
 
 
 def test_no_smoothing_and_no_focus_are_cross_entropy():
     logits, targets, ones, _ = sample_of((3, 3, 3))
-    for other in (CrossEntropy(0.0), Focal(0.0)):
-        for method in ("value", "log_value", "gradient"):
-            found = getattr(other, method)(logits, targets, ones)
-            np.testing.assert_allclose(found, getattr(CrossEntropy(), method)(logits, targets, ones), rtol=64 * EPS)
+    losses = CrossEntropy(), CrossEntropy(0.0), Focal(0.0)
+    methods = "value", "log_value", "gradient"
+    plain, *others = systems.compiled(lambda *args: [[getattr(one, way)(*args) for way in methods] for one in losses])(
+        logits, targets, ones
+    )
+    for other in others:
+        for found, expected in zip(other, plain, strict=True):
+            np.testing.assert_allclose(found, expected, rtol=64 * EPS)
     assert CrossEntropy(0.0).text == "cross-entropy"
     assert not CrossEntropy(0.0).attained
 
@@ -87,16 +97,23 @@ def test_digits_and_range_at_large_margins(loss):
     """With margins m against C - 1 equal others, `-ln p = ln(1 + (C-1) e^-m)`, and the focal factor is its power."""
     C, gamma = 4, getattr(loss, "gamma", 0.0)
     targets, ones = jnp.eye(C)[:, :1], jnp.ones(1)
-    for m in (40.0, 300.0, 900.0, 5000.0):
+
+    @systems.compiled
+    def at(m):
         logits = m * targets
+        scaled = loss.scaled_gradient(logits, targets, ones, (1 + gamma) * m)
+        return loss.log_value(logits, targets, ones), scaled, loss.gradient(logits, targets, ones)
+
+    for m in (40.0, 300.0, 900.0, 5000.0):
+        log_value, scaled, _ = at(m)
         log_loss = (1 + gamma) * (np.log(C - 1) - m)  # relative corrections are e^-40
-        np.testing.assert_allclose(loss.log_value(logits, targets, ones), log_loss, rtol=16 * EPS, atol=16 * EPS)
-        found = loss.scaled_gradient(logits, targets, ones, jnp.asarray((1 + gamma) * m))
+        np.testing.assert_allclose(log_value, log_loss, rtol=16 * EPS, atol=16 * EPS)
         expected = (1 + gamma) * (C - 1) ** gamma * np.array([[1 - C], [1], [1], [1]])
-        np.testing.assert_allclose(found, expected, rtol=8 * (1 + gamma) * m * EPS)
-    assert np.all(np.isfinite(loss.gradient(1e9 * targets, targets, ones)))
-    assert np.all(np.isfinite(loss.gradient(-1e9 * targets, targets, ones)))
-    np.testing.assert_allclose(CrossEntropy().value(-1e9 * targets, targets, ones), 1e9 + np.log(C - 1), rtol=2 * EPS)
+        np.testing.assert_allclose(scaled, expected, rtol=8 * (1 + gamma) * m * EPS)
+    assert np.all(np.isfinite(at(1e9)[2]))
+    assert np.all(np.isfinite(at(-1e9)[2]))
+    far = systems.compiled(CrossEntropy().value)(-1e9 * targets, targets, ones)
+    np.testing.assert_allclose(far, 1e9 + np.log(C - 1), rtol=2 * EPS)
 
 
 @pytest.mark.parametrize("loss", KINDS, ids=names)
@@ -139,12 +156,13 @@ def test_the_minimum_of_label_smoothing(smoothing):
 @pytest.mark.parametrize("loss", KINDS, ids=names)
 def test_lanes_may_be_the_last_axis(loss):
     logits, targets, ones, _ = sample_of((3, 3, 3))
-    lanes = jnp.stack([logits, -2 * logits, 30 * logits], axis=-1)
-    log_scale = jnp.arange(3.0)
-    found = loss.scaled_gradient(lanes, targets, ones, log_scale)
+    lanes = np.stack([logits, -2 * logits, 30 * logits], axis=-1)
+    log_scale = np.arange(3.0)
+    scaled = systems.compiled(loss.scaled_gradient)
+    found = scaled(lanes, targets, ones, log_scale)
     for lane in range(3):
-        expected = loss.scaled_gradient(lanes[..., lane], targets, ones, log_scale[lane])
-        atol = 32 * EPS * float(jnp.max(jnp.abs(expected)))
+        expected = scaled(lanes[..., lane], targets, ones, log_scale[lane])
+        atol = 32 * EPS * float(np.max(np.abs(expected)))
         np.testing.assert_allclose(found[..., lane], expected, rtol=0, atol=atol)
 
 

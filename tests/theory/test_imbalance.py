@@ -18,9 +18,7 @@ def ufm(counts, p, loss="squared", **options):
     return systems.model_of(counts, p, loss=loss, **{"use_bias": False, **options})
 
 
-@pytest.mark.parametrize(
-    ("counts", "tolerance"), [((100, 25, 4), 1e-4), ((4, 25, 100), 1e-4), ((64, 49, 36, 16), 2e-3)]
-)
+@pytest.mark.parametrize(("counts", "tolerance"), [((100, 25, 4), 1e-4), ((16, 49, 64, 36), 2e-3)])
 @pytest.mark.parametrize("lam", [0.0, 0.5])
 def test_each_class_has_half_of_its_weight_at_its_time(counts, tolerance, lam):
     model = ufm(counts, len(counts), weight_decay=(lam, lam, 0.0))
@@ -80,10 +78,14 @@ def test_the_free_bias(counts, p, reduction):
     assert np.abs(H.sum(axis=1)).max() < 64 * EPS * n.sum()
 
 
-@pytest.mark.parametrize("reduction", ["sum", "mean"])
 @pytest.mark.parametrize(
-    ("loss", "use_bias"),
-    [("squared", False), ("cross-entropy", False), ("cross-entropy", True), ("label-smoothing:0.3", True)],
+    ("loss", "use_bias", "reduction"),
+    [
+        ("squared", False, "mean"),
+        ("cross-entropy", False, "mean"),
+        ("cross-entropy", True, "sum"),
+        ("label-smoothing:0.3", True, "mean"),
+    ],
 )
 def test_classes_are_lost_at_their_thresholds(loss, use_bias, reduction):
     counts = (9, 9, 4, 4)
