@@ -117,6 +117,5 @@ def usual(model: UFM, columns: Columns) -> tuple[str, ...]:
     return tuple(
         name
         for name in available(model, columns)
-        if not (METRICS[name].costly or METRICS[name].on_request)
-        and (model.loss.shift_invariant or not METRICS[name].shift_invariant)
+        if METRICS[name].usual and (model.loss.shift_invariant or not METRICS[name].shift_invariant)
     )

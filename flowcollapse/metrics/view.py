@@ -253,6 +253,11 @@ class Metric(NamedTuple):
     of_model: bool = True
     axes: tuple[str, ...] = ()
 
+    @property
+    def usual(self) -> bool:
+        """Whether runs compute it without being asked."""
+        return self.of_model and not (self.costly or self.on_request)
+
 
 def _or_nan(denominator):
     """The denominator, or NaN if it is so small that dividing by it is meaningless."""

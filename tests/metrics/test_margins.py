@@ -222,7 +222,7 @@ def test_the_defaults_belong_to_the_loss():
         systems.model_of((3, 3, 3), 4, loss=loss) for loss in ("squared", "cross-entropy", "label-smoothing:0.1")
     )
     usual = checked_names(squared, SAMPLES, None)
-    assert usual == tuple(name for name in METRICS if name not in NAMES and name != "sharpness")
+    assert usual == tuple(name for name, metric in METRICS.items() if metric.usual and name not in NAMES)
     nothing = {*SNC, "distance", "relative_distance"}
     assert set(checked_names(entropy, SAMPLES, None)) == (set(usual) | set(SOFTMAX)) - nothing
     assert set(checked_names(smoothing, SAMPLES, None)) == (set(usual) | set(SOFTMAX)) - nothing | set(SNC)

@@ -343,7 +343,7 @@ def test_by_default_a_prediction_has_what_a_run_has():
     start = fc.initial.sphere(PAPER, 1e-2, key=jax.random.key(0), reduced=True)
     path = jax.eval_shape(lambda: prediction.trajectory(PAPER, start))
     metrics = fc.metrics.METRICS.items()
-    affordable = {name for name, metric in metrics if not (metric.costly or metric.shift_invariant)}
+    affordable = {name for name, metric in metrics if metric.usual and not metric.shift_invariant}
     assert set(path.metrics) == affordable - {"nc4", "cdnv"}
     assert path.ts.shape == (101,)
 
