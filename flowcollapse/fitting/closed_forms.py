@@ -41,13 +41,15 @@ class Setting(NamedTuple):
     """The known parts of the model: `factor` is that of the summed risk in the measured one.
 
     `samples` is N, the mean over the classes if their counts differ a little. `num_modes` of the modes can grow, and
-    `missing` of them cannot, for lack of features. `penalised` says whether the risk includes the decay.
+    `missing` of them cannot, for lack of features; `few_features` says that there are less than two for each mode.
+    `penalised` says whether the risk includes the decay.
     """
 
     num_classes: int
     samples: float
     num_modes: int
     missing: int
+    few_features: bool
     factor: float
     use_bias: bool
     penalised: bool

@@ -216,7 +216,8 @@ def setting_of(facts: Mapping[str, Any], given: Mapping[str, Any]) -> Setting:
     modes = C - 1 if use_bias else C
     p = modes if found["num_features"] is None else check_integer("num_features", _plain(found["num_features"]))
     factor = {"sum": 1.0, "mean": 1 / total, "mse": 2 / (total * C), "free": 1.0}[found["reduction"]]
-    return Setting(C, N, min(modes, p), max(modes - p, 0), factor, use_bias, penalised)
+    few = found["num_features"] is not None and p < 2 * modes
+    return Setting(C, N, min(modes, p), max(modes - p, 0), few, factor, use_bias, penalised)
 
 
 _DEFAULTS: dict[str, Any] = {

@@ -62,7 +62,7 @@ def test_the_curves_are_those_of_the_flow_on_the_subspace(C, N, p, decay, use_bi
     start = fc.initial.on_subspace(model, eps=0.1, key=key)
     ts = jnp.linspace(0.0, 4.0, 30)
     K = C - 1 if use_bias else C
-    setting = Setting(C, float(N), min(K, p), max(K - p, 0), 1.0, use_bias, True)
+    setting = Setting(C, float(N), min(K, p), max(K - p, 0), False, 1.0, use_bias, True)
     mu = np.linalg.svd(np.asarray(start.W), compute_uv=False)[: setting.num_modes] ** 2
     values = jnp.asarray([0.0, 0.5 * math.log(mu.sum()), decay / math.sqrt(N), 0.0, *shapes_of(mu)])
     found = predicted(setting, setting.names, values, ts)
@@ -132,6 +132,19 @@ def test_a_run_of_this_package_tells_its_sizes(paper_model, key):
     assert both.scale.value == pytest.approx(1.0, rel=1e-6)
     assert both.eps.value == pytest.approx(1e-2, rel=1e-4)
     np.testing.assert_allclose(fit.predict(path.ts, "risk")["risk"], path.metrics["risk"], atol=1e-7)
+
+
+@pytest.mark.parametrize("eta", [0.01, 0.05])
+def test_a_descent_is_explained_up_to_its_step_size(eta):
+    """A step multiplies a small mode by `1 + eta s` where the flow multiplies it by `e^{eta s}`: the rates are off by
+    `eta s / 2` at most, and the time scale by the same order."""
+    C, N, counts = 3, 4, (4, 4, 4)
+    path = systems.descent_on_subspace(classifier(C, 5, 1e-2), 0.0, N, eta, steps=round(8 / eta))
+    kept = np.arange(0, round(8 / eta), round(0.08 / eta))
+    risk = risks(systems.Arrays(*(part[kept] for part in path)), counts)
+    fit = fc.fit({"t": eta * kept, "risk": risk}, num_classes=C, samples_per_class=N)
+    assert fit.explains, fit
+    assert fit.scale.value == pytest.approx(1.0, abs=eta * math.sqrt(N))
 
 
 def noisy(seed: int, sigma: float, decay: float = 0.6, end: float = 2.0) -> dict[str, np.ndarray]:
