@@ -125,19 +125,14 @@ def _root(square: Float[Array, " time"]) -> Float[Array, " time"]:
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1.0)), 0.0)
 
 
-@Program
-def predicted(setting: Setting, names: tuple[str, ...], values: Float[Array, " q"], ts: Float[Array, " time"]):
+def rows_of(setting: Setting, names: tuple[str, ...], values: Float[Array, " q"], ts: Float[Array, " time"]):
     """The curves with these names, as rows."""
     curves = curves_of(setting, values, ts)
     return jnp.stack([curves[name] for name in names])
 
 
-@Program
-def slopes(setting: Setting, names: tuple[str, ...], values: Float[Array, " q"], ts: Float[Array, " time"]):
-    """The derivatives of the rows of `predicted` in the coordinates, the last axis."""
+predicted = Program(rows_of)
+"""The curves with these names, as rows."""
 
-    def rows(values):
-        curves = curves_of(setting, values, ts)
-        return jnp.stack([curves[name] for name in names])
-
-    return jax.jacfwd(rows)(values)
+slopes = Program(jax.jacfwd(rows_of, argnums=2))
+"""Their derivatives in the coordinates, along the last axis."""

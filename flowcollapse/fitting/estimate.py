@@ -41,8 +41,9 @@ def fit(
 
     Args:
         curves: a mapping such as `{"epoch": ..., "risk": ...}`, with the times under `epoch`, `t` or `time`, each curve
-            of shape (time,); an `xarray.Dataset` with such a dimension; or a `Trajectory`. Training starts at time 0,
-            with the bias at 0; the first points may be missing. `loss` is another name for the risk.
+            of shape (time,); a pandas DataFrame with such columns; an `xarray.Dataset` with such a dimension; or a
+            `Trajectory`. Training starts at time 0, with the bias at 0; the first points may be missing. `loss` is
+            another name for the risk.
         num_classes: C. Default: the attribute of the Dataset, or that of its model.
         samples_per_class: N, or one count per class; counts may differ by a tenth, and their mean is used. Default: as
             for C.

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 import pytest
 import systems
 import xarray as xr
@@ -246,14 +247,18 @@ def test_the_start_of_a_random_run_is_told_as_its_eps(key):
     assert share == pytest.approx(np.mean(squares), abs=4 * np.std(squares) / math.sqrt(len(squares)))
 
 
-def test_a_measured_dataset_is_read():
+def test_a_dataset_and_a_table_are_read():
     run = noisy(0, 0.01)
     measured = xr.Dataset(
         {"risk": ("epoch", run["risk"]), "accuracy": ("epoch", 0 * run["risk"])},
         {"epoch": run["epoch"]},
         {"num_classes": 2, "samples_per_class": np.array([9, 9]), "reduction": "sum", "use_bias": 1},
     )
-    assert fc.fit(measured, penalised=True).scale == fc.fit(run, **KNOWN).scale
+    fit = fc.fit(run, **KNOWN)
+    assert fc.fit(measured, penalised=True).scale == fit.scale
+    table = pd.DataFrame(run | {"accuracy": 0 * run["risk"]})
+    for log in (table, table.set_index("epoch")):
+        assert fc.fit(log, **KNOWN).scale == fit.scale
 
 
 def test_it_reads_well():
