@@ -41,13 +41,15 @@ class Setting(NamedTuple):
     """The known parts of the model: `factor` is that of the summed risk in the measured one.
 
     `samples` is N, the mean over the classes if their counts differ a little. `num_modes` of the modes can grow, and
-    `missing` of them cannot, for lack of features. `penalised` says whether the risk includes the decay.
+    `missing` of them cannot, for lack of features; `few_features` says that there are less than two for each mode.
+    `penalised` says whether the risk includes the decay.
     """
 
     num_classes: int
     samples: float
     num_modes: int
     missing: int
+    few_features: bool
     factor: float
     use_bias: bool
     penalised: bool
@@ -123,19 +125,14 @@ def _root(square: Float[Array, " time"]) -> Float[Array, " time"]:
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1.0)), 0.0)
 
 
-@Program
-def predicted(setting: Setting, names: tuple[str, ...], values: Float[Array, " q"], ts: Float[Array, " time"]):
+def rows_of(setting: Setting, names: tuple[str, ...], values: Float[Array, " q"], ts: Float[Array, " time"]):
     """The curves with these names, as rows."""
     curves = curves_of(setting, values, ts)
     return jnp.stack([curves[name] for name in names])
 
 
-@Program
-def slopes(setting: Setting, names: tuple[str, ...], values: Float[Array, " q"], ts: Float[Array, " time"]):
-    """The derivatives of the rows of `predicted` in the coordinates, the last axis."""
+predicted = Program(rows_of)
+"""The curves with these names, as rows."""
 
-    def rows(values):
-        curves = curves_of(setting, values, ts)
-        return jnp.stack([curves[name] for name in names])
-
-    return jax.jacfwd(rows)(values)
+slopes = Program(jax.jacfwd(rows_of, argnums=2))
+"""Their derivatives in the coordinates, along the last axis."""

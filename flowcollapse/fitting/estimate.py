@@ -16,7 +16,7 @@ from .least_squares import BOUNDS, DECAY, ROUNDING, VARIANCE_BOUNDS, Problem, So
 from .measured import Measured, chosen, compared, read, setting_of, values_of
 from .result import Estimate, Fit
 
-TOLERANCE = 0.02
+TOLERANCE = 0.01
 """The largest systematic misfit, relative to the range of the curve, of a model that explains it."""
 
 
@@ -41,12 +41,14 @@ def fit(
 
     Args:
         curves: a mapping such as `{"epoch": ..., "risk": ...}`, with the times under `epoch`, `t` or `time`, each curve
-            of shape (time,); an `xarray.Dataset` with such a dimension; or a `Trajectory`. Training starts at time 0,
-            with the bias at 0; the first points may be missing. `loss` is another name for the risk.
+            of shape (time,); a pandas DataFrame with such columns; an `xarray.Dataset` with such a dimension; or a
+            `Trajectory`. Training starts at time 0, with the bias at 0; the first points may be missing. `loss` is
+            another name for the risk.
         num_classes: C. Default: the attribute of the Dataset, or that of its model.
         samples_per_class: N, or one count per class; counts may differ by a tenth, and their mean is used. Default: as
             for C.
-        num_features: p, if it is so small that it limits the number of modes, below C - 1.
+        num_features: p, if there are few: below C - 1 it limits the number of modes, and below 2 (C - 1) the modes of
+            a start may differ much.
         use_bias: whether the classifier has a bias. Default True.
         reduction: how the measured risk is normalised: `"sum"`, half the sum of the squares; `"mean"`, half their sum
             over the number of samples; `"mse"`, the mean of the squares over samples and classes, as torch's MSELoss;
@@ -62,8 +64,9 @@ def fit(
     Returns:
         The `Fit`. It explains the curves if, for each fitted metric, the part of the misfit that neighbouring residuals
         share is at most `tolerance` of the range, and the whole misfit at most 5 %; the start is small; its modes
-        differ by a factor of at most 100; and the curves determine each estimate: high over low is at most 4 for the
-        scale, 100 for eps and 2 for the level, and the interval of the decay is at most a quarter of `sqrt N`.
+        differ by a factor of at most 10, or 100 if `num_features` is less than twice their number; and the curves
+        determine each estimate: high over low is at most 4 for the scale, 100 for eps and 2 for the level, and the
+        interval of the decay is at most a quarter of `sqrt N`.
 
     The intervals assume that the closed form is exact and that residuals have equal variance within a metric. They are
     Gauss-Newton intervals, widened by the correlation of neighbouring residuals, or profiles of the sum of squares

@@ -1,4 +1,4 @@
-"""Reads measured curves, and what is known about the run, from a mapping, a Dataset or a Trajectory."""
+"""Reads measured curves, and what is known about the run, from a mapping, a table, a Dataset or a Trajectory."""
 
 import contextlib
 import json
@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 from jaxtyping import Float
 
@@ -25,6 +26,9 @@ ALIASES = {"loss": "risk"}
 
 REDUCTIONS = ("sum", "mean", "mse", "free")
 
+LOG_CLOCK = "ln(1 + t)"
+"""The name of the times of a flow whose clock is logarithmic."""
+
 UNEVEN = 0.1
 """The largest difference of class sizes, relative to their mean, that still counts as equal."""
 
@@ -33,12 +37,16 @@ FEWEST = 12
 
 
 class Measured(NamedTuple):
-    """Curves over one time axis, and the facts that their source tells about the run."""
+    """Curves over one time axis, and the facts that their source tells about the run.
+
+    `chosen_by_hand` says that somebody picked the curves, so that an unknown name is a slip and no other quantity.
+    """
 
     axis: str
     ts: Any
     curves: dict[str, Any]
     facts: dict[str, Any]
+    chosen_by_hand: bool = False
 
 
 def read(curves: Any) -> Measured:
@@ -52,12 +60,15 @@ def read(curves: Any) -> Measured:
         found = _of_trajectory(curves)
     elif isinstance(curves, xr.Dataset):
         found = _of_dataset(curves)
+    elif isinstance(curves, pd.DataFrame):
+        table = curves.reset_index() if curves.index.name in TIMES else curves
+        found = _of_mapping({str(name): table[name] for name in table})._replace(chosen_by_hand=False)
     elif isinstance(curves, Mapping):
         found = _of_mapping(curves)
     else:
         raise UsageError(
-            f"curves must be a mapping, an xarray.Dataset or an fc.Trajectory, got {shown(curves)}: pass one, such as "
-            '{"epoch": epochs, "risk": risks}.'
+            f"curves must be a mapping, a DataFrame, an xarray.Dataset or an fc.Trajectory, got {shown(curves)}: pass "
+            'one, such as {"epoch": epochs, "risk": risks}.'
         )
     ts = _row(found.axis, found.ts)
     if not np.all(np.isfinite(ts) & (ts >= 0)):
@@ -83,9 +94,14 @@ def _row(name: str, values: Any) -> Float[np.ndarray, " n"]:
 def _of_trajectory(path: Trajectory) -> Measured:
     if path.ts.ndim != 1:
         raise UsageError(f"curves has {path.ts.shape[:-1]} runs: select one, with jax.tree.map(lambda x: x[0], path).")
-    if path.method.time_name != "time":
-        raise UsageError(f'curves has {path.method.time_name} as its clock: run fc.Flow(clock="time") to fit it.')
+    _check_clock(path.method.time_name)
     return Measured("time", path.ts, dict(path.metrics), _of_model(options(path.model)))
+
+
+def _check_clock(name: str) -> None:
+    """Raise `UsageError` for the times of a flow in the logarithmic clock."""
+    if name == LOG_CLOCK:
+        raise UsageError(f'curves has the times {name}: run fc.Flow(clock="time"), or pass expm1 of these times.')
 
 
 def _of_dataset(dataset: xr.Dataset) -> Measured:
@@ -96,6 +112,7 @@ def _of_dataset(dataset: xr.Dataset) -> Measured:
             "name it so, with rename and assign_coords."
         )
     axis = axes[0]
+    _check_clock(dataset[axis].attrs.get("long_name", axis))
     curves = {str(name): values for name, values in dataset.data_vars.items() if axis in values.dims}
     several = sorted({str(dim) for values in curves.values() for dim in values.dims if dim != axis})
     of_times = {name: values.values for name, values in curves.items() if values.dims == (axis,)}
@@ -124,7 +141,7 @@ def _of_mapping(curves: Mapping) -> Measured:
     for name in others:
         if not isinstance(name, str):
             raise UsageError(f"curves has the name {shown(name)}, which is no text: name each curve by its metric.")
-    return Measured(axes[0], curves[axes[0]], _named(others), {})
+    return Measured(axes[0], curves[axes[0]], _named(others), {}, chosen_by_hand=True)
 
 
 def _named(curves: dict[str, Any]) -> dict[str, Any]:
@@ -148,9 +165,8 @@ def chosen(measured: Measured, metrics: Any, setting: Setting) -> tuple[str, ...
                 possible = ", ".join(name for name in FITTED if name in setting.names)
                 raise UsageError(f"metric {name!r} has no closed form from the class means: choose from {possible}.")
     else:
-        for name in measured.curves:  # a curve with a misspelt name would be left out in silence
-            if not measured.facts:
-                METRICS.name(name)
+        for name in measured.curves if measured.chosen_by_hand else ():
+            METRICS.name(name)
         names = tuple(known[:1])
     if not {"risk", "snc1"} & set(names):
         raise UsageError(
@@ -216,7 +232,8 @@ def setting_of(facts: Mapping[str, Any], given: Mapping[str, Any]) -> Setting:
     modes = C - 1 if use_bias else C
     p = modes if found["num_features"] is None else check_integer("num_features", _plain(found["num_features"]))
     factor = {"sum": 1.0, "mean": 1 / total, "mse": 2 / (total * C), "free": 1.0}[found["reduction"]]
-    return Setting(C, N, min(modes, p), max(modes - p, 0), factor, use_bias, penalised)
+    few = found["num_features"] is not None and p < 2 * modes
+    return Setting(C, N, min(modes, p), max(modes - p, 0), few, factor, use_bias, penalised)
 
 
 _DEFAULTS: dict[str, Any] = {

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
@@ -50,7 +51,7 @@ def beside(dataset: Source, fit: Fit) -> np.ndarray:
     """
     if not isinstance(fit, Fit):
         raise UsageError(f"fit must be an fc.Fit, got {shown(fit)}: pass what fc.fit returns.")
-    measured = read_curves(dataset if isinstance(dataset, Mapping) else read(dataset))
+    measured = read_curves(dataset if isinstance(dataset, Mapping | pd.DataFrame) else read(dataset))
     if measured.axis != fit.axis:
         raise UsageError(
             f"dataset is over {measured.axis!r} and fit over {fit.axis!r}: pass the curves that were fitted, or rename "

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 import pytest
 import systems
 import xarray as xr
@@ -62,7 +63,7 @@ def test_the_curves_are_those_of_the_flow_on_the_subspace(C, N, p, decay, use_bi
     start = fc.initial.on_subspace(model, eps=0.1, key=key)
     ts = jnp.linspace(0.0, 4.0, 30)
     K = C - 1 if use_bias else C
-    setting = Setting(C, float(N), min(K, p), max(K - p, 0), 1.0, use_bias, True)
+    setting = Setting(C, float(N), min(K, p), max(K - p, 0), False, 1.0, use_bias, True)
     mu = np.linalg.svd(np.asarray(start.W), compute_uv=False)[: setting.num_modes] ** 2
     values = jnp.asarray([0.0, 0.5 * math.log(mu.sum()), decay / math.sqrt(N), 0.0, *shapes_of(mu)])
     found = predicted(setting, setting.names, values, ts)
@@ -132,6 +133,19 @@ def test_a_run_of_this_package_tells_its_sizes(paper_model, key):
     assert both.scale.value == pytest.approx(1.0, rel=1e-6)
     assert both.eps.value == pytest.approx(1e-2, rel=1e-4)
     np.testing.assert_allclose(fit.predict(path.ts, "risk")["risk"], path.metrics["risk"], atol=1e-7)
+
+
+@pytest.mark.parametrize("eta", [0.01, 0.05])
+def test_a_descent_is_explained_up_to_its_step_size(eta):
+    """A step multiplies a small mode by `1 + eta s` where the flow multiplies it by `e^{eta s}`: the rates are off by
+    `eta s / 2` at most, and the time scale by the same order."""
+    C, N, counts = 3, 4, (4, 4, 4)
+    path = systems.descent_on_subspace(classifier(C, 5, 1e-2), 0.0, N, eta, steps=round(8 / eta))
+    kept = np.arange(0, round(8 / eta), round(0.08 / eta))
+    risk = risks(systems.Arrays(*(part[kept] for part in path)), counts)
+    fit = fc.fit({"t": eta * kept, "risk": risk}, num_classes=C, samples_per_class=N)
+    assert fit.explains, fit
+    assert fit.scale.value == pytest.approx(1.0, abs=eta * math.sqrt(N))
 
 
 def noisy(seed: int, sigma: float, decay: float = 0.6, end: float = 2.0) -> dict[str, np.ndarray]:
@@ -233,14 +247,18 @@ def test_the_start_of_a_random_run_is_told_as_its_eps(key):
     assert share == pytest.approx(np.mean(squares), abs=4 * np.std(squares) / math.sqrt(len(squares)))
 
 
-def test_a_measured_dataset_is_read():
+def test_a_dataset_and_a_table_are_read():
     run = noisy(0, 0.01)
     measured = xr.Dataset(
         {"risk": ("epoch", run["risk"]), "accuracy": ("epoch", 0 * run["risk"])},
         {"epoch": run["epoch"]},
         {"num_classes": 2, "samples_per_class": np.array([9, 9]), "reduction": "sum", "use_bias": 1},
     )
-    assert fc.fit(measured, penalised=True).scale == fc.fit(run, **KNOWN).scale
+    fit = fc.fit(run, **KNOWN)
+    assert fc.fit(measured, penalised=True).scale == fit.scale
+    table = pd.DataFrame(run | {"accuracy": 0 * run["risk"]})
+    for log in (table, table.set_index("epoch")):
+        assert fc.fit(log, **KNOWN).scale == fit.scale
 
 
 def test_it_reads_well():

@@ -181,6 +181,14 @@ def test_wrong_input_is_refused(kind):
     systems.assert_refused(lambda: fc.fit(curves, **(KNOWN | options)), [fragment])
 
 
+def test_a_logarithmic_clock_is_refused(key):
+    model = fc.UFM(num_classes=3, samples_per_class=3, num_features=4, loss="cross-entropy")
+    start = fc.initial.sphere(model, eps=0.1, key=key)
+    path = fc.simulate(model, start, fc.Flow("tsit5", rtol=1e-3, clock="log", t1=3.0), ts=13, metrics="risk")
+    for run in (path, path.to_xarray()):
+        systems.assert_refused(lambda run=run: fc.fit(run), ["ln(1 + t)"])
+
+
 def test_float64_is_needed(thirty_two_bits):
     systems.assert_refused(lambda: fc.fit(CURVES, **KNOWN), ["fc.enable_x64()"])
 
