@@ -364,6 +364,8 @@ def _dataset(items: list[Item], found: list[dict[str, Any]], classes: tuple[int 
         "title": "flowcollapse measurement",
         "files": json.dumps(list(dict.fromkeys(str(item.arrays.path) for item in items))),
         "versions": json.dumps(versions()),
+        "num_classes": len(classes),
+        "samples_per_class": json.dumps(found[-1]["counts"].tolist()),
         "precision": precision(),
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
