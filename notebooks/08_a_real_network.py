@@ -154,10 +154,10 @@ for name, found in last.items():
 
 # %% [markdown]
 # ## The model beside the network
-# `fc.fit` looks for the model whose closed forms follow a curve, and says whether it explains it. In the model all modes
-# grow at one rate. In this network they do not, since some directions of the images are learned faster than others. The
-# model can follow the risk to about a percent of its range, but only from a start whose modes differ by a factor of a
-# thousand, as those of random starts never do, and with a weight decay that was not there.
+# `fc.fit` looks for the model whose closed forms follow a curve, and says whether it explains it. In the model all
+# modes grow at one rate. In this network they do not, since some directions of the images are learned faster than
+# others. The model can follow the risk to about a percent of its range, but only from a start whose modes differ by a
+# factor of a thousand, as those of random starts never do, and with a weight decay that was not there.
 
 # %%
 epochs = np.unique(np.linspace(0, EPOCHS - 1, 100).astype(int))
