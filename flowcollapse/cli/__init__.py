@@ -55,12 +55,12 @@ def main(args: Sequence[str] | None = None) -> int:
         return 2
 
 
-def _main(args: list[str]) -> int:
-    import tyro
-
+def commands() -> dict[str, type]:
+    """The commands by name."""
     from .compare import Compare
-    from .console import Console
+    from .doctor import Doctor
     from .info import Info
+    from .init import Init
     from .measure import Measure
     from .plot import Plot
     from .reproduce import Reproduce
@@ -69,7 +69,7 @@ def _main(args: list[str]) -> int:
     from .sweep import Sweep
     from .verify import Verify
 
-    commands = {
+    return {
         "reproduce": Reproduce,
         "simulate": Simulate,
         "sweep": Sweep,
@@ -78,17 +78,27 @@ def _main(args: list[str]) -> int:
         "plot": Plot,
         "show": Show,
         "verify": Verify,
+        "init": Init,
         "info": Info,
+        "doctor": Doctor,
     }
+
+
+def _main(args: list[str]) -> int:
+    import tyro
+
+    from .console import Console
+
     if args[:1] == ["--version"]:
         Console().say(f"flowcollapse {__version__}")
         return 0
-    first = next((i for i, word in enumerate(args) if word in commands), None)
+    known = commands()
+    first = next((i for i, word in enumerate(args) if word in known), None)
     if first is not None:
-        args = said_once(commands[args[first]], args[first], [*args[:first], *args[first + 1 :]])
+        args = said_once(known[args[first]], args[first], [*args[:first], *args[first + 1 :]])
     try:
         command = tyro.extras.subcommand_cli_from_dict(
-            commands,
+            known,
             prog="flowcollapse",
             description=f"{ABOUT}\n\n{EXIT_CODES}",
             args=args,

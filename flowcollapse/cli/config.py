@@ -57,6 +57,8 @@ def _add(
         cure = nearest(name, known) or f"; choose from {', '.join(known)}."
         raise UsageError(f"{path}: {key!r} is not a key{where}{cure}")
     flag = flags[name]
+    if value == {} and flag.kind is Kind.PAIRS:
+        return
     try:
         add(values, flag, _words(flag, value))
     except UsageError as error:

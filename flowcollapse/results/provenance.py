@@ -35,7 +35,7 @@ def _version(package: str) -> str:
 @functools.cache
 def git_revision() -> str:
     """The commit of the source tree that this package runs from, with `+` if it was changed, or `"none"`."""
-    folder = Path(__file__).parent
+    folder = Path(__file__).parents[1]
     try:
         revision, changes = (
             subprocess.run(["git", "-C", folder, *words], capture_output=True, text=True, timeout=10, check=True).stdout
