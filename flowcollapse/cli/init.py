@@ -54,8 +54,8 @@ def written(name: str) -> str:
     head = f"""
         # flowcollapse {name} --config FILE.toml
         #
-        # Every flag of the command with its default. Remove the "#" before "name = value" to change one; flags on the command
-        # line override the file.
+        # Every flag of the command with its default. Remove the "#" before "name = value" to change one; flags on the
+        # command line override the file.
     """
     lines = [textwrap.dedent(head).strip(), ""]
     flags, defaults = flags_of(command), command()
@@ -63,7 +63,7 @@ def written(name: str) -> str:
         group = getattr(defaults, section) if section else defaults
         lines += [f"[{section}]"] if section else []
         for field, text in _described(type(group)):
-            if field.name in UNWRITTEN or field.name not in flags:
+            if field.name in UNWRITTEN or dataclasses.is_dataclass(field.type):
                 continue
             value = getattr(group, field.name)
             if flags[field.name].kind is Kind.SEEDS and len(value) == 1:
