@@ -18,6 +18,8 @@ C, N, P = 4, 9, 6
 SHARES = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 1.02, 1.05, 1.1, 1.2)
 """The decays, as shares of `s = sqrt N`."""
 
+SEEDS = 8
+
 
 def model(decay: Any) -> UFM:
     return UFM(num_classes=C, samples_per_class=N, num_features=P, weight_decay=decay, loss="cross-entropy")
@@ -28,7 +30,7 @@ def run(progress: bool) -> "xr.Dataset":
     decays = [s * share for share in SHARES]
     names = ["risk", "margin", "residual_norm"]
     data = sweep(
-        model(0.1), Flow(rtol=1e-10), eps=[0.1], seeds=8, weight_decay=decays, ts=2, metrics=names, progress=progress
+        model(0.1), Flow(rtol=1e-10), eps=[0.1], seeds=SEEDS, weight_decay=decays, ts=2, metrics=names, progress=progress
     ).isel(eps=0, time=-1, drop=True)
     minima = [minimiser(model(decay)) for decay in decays]
     fine = np.linspace(0.01, 1.2, 120)

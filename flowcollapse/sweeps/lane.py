@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
 from ..metrics.registry import asked_names, common_names
 from ..results.labels import STATE_VARIABLES, STATS
@@ -39,6 +40,20 @@ class Lane:
             shared: the numbers of the model and the method, and the save times if all lanes have the same ones.
             numbers: the lane's values on the axes.
         """
+        program, outcome = self.traced(shared, numbers)
+        found = jaxpr_as_fun(program)(*jax.tree.leaves((shared, numbers)))
+        return jax.tree.unflatten(jax.tree.structure(outcome), found)
+
+    def traced(self, shared: Any, numbers: Mapping[str, Any]) -> tuple[ClosedJaxpr, dict[str, jax.ShapeDtypeStruct]]:
+        """The lane as a program, and the shapes of its variables, for arguments of the kind of these.
+
+        Tracing a run takes about as long as compiling it, and both the plan and the engine need it.
+        """
+        leaves, structure = jax.tree.flatten((shared, numbers))
+        kinds = (jax.typeof(leaf) for leaf in leaves)  # a key without shardings, which the devices of a mesh add
+        return _traced(self, structure, tuple((kind.shape, kind.dtype, kind.weak_type) for kind in kinds))
+
+    def compute(self, shared: Any, numbers: Mapping[str, Any]) -> dict[str, Any]:
         of_all, ts = shared
         parts = jax.tree.unflatten(self.structure, of_all)
         model, start, method = of_lane(parts, {**dict(self.shapes), **numbers})
@@ -81,14 +96,14 @@ class Plan(NamedTuple):
         return tuple(self._outcome(*self.lane(shapes), numbers) for shapes in self.grid.shapes())
 
     def _outcome(self, lane: Lane, shared: Any, numbers: dict[str, np.ndarray]) -> dict[str, jax.ShapeDtypeStruct]:
-        leaves, structure = jax.tree.flatten((shared, numbers))
-        outcome = _outcome_of(lane, structure, tuple(jax.typeof(leaf) for leaf in leaves))
+        _, outcome = lane.traced(shared, numbers)
         return {name: outcome[name] for name in (*self.metrics, *sorted(set(outcome) - set(self.metrics)))}
 
 
 @functools.lru_cache(maxsize=64)
-def _outcome_of(lane: Lane, structure: Any, leaves: tuple[Any, ...]) -> dict[str, jax.ShapeDtypeStruct]:
-    return jax.eval_shape(lane, *jax.tree.unflatten(structure, leaves))
+def _traced(lane: Lane, structure: Any, kinds: tuple[tuple[Any, ...], ...]) -> tuple[ClosedJaxpr, dict[str, Any]]:
+    leaves = [jax.ShapeDtypeStruct(shape, dtype, weak_type=weak) for shape, dtype, weak in kinds]
+    return jax.make_jaxpr(lane.compute, return_shape=True)(*jax.tree.unflatten(structure, leaves))
 
 
 def common_metrics(grid: Grid, names: Any) -> tuple[str, ...]:

@@ -61,14 +61,14 @@ def test_each_lane_is_its_run_alone(grid, paper_model):
 
 @pytest.mark.parametrize("method", [FLOW, DESCENT], ids=["flow", "descent"])
 def test_same_lane_same_numbers_in_any_company(method, paper_model, monkeypatch):
+    some = {"eps": [0.1, 0.3, 1.0], "seeds": [4, 7, 1]}
+    narrow = fc.sweep(paper_model, method, **some, width=1, lanes_per_task=2, **OPTIONS)
     run: Any = jax.jit(
         cast(Any, engine._run).__wrapped__, static_argnums=(0, 1), compiler_options=systems.USUAL_FUSIONS
     )
     monkeypatch.setattr(engine, "_run", run)
     whole = fc.sweep(paper_model, method, eps=[1.0, 0.1], seeds=5, width=4, **OPTIONS)
-    some = {"eps": [0.1, 0.3, 1.0], "seeds": [4, 7, 1]}
     same_width = fc.sweep(paper_model, method, **some, width=4, lanes_per_task=8, devices=1, **OPTIONS)
-    narrow = fc.sweep(paper_model, method, **some, width=1, lanes_per_task=2, **OPTIONS)
     common = {"eps": [1.0, 0.1], "seed": [1, 4]}
     expected = whole.sel(common)
     for name in expected.data_vars:
