@@ -244,3 +244,16 @@ def test_the_law_sees_a_run_that_lies_about_its_end(cut_short, monkeypatch):
     monkeypatch.undo()
     jax.clear_caches()
     assert not ends_where_it_says(full, lying)
+
+
+@pytest.mark.filterwarnings("ignore::flowcollapse.PrecisionWarning")
+def test_a_start_in_float32_takes_implicit_steps_too(key):
+    """With float64 turned on in JAX, a start may still be in float32. Its error is that of rounding at the end."""
+    model = decaying(5e-4)
+    start = fc.initial.sphere(model, 0.1, key=key)
+    single = fc.State(*(x.astype(jnp.float32) for x in (start.H, start.W, start.b)))
+    exact, found = (fc.simulate(model, one, fc.Flow(rtol=1e-5), 2, metrics="snc1") for one in (start, single))
+    assert found.metrics["snc1"].dtype == jnp.float32
+    assert found.result == fc.Verdict.plateau
+    assert found.stats["accepted"] < 1000  # explicit steps would be thousands of times as many
+    np.testing.assert_allclose(found.final.W, exact.final.W, atol=1e-3 * N**0.25)

@@ -116,15 +116,15 @@ def formulas(nodes: Float[Array, " past"]) -> tuple[Float[Array, "3 2 points"], 
     # of a valley that the Hessian is not positive definite along it, which matters for long steps.
     behind = PAST + 1 if jnp.finfo(nodes.dtype).eps < 1e-10 else 3
     taken = [(1, PAST), (1, PAST), (0, PAST), (1, behind), (0, behind)]
-    taken = np.array([[begin <= i < begin + many for i in range(PAST + 2)] for begin, many in taken], float)
-    E, slopes, sums = interpolation(nodes, taken, np.array([1.0, 2.0, 2.0, 1.0, 2.0]))
+    taken = np.array([[begin <= i < begin + many for i in range(PAST + 2)] for begin, many in taken])
+    E, slopes, sums = interpolation(nodes, taken, jnp.array([1.0, 2.0, 2.0, 1.0, 2.0], nodes.dtype))
     D, a = slopes[:3], sums[:3]
     b = 1 / (a[0] - a[1] / (a[1] + 1))
     share = b / (a[1] + 1) * jnp.prod((1 - nodes[1:-1]) / (2 - nodes[1:-1]))
     first, _, second = E[:3] - D / a[:, None]
     third = E[0] - b * D[0] + share * (D[1] + a[2] * second)
-    weights = jnp.stack([E[3], first, E[4], second, np.eye(PAST + 2)[NEXT], third])
-    of_later = np.eye(6)[5:].T * jnp.stack([-share * a[2], jnp.zeros_like(b)])
+    weights = jnp.stack([E[3], first, E[4], second, jnp.eye(PAST + 2, dtype=nodes.dtype)[NEXT], third])
+    of_later = jnp.eye(6, dtype=nodes.dtype)[5:].T * jnp.stack([-share * a[2], jnp.zeros_like(b)])
     weights = jnp.concatenate([weights, of_later], axis=1).reshape(3, 2, -1)
     return weights, jnp.stack([1 / a[0], 1 / a[2], b])
 
@@ -136,7 +136,8 @@ def interpolation(nodes: Float[Array, " n"], taken: np.ndarray, x):
     an entry of x.
     """
     away = x[:, None] - nodes
-    inverse = taken / (away + (1 - taken))
+    there = jnp.asarray(taken, nodes.dtype)
+    inverse = there / (away + (1 - there))
     value = interpolant(nodes, taken, x)
     total = jnp.sum(inverse, axis=1)
     return value, value * (total[:, None] - inverse), total
@@ -144,10 +145,10 @@ def interpolation(nodes: Float[Array, " n"], taken: np.ndarray, x):
 
 def interpolant(nodes: Float[Array, " n"], taken: np.ndarray, x) -> Float[Array, "many n"]:
     """The weights of the nodes in the interpolants at x."""
-    own = np.eye(len(nodes))
-    others = taken[:, None] * (1 - own)
+    own = jnp.eye(len(nodes), dtype=nodes.dtype)
+    others = jnp.asarray(taken, nodes.dtype)[:, None] * (1 - own)
     factors = (x[:, None, None] - nodes) / (nodes[:, None] - nodes + own)
-    return jnp.asarray(taken) * jnp.prod(1 + others * (factors - 1), axis=2)
+    return jnp.asarray(taken, nodes.dtype) * jnp.prod(1 + others * (factors - 1), axis=2)
 
 
 def _positive(h: Any) -> Float[Array, ""]:
