@@ -30,6 +30,7 @@ jaxtyping.install_import_hook("flowcollapse", "beartype.beartype")
 import systems  # noqa: E402
 
 import flowcollapse as fc  # noqa: E402
+from flowcollapse.sweeps.lane import _traced  # noqa: E402
 
 fc.enable_x64()
 fc.use_cpu_cores(2)  # sweeps are tested on one device and on two
@@ -54,6 +55,7 @@ def resident() -> int:
 def forget_programs() -> None:
     """Free all compiled programs, and the memory that the C library keeps for the compiler's threads."""
     jax.clear_caches()
+    _traced.cache_clear()
     gc.collect()
     if sys.platform == "linux":
         getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)(0)
@@ -68,9 +70,15 @@ def bounded_memory():
 
 
 @pytest.fixture(autouse=True, scope="module")
-def clean_slate():
-    """Test files share no figures."""
+def clean_slate(request):
+    """Test files share no figures, and programs only if they change nothing in the package."""
+    tests = (item for item in request.session.items if item.path == request.path)
+    changes = any("monkeypatch" in getattr(item, "fixturenames", ()) for item in tests)
+    if changes:
+        forget_programs()
     yield
+    if changes:
+        forget_programs()
     if "matplotlib.pyplot" in sys.modules:
         sys.modules["matplotlib.pyplot"].close("all")
 

@@ -1,6 +1,6 @@
 """Kill a sweep repeatedly, resume it, and compare the result with an undisturbed run, bit by bit.
 
-    python tests/torture.py [--kills 50] [--seed 0] [--grow]
+    python tests/torture.py [--kills 50] [--seed 0] [--tasks 400] [--grow]
 
 With `--grow` the store starts with half of the seeds, and the killed sweeps add the other seeds and one more scale.
 
@@ -23,7 +23,7 @@ import xarray as xr
 
 import flowcollapse as fc
 
-TASKS, LANES = 400, 8
+LANES = 8
 
 SWEEP = f"""
 import sys
@@ -39,12 +39,17 @@ print(data.attrs["lanes_computed"])
 """
 
 
-WHOLE = ("1.0,0.1", str(TASKS * LANES // 2))
-PART = ("0.1", str(TASKS * LANES // 4 - 3))
-"""The grid of the store before it grows; its odd number of seeds leaves a chunk partly filled."""
+def whole(tasks: int) -> tuple[str, str]:
+    """The scales of the starts, and the number of seeds."""
+    return "1.0,0.1", str(tasks * LANES // 2)
 
 
-def command(store: Path, grid: tuple[str, str] = WHOLE) -> list[str]:
+def part(tasks: int) -> tuple[str, str]:
+    """The grid of the store before it grows; its odd number of seeds leaves a chunk partly filled."""
+    return "0.1", str(tasks * LANES // 4 - 3)
+
+
+def command(store: Path, grid: tuple[str, str]) -> list[str]:
     return [sys.executable, "-c", SWEEP, str(store), *grid]
 
 
@@ -53,9 +58,9 @@ def files(store: Path) -> int:
     return sum(len(names) for _, _, names in os.walk(store))
 
 
-def killed(store: Path, moment: random.Random) -> bool:
+def killed(store: Path, grid: tuple[str, str], moment: random.Random) -> bool:
     """Start the sweep, kill it, and say whether it was killed before it could end."""
-    process = subprocess.Popen(command(store), stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command(store, grid), stdout=subprocess.DEVNULL)
     before = files(store)
     while process.poll() is None and files(store) == before:
         time.sleep(0.002)
@@ -68,31 +73,32 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0, help="of the random moments")
+    parser.add_argument("--tasks", type=int, default=400, help="of the sweep, with 8 lanes each")
     parser.add_argument("--grow", action="store_true", help="kill a sweep that adds to a store")
     options = parser.parse_args()
-    moment = random.Random(options.seed)
+    moment, grid = random.Random(options.seed), whole(options.tasks)
     with tempfile.TemporaryDirectory() as folder:
         # Programs are compiled once and loaded by all later processes.
         os.environ["JAX_COMPILATION_CACHE_DIR"] = f"{folder}/programs"
         os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
         undisturbed, disturbed = Path(folder, "undisturbed.zarr"), Path(folder, "disturbed.zarr")
-        subprocess.run(command(undisturbed), check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(command(undisturbed, grid), check=True, stdout=subprocess.DEVNULL)
         if options.grow:
-            subprocess.run(command(disturbed, PART), check=True, stdout=subprocess.DEVNULL)
+            subprocess.run(command(disturbed, part(options.tasks)), check=True, stdout=subprocess.DEVNULL)
         kills = 0
-        while kills < options.kills and killed(disturbed, moment):
+        while kills < options.kills and killed(disturbed, grid, moment):
             kills += 1
         done = int((fc.open_sweep(disturbed)["verdict"] >= 0).sum())
-        last = subprocess.run(command(disturbed), check=True, capture_output=True, text=True)
+        last = subprocess.run(command(disturbed, grid), check=True, capture_output=True, text=True)
         resumed = int(last.stdout)
         expected, found = (xr.open_zarr(store).load() for store in (undisturbed, disturbed))
         found = found.sel(eps=expected["eps"])  # added values come last
         for name, values in expected.variables.items():
             np.testing.assert_array_equal(found[name].values, values.values, err_msg=str(name))
-        assert resumed == TASKS * LANES - done, (resumed, done)
+        assert resumed == options.tasks * LANES - done, (resumed, done)
         assert kills == options.kills, f"only {kills} kills before the sweep was complete: make it longer"
     sys.stdout.write(
-        f"{kills} kills; the last run computed {resumed} of {TASKS * LANES} lanes; the result is identical\n"
+        f"{kills} kills; the last run computed {resumed} of {options.tasks * LANES} lanes; the result is identical\n"
     )
 
 

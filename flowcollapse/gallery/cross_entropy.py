@@ -28,17 +28,10 @@ def model(decay: Any) -> UFM:
 def run(progress: bool) -> "xr.Dataset":
     s = N**0.5
     decays = [s * share for share in SHARES]
-    names = ["risk", "margin", "residual_norm"]
-    data = sweep(
-        model(0.1),
-        Flow(rtol=1e-10),
-        eps=[0.1],
-        seeds=SEEDS,
-        weight_decay=decays,
-        ts=2,
-        metrics=names,
-        progress=progress,
-    ).isel(eps=0, time=-1, drop=True)
+    kept: dict[str, Any] = {"ts": 2, "metrics": ["risk", "margin", "residual_norm"], "progress": progress}
+    data = sweep(model(0.1), Flow(rtol=1e-10), eps=[0.1], seeds=SEEDS, weight_decay=decays, **kept).isel(
+        eps=0, time=-1, drop=True
+    )
     minima = [minimiser(model(decay)) for decay in decays]
     fine = np.linspace(0.01, 1.2, 120)
     curves = [minimiser(model(s * share)) for share in fine]

@@ -1,6 +1,5 @@
 """Flow against descent: against plain NumPy loops and SciPy, the orders, the closed forms on S, optimizers by name."""
 
-import inspect
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -17,20 +16,11 @@ from formulas import of_point
 import flowcollapse as fc
 from flowcollapse import cli
 from flowcollapse.methods.optimizers import ALSO_NEEDED, named
-from flowcollapse.sweeps import engine
 
 MODEL = fc.UFM(num_classes=3, samples_per_class=2, num_features=4)
 EPS = float(jnp.finfo(jnp.float64).eps)
 RTOL = 1e-10
 ROUNDED = 1e5 * EPS  # rounding of a few hundred steps, amplified by the escape from the origin
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_compiler():
-    """Save a third of the compilation time, which is most of the time of these short programs."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine, "_run", systems.compiled(inspect.unwrap(engine._run), static_argnums=(0, 1)))
-        yield
 
 
 # ---- one optimizer, a batch of learning rates

@@ -75,7 +75,7 @@ def test_gradients_of_the_flow_under_vmap():
         log_scale, decay, t1 = parameters
         start = jax.tree.map(lambda x: size * jnp.exp(log_scale) * x, generic)
         model = fc.UFM(num_classes=3, samples_per_class=3, num_features=15, weight_decay=decay)
-        path = fc.simulate(model, start, fc.Flow(rtol=RTOL, t1=t1), metrics=())
+        path = fc.simulate(model, start, fc.Flow(rtol=RTOL, t1=t1, approach="explicit"), metrics=())
         weights = jnp.cos(jnp.arange(path.end.W.size)).reshape(path.end.W.shape)
         return fc.risk(MODEL, path.final) + jnp.sum(weights * path.final.W), path.stats["accepted"]
 

@@ -167,7 +167,7 @@ def test_it_agrees_with_kencarp5(flow, start):
 # ---- on every geometry, with unequal counts and decay
 
 
-@pytest.mark.parametrize(("C", "N", "p"), systems.GEOMETRIES)
+@pytest.mark.parametrize(("C", "N", "p"), [(3, 3, 15), (5, 2, 3), (3, 4, 2), (3, 1, 5), (2, 3, 4)])
 def test_states_are_right_to_a_hundred_rtol_with_unequal_counts_decay_and_large_starts(C, N, p):
     rtol, counts, ts = 1e-10, (N + 2, *[N] * (C - 1)), np.linspace(0.0, 6.0, 13)
     cases = [((0.0, 0.0, 0.0), 0.3), ((0.2, 0.3, 0.1), 0.3), ((0.2, 0.3, 0.1), 1.5)]
@@ -178,7 +178,8 @@ def test_states_are_right_to_a_hundred_rtol_with_unequal_counts_decay_and_large_
     @jax.vmap
     def run(decay, start):
         model = fc.UFM(num_classes=C, samples_per_class=counts, num_features=p, weight_decay=decay)
-        return fc.simulate(model, start, fc.Flow(rtol=rtol), ts, save_states=True, metrics=()).states
+        method = fc.Flow(rtol=rtol, approach="explicit")
+        return fc.simulate(model, start, method, ts, save_states=True, metrics=()).states
 
     decays = tuple(jnp.asarray(column) for column in zip(*(decay for decay, _ in cases), strict=True))
     lanes = run(decays, jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts))
