@@ -24,6 +24,7 @@ def require(
     model: Any,
     *,
     squared_error: bool = True,
+    summed: bool = True,
     balanced: str | None = None,
     bias: str | None = None,
     no_decay: str | None = None,
@@ -34,7 +35,8 @@ def require(
 
     Args:
         model: the model.
-        squared_error: the loss must be the squared error, summed over the samples.
+        squared_error: the loss must be the squared error.
+        summed: the squared error must be summed over the samples, not averaged.
         balanced, bias, no_decay, equal_decay: the classes must have equal counts, there must be a bias, no weight
             decay, or equal decay of W and H. Each text ends the message: it gives the reason and, after a colon, the
             cure. Traced decays are not checked.
@@ -46,7 +48,7 @@ def require(
             f"loss is {model.loss.text!r}, but this is known for the squared error only: "
             'use loss="squared", or fc.simulate.'
         )
-    if squared_error and model.reduction != "sum":
+    if squared_error and summed and model.reduction != "sum":
         raise UsageError(
             "reduction is 'mean', but this is known for the sum over the samples only: use model.summed, whose time "
             f"runs {model.num_samples} times as fast."

@@ -145,7 +145,7 @@ def free_bias(model: UFM) -> FreeBias:
         >>> [round(x, 3) for x in fc.theory.imbalance.free_bias(model).singular_values.tolist()]
         [1.5, 1.5]
     """
-    _require_squared(model)
+    require(model, summed=False)
     decays = known_decays(model)
     if not model.use_bias or (decays is not None and decays[2] != 0):
         raise UsageError(
@@ -283,14 +283,6 @@ def _check_aligned(means: State) -> None:
         raise UsageError(
             f"start has W of rank {int(jnp.linalg.matrix_rank(means.W))}, but the formula inverts W W^T: use a start "
             f"of rank {len(means.W)}, or fc.theory.exact.balanced_flow."
-        )
-
-
-def _require_squared(model: UFM) -> None:
-    check_model(model)
-    if not model.loss.squared_error:
-        raise UsageError(
-            f'loss is {model.loss.text!r}, but this is known for the squared error only: use loss="squared".'
         )
 
 
