@@ -10,6 +10,7 @@ from jaxtyping import Float
 
 from .._errors import UsageError
 from ..metrics.registry import asked_names
+from ..results.views import table
 from ..theory.bias import checked_times
 from .closed_forms import Setting, predicted
 
@@ -105,6 +106,15 @@ class Fit:
         return dict(zip(names, rows, strict=True))
 
     def __repr__(self) -> str:
+        rows = self._rows()
+        width = max(len(name) for name, _ in rows)
+        return "\n".join(["Fit", *(f"  {name:<{width}}  {text}" for name, text in rows)])
+
+    def _repr_html_(self) -> str:
+        """The same table, for notebooks."""
+        return table("Fit", self._rows())
+
+    def _rows(self) -> list[tuple[str, str]]:
         setting, percent = self.setting, f"{self.confidence:.0%}"
         kinds = f"{percent} intervals, {'profiles: ' + ', '.join(self.profiled) if self.profiled else 'linear'}"
         spread = math.sqrt(self.modes.max() / self.modes.min()) if self.modes.min() > 0 else math.inf
@@ -124,8 +134,7 @@ class Fit:
             ),
             ("points", f"{self.num_points}"),
         ]
-        width = max(len(name) for name, _ in rows)
-        return "\n".join(["Fit", *(f"  {name:<{width}}  {text}" for name, text in rows)])
+        return rows
 
     def _told(self, name: str) -> str:
         estimate = getattr(self, name)

@@ -18,6 +18,7 @@ from ..model.problem import Point
 from ..model.state import State
 from ..model.ufm import UFM
 from .labels import STATE_VARIABLES, STATS, verdict_attributes
+from .views import spark, table
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -77,11 +78,24 @@ class Trajectory(eqx.Module):
         return Verdict(int(self.code))
 
     def __repr__(self) -> str:
-        if not all(eqx.is_array(x) and not is_traced(x) for x in (self.ts, self.code, self.t_end)):
+        if not self._is_known:
             return f"Trajectory({self.model!r}, traced)"
-        return "\n".join(self._table())
+        rows = self._rows()
+        width = max(len(name) for name, _ in rows)
+        return "\n".join(["Trajectory", *(f"  {name:<{width}}  {text}" for name, text in rows)])
 
-    def _table(self) -> list[str]:
+    def _repr_html_(self) -> str | None:
+        """The same table with a small curve of each metric, for notebooks."""
+        if not self._is_known:
+            return None
+        last = [(name, _span(values[..., -1]), spark(self.ts, values)) for name, values in self.metrics.items()]
+        return table("Trajectory", [*self._rows(), *last])
+
+    @property
+    def _is_known(self) -> bool:
+        return all(eqx.is_array(x) and not is_traced(x) for x in (self.ts, self.code, self.t_end))
+
+    def _rows(self) -> list[tuple[str, str]]:
         model, lanes, time = self.model, self.code.shape, self.method.time_name.replace("time", "t")
         decay = "" if _is_zero(model.weight_decay) else f", decay {_numbers(model.weight_decay)}"
         bias = "" if model.use_bias else ", no bias"
@@ -111,8 +125,7 @@ class Trajectory(eqx.Module):
             rows.append(
                 ("precision", "float32 resolves b - 1/C, B - W^T and SNC1 to about 1e-6: use float64 for eps <= 1e-2")
             )
-        width = max(len(name) for name, _ in rows)
-        return ["Trajectory"] + [f"  {name:<{width}}  {text}" for name, text in rows]
+        return rows
 
     def to_xarray(self) -> "xr.Dataset":
         """The run as an `xarray.Dataset` with dimension `time` (and `lane` for a batch), attributes and provenance.

@@ -3,20 +3,17 @@
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun  # pyright: ignore[reportPrivateImportUsage]
 
 from ..metrics.registry import asked_names, common_names
 from ..results.labels import STATE_VARIABLES, STATS
 from ..simulation import as_arrays, simulate
 from .grid import SHAPE_AXES, Grid, decayed, of_lane
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,6 +15,7 @@ import jax
 from .._checks import shown
 from .._errors import UsageError, nearest
 from ..results.provenance import precision, versions
+from ..results.views import table
 from .laws import LAWS as LAWS, Law
 from .laws.lab import Lab
 
@@ -89,6 +90,15 @@ class Certificate:
 
     def __repr__(self) -> str:
         return "\n".join([HEAD, *map(line, self.rows), summary(self)])
+
+    def _repr_html_(self) -> str:
+        """The same table, for notebooks."""
+        head = ("law", "measured", "allowed", "verdict", "statement", "source")
+        rows = [
+            (row.name, f"{row.measured:.1e}", f"{row.tolerance:.1e}", row.verdict, row.statement, row.source)
+            for row in self.rows
+        ]
+        return table(summary(self), rows, head)
 
 
 WIDTH = max(map(len, LAWS))

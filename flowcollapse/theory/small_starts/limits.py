@@ -19,12 +19,14 @@ from ..._errors import UsageError
 from ...endings import plateau as ending
 from ...endings.modes import Growth, target_modes
 from ...endings.plateau import DECAY
+from ...metrics.registry import METRICS
 from ...model.batch import floating, is_small
 from ...model.problem import problem_of
 from ...model.requirements import check_model, check_one, check_state, require
 from ...model.state import State
 from ...model.ufm import UFM
 from ...programs import Program
+from ...results.views import table
 from .escape import Escape, Parts, check_small_start
 from .scaling import kappa as kappa, powers as powers, rms as rms
 
@@ -62,6 +64,13 @@ class Plateau(NamedTuple):
     u: Float[Array, " p"]
     v: Float[Array, " p"]
     metrics: dict[str, Float[Array, ""]]
+
+    def _repr_html_(self) -> str | None:
+        """The metrics as a table, for notebooks."""
+        if any(is_traced(value) or jnp.ndim(value) for value in self.metrics.values()):
+            return None
+        rows = [(name, f"{float(value):.6g}", METRICS[name].long_name) for name, value in self.metrics.items()]
+        return table("Plateau, to leading order in eps", rows, ("metric", "value", ""))
 
 
 class Limit(NamedTuple):
