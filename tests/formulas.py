@@ -7,6 +7,8 @@ traces); Zhu et al. 2021 (the Gram matrix); Galanti, Gyorgy and Hutter 2021 (CDN
 distance to S).
 """
 
+from typing import Any
+
 import numpy as np
 import systems
 from jaxtyping import Float, Int
@@ -50,7 +52,7 @@ def of_features(
     return {name: float(value) for name, value in values.items()}
 
 
-def of_geometry(features, labels, W, ood) -> dict[str, float | np.ndarray]:
+def of_geometry(features, labels, W, ood) -> dict[str, Any]:
     """The metrics of uniformity, duality, ranks and distances, for a network's features.
 
     References: Liu et al. 2023 (energies of the directions, with the kernels -ln d and 1/d); Wu and Papyan 2024 (their

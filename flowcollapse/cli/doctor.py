@@ -91,11 +91,10 @@ def _run() -> Iterator[tuple[bool, str]]:
 
 
 def _cache() -> Iterator[tuple[bool, str]]:
-    import jax
-
     from ..compilation_cache import enable_compilation_cache
+    from ..settings import jax_setting
 
-    folder = enable_compilation_cache() if jax.config.jax_enable_compilation_cache else None
+    folder = enable_compilation_cache() if jax_setting("jax_enable_compilation_cache") else None
     if folder is None:
         yield True, "compiled programs are not kept"
         return

@@ -147,7 +147,7 @@ def mean_outside(features: Any, num_features: int) -> tuple[int, Float[np.ndarra
             f"ood has shape {matrix.shape} but features has {num_features} columns: give at least one row of the same "
             "layer."
         )
-    mean = np.mean(matrix, axis=0, dtype=np.float64)
+    mean = np.asarray(np.mean(matrix, axis=0, dtype=np.float64))
     if not np.all(np.isfinite(mean)):
         raise UsageError("ood holds NaN or infinity: remove those rows first.")
     return len(matrix), mean

@@ -244,7 +244,7 @@ def test_the_start_of_a_random_run_is_told_as_its_eps(key):
     fit = fc.fit({"epoch": epoch, "risk": risks(path, (5,) * 4)}, num_classes=4, samples_per_class=5)
     squares = np.sum(np.asarray(growing) ** 2, axis=(1, 2))
     share = (fit.eps.value / fit.sphere_eps) ** 2
-    assert share == pytest.approx(np.mean(squares), abs=4 * np.std(squares) / math.sqrt(len(squares)))
+    assert share == pytest.approx(np.mean(squares), abs=float(4 * np.std(squares) / math.sqrt(len(squares))))
 
 
 def test_a_dataset_and_a_table_are_read():
