@@ -1,9 +1,12 @@
 """Features in files of every kind are measured as the same features in memory, block by block."""
 
+import importlib.util
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
@@ -324,3 +327,34 @@ def test_a_measurement_is_drawn_with_a_panel_for_each_property(tmp_path):
         fc.plot.path(found)
     with pytest.raises(fc.UsageError, match="'nc9'"):
         fc.plot.measurement(found, name="nc9")
+
+
+@pytest.mark.parametrize(("suffix", "package"), [(".parquet", "pyarrow"), (".safetensors", "safetensors")])
+def test_a_missing_package_is_named_with_its_extra(suffix, package, tmp_path, monkeypatch):
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(b"anything")
+    monkeypatch.setitem(sys.modules, package, None)  # imports fail
+    monkeypatch.delitem(sys.modules, f"{package}.parquet", raising=False)
+    with pytest.raises(fc.UsageError, match=rf"{package}.*flowcollapse\[files\]"):
+        fc.measure(path)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])
+def test_batches_of_torch_and_jax_are_read_as_they_are(dtype):
+    """Tensors that record gradients, in any precision: the sums are those of the numbers that they hold."""
+    rounded = np.round(4 * FEATURES) / 4  # numbers that bfloat16 holds exactly
+    expected = fc.metrics.from_features(rounded, LABELS, metrics="nc1,cdnv,ncc_error")
+    kinds = [lambda x: jnp.asarray(x, dtype)]
+    if importlib.util.find_spec("torch"):
+        import torch
+
+        kinds.append(lambda x: torch.tensor(x, dtype=getattr(torch, dtype), requires_grad=True))
+    for wrap in kinds:
+        accumulator = fc.metrics.Accumulator(3)
+        for rows in np.array_split(np.arange(90), 7):
+            accumulator.update(wrap(rounded[rows]), LABELS[rows])
+        for rows in np.array_split(np.arange(90), 7):
+            accumulator.update_agreement(wrap(rounded[rows]), LABELS[rows])
+        found = accumulator.result(metrics=list(expected))
+        for name, value in expected.items():
+            np.testing.assert_allclose(found[name], value, rtol=1e-12, err_msg=name)
