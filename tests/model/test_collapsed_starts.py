@@ -30,14 +30,16 @@ def test_the_draw(counts):
     assert np.array_equal(H, np.repeat(H[:, first], counts, axis=1))
 
 
-@pytest.mark.parametrize("loss", ["cross-entropy", "label-smoothing:0.1", "focal:2", "squared"])
-@pytest.mark.parametrize("counts", [(3, 3, 3), (5, 1, 2)])
+@pytest.mark.parametrize(
+    ("loss", "counts"),
+    [("cross-entropy", (3, 3, 3)), *((loss, (5, 1, 2)) for loss in ("label-smoothing:0.1", "focal:2", "squared"))],
+)
 def test_class_means_are_chosen_and_give_the_path_of_the_samples(counts, loss):
     model = ufm(counts, loss, weight_decay=(0.1, 0.2, 0.3))
     start = as_samples(fc.initial.class_means(model, 0.5, key=KEY))
     flow = fc.Flow(t1=2.0, rtol=1e-10)
     reduced, full = (
-        fc.simulate(model, start, method, [0.0, 2.0], metrics="risk,nc3")
+        fc.simulate(model, start, method, [0.0, 2.0], metrics="risk")
         for method in (flow, fc.Flow(t1=2.0, rtol=1e-10, coordinates="sample"))
     )
     assert reduced.coordinates == "class-mean"

@@ -21,7 +21,7 @@ from distributed.security import Security
 import flowcollapse as fc
 
 OPTIONS = {"eps": [1.0, 0.1], "seeds": 16, "ts": 3, "metrics": ["risk", "snc1"], "width": 4, "progress": False}
-STEPS = 40_000
+STEPS = 15_000
 """Enough lanes that a task can be killed while it runs."""
 
 
