@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, jaxpr_as_fun  # pyright: ignore[reportPrivateImportUsage]
+from jax.extend.core import jaxpr_as_fun
 
 from ..metrics.registry import asked_names, common_names
 from ..results.labels import STATE_VARIABLES, STATS
@@ -41,16 +41,17 @@ class Lane:
         found = jaxpr_as_fun(program)(*jax.tree.leaves((shared, numbers)))
         return jax.tree.unflatten(jax.tree.structure(outcome), found)
 
-    def traced(self, shared: Any, numbers: Mapping[str, Any]) -> tuple[ClosedJaxpr, dict[str, jax.ShapeDtypeStruct]]:
-        """The lane as a program, and the shapes of its variables, for arguments of the kind of these.
+    def traced(self, shared: Any, numbers: Mapping[str, Any]) -> tuple[Any, dict[str, jax.ShapeDtypeStruct]]:
+        """The lane as a jaxpr, and the shapes of its variables, for arguments of the kind of these.
 
-        Tracing a run takes about as long as compiling it, and both the plan and the engine need it.
+        The plan and the engine share it, because tracing a run takes about as long as compiling it.
         """
         leaves, structure = jax.tree.flatten((shared, numbers))
         kinds = (jax.typeof(leaf) for leaf in leaves)  # a key without shardings, which the devices of a mesh add
         return _traced(self, structure, tuple((kind.shape, kind.dtype, kind.weak_type) for kind in kinds))
 
     def compute(self, shared: Any, numbers: Mapping[str, Any]) -> dict[str, Any]:
+        """The variables of the lane, operation by operation."""
         of_all, ts = shared
         parts = jax.tree.unflatten(self.structure, of_all)
         model, start, method = of_lane(parts, {**dict(self.shapes), **numbers})
@@ -98,7 +99,7 @@ class Plan(NamedTuple):
 
 
 @functools.lru_cache(maxsize=64)
-def _traced(lane: Lane, structure: Any, kinds: tuple[tuple[Any, ...], ...]) -> tuple[ClosedJaxpr, dict[str, Any]]:
+def _traced(lane: Lane, structure: Any, kinds: tuple[tuple[Any, ...], ...]) -> tuple[Any, dict[str, Any]]:
     leaves = [jax.ShapeDtypeStruct(shape, dtype, weak_type=weak) for shape, dtype, weak in kinds]
     return jax.make_jaxpr(lane.compute, return_shape=True)(*jax.tree.unflatten(structure, leaves))
 
