@@ -1,5 +1,6 @@
 """Features in files of every kind are measured as the same features in memory, block by block."""
 
+import importlib
 import importlib.util
 import json
 import sys
@@ -346,8 +347,7 @@ def test_batches_of_torch_and_jax_are_read_as_they_are(dtype):
     expected = fc.metrics.from_features(rounded, LABELS, metrics="nc1,cdnv,ncc_error")
     kinds = [lambda x: jnp.asarray(x, dtype)]
     if importlib.util.find_spec("torch"):
-        import torch
-
+        torch = importlib.import_module("torch")
         kinds.append(lambda x: torch.tensor(x, dtype=getattr(torch, dtype), requires_grad=True))
     for wrap in kinds:
         accumulator = fc.metrics.Accumulator(3)
