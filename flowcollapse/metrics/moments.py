@@ -65,36 +65,37 @@ class Moments:
         Raises:
             UsageError: for NaN, infinity, and numbers whose squares overflow. Then nothing is added.
         """
-        classes, codes = np.unique(codes, return_inverse=True)
+        classes: Any = slice(None)
+        if len(samples) < len(self.counts):  # few samples: only their classes
+            classes, codes = np.unique(codes, return_inverse=True)
+        before, means = self.counts[classes], self.means[classes]
         with np.errstate(all="ignore"):
             if self._block.size < samples.size:
                 self._block = np.empty(samples.size)
             block = self._block[: samples.size].reshape(samples.shape)
             block[...] = samples
-            found = np.bincount(codes, minlength=len(classes))
-            shift = _sums(block, codes, len(classes))
+            found = np.bincount(codes, minlength=len(before))
+            shift = _sums(block, codes, len(before))
             if not np.all(np.isfinite(shift)):
                 _refuse(block, rows)
-            before, means = self.counts[classes], self.means[classes]
             total = before + found
-            shift /= found[:, None]
+            shift /= np.maximum(found, 1)[:, None]
             shift -= means
-            centres = shift * (1 - np.sqrt(before / total))[:, None]
+            centres = shift * (1 - np.sqrt(before / np.maximum(total, 1)))[:, None]
             centres += means
             squares = np.zeros(len(block))
             for start in range(0, len(block), CENTRED_AT_ONCE):
                 part = slice(start, start + CENTRED_AT_ONCE)
                 block[part] -= centres[codes[part]]
                 squares[part] = np.einsum("ij,ij->i", block[part], block[part])
-            of_classes = np.bincount(codes, squares, len(classes))
+            of_classes = np.bincount(codes, squares, len(before))
         if not np.all(np.isfinite(of_classes)):
             raise UsageError("features hold numbers whose squares overflow: divide all by the largest.")
         if self.scatter is not None:
             self.scatter += block.T @ block
-        shift *= (found / total)[:, None]
-        means += shift
+        shift *= (found / np.maximum(total, 1))[:, None]
+        self.means[classes] += shift
         self.squares[classes] += of_classes
-        self.means[classes] = means
         self.counts[classes] = total
 
     def merged(self, other: "Moments") -> "Moments":
