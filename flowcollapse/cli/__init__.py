@@ -4,6 +4,7 @@ Nothing heavy is imported before a command runs, so that `--help` is fast.
 """
 
 import contextlib
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -142,6 +143,10 @@ def said_once(command: type, name: str, args: Sequence[str]) -> list[str]:
 
 def tell(text: str) -> None:
     """Print one line on standard error, if the process has one."""
-    if sys.stderr is not None:
-        with contextlib.suppress(OSError):  # nobody reads it
-            print(text, file=sys.stderr, flush=True)
+    if sys.stderr is None:
+        return
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except OSError:  # nobody reads it
+        with contextlib.suppress(OSError, ValueError):  # Python flushes again at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
