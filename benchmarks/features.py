@@ -3,7 +3,7 @@
     python benchmarks/features.py [--quick] [--only NAME ...] [--out features.json]
 
 A million features with 512 numbers of 1,000 classes come in batches of 4,096, as float32; making a batch is not timed.
-Each competitor runs in a process of its own, so that its peak memory is known: `products` only multiplies each batch,
+Each competitor runs in its own process, so that its peak memory is known: `products` only multiplies each batch,
 already centred and in float64, with itself, which is the floor; `ours` is `fc.metrics.Accumulator`; `numpy` and `torch`
 are two passes as they are usually written, one for class means and one for the scatter about them. Times are CPU
 seconds. The errors compare NC1 with that of the two passes in NumPy. Pin the process to one core (`taskset -c 0`).

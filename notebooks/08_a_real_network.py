@@ -135,10 +135,10 @@ ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
 plt.show()
 
 # %% [markdown]
-# What agrees with the theory: with the squared error NC1 falls by two orders of magnitude in the last hidden layer, and
-# by less in the one before, and the logits of the class means become a simplex (`nc3_etf`, `unc3`).
+# Some of this agrees with the theory: with the squared error NC1 falls by two orders of magnitude in the last hidden
+# layer, and by less in the one before, and the logits of the class means become a simplex (`nc3_etf`, `unc3`).
 #
-# What does not: the class means themselves do not approach a simplex, and the classifier is not proportional to them
+# Some does not: the class means themselves do not approach a simplex, and the classifier is not proportional to them
 # (`nc2_etf_h`, `nc3`). ReLU features are not negative, the classes are not equally hard, and without weight decay
 # nothing forgets the start. With cross-entropy, NC1 hardly falls once all images are learned: the margins grow with the
 # logarithm of the time.

@@ -31,7 +31,7 @@ class Measure(Command):
     ood: Path | None = None
     """File with features outside all classes, for nc5."""
     by: Literal["epoch", "layer"] = "epoch"
-    """What several files are. An epoch's number is the last one in the name of its file."""
+    """How several files differ. The epoch of a file is the last number in its name."""
     arrays: dict[str, str] = dataclasses.field(default_factory=dict)
     """Names of arrays that are not found: features layer4 labels digit"""
     num_classes: int | None = None

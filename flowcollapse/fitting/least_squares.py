@@ -30,7 +30,7 @@ FAR = 12.0
 
 
 class Problem(NamedTuple):
-    """What is fitted: curves as rows of `values`, each with its `weight`, at the times `ts`."""
+    """The curves to fit, as rows of `values` at the times `ts`, each with its weight."""
 
     setting: Setting
     names: tuple[str, ...]
@@ -192,7 +192,6 @@ class Spread(NamedTuple):
 
     half: Float[np.ndarray, " q"]
     allowed: float
-    correlation: float
 
 
 def spread(problem: Problem, solution: Solution, confidence: float) -> Spread:
@@ -209,7 +208,7 @@ def spread(problem: Problem, solution: Solution, confidence: float) -> Spread:
     reach = float(student.ppf(0.5 + confidence / 2, freedom))
     half = np.zeros(len(solution.at))
     half[solution.free] = reach * np.sqrt(variance * diagonal(problem.jacobian(solution.at)[:, solution.free]))
-    return Spread(half, reach**2 * variance, rho)
+    return Spread(half, reach**2 * variance)
 
 
 def neighbours(row: Float[np.ndarray, " n"]) -> float:

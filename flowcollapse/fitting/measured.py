@@ -125,7 +125,7 @@ def _of_dataset(dataset: xr.Dataset) -> Measured:
 
 
 def _of_model(told: dict[str, Any]) -> dict[str, Any]:
-    """What the description of a model tells about its runs."""
+    """The facts about runs that follow from the description of their model."""
     other = told.get("loss", "squared")
     return told | {"penalised": True} | ({} if other == "squared" else {"other_loss": str(other)})
 

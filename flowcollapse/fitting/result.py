@@ -1,4 +1,4 @@
-"""What a fit found: estimates with intervals, how well they explain the curves, and the curves themselves."""
+"""The result of a fit: estimates with intervals, how well they explain the curves, and the curves themselves."""
 
 import dataclasses
 import math

@@ -15,13 +15,11 @@ import xarray as xr
 from .._checks import as_numpy, check_choice, check_flag, shown
 from .._errors import UsageError
 from ..metrics.accumulator import Accumulator
-from ..metrics.class_labels import read_labels
+from ..metrics.class_labels import class_values, read_labels
 from ..metrics.registry import METRICS, asked_names
 from ..results.provenance import precision, versions
 from .files import ROLES, Arrays, open_arrays
-
-ORDERS = ("epoch", "layer")
-"""What several files can be."""
+from .table import AXES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,11 +102,11 @@ def measure(
         >>> found["epoch"].values.tolist()
         [1, 10]
     """
-    check_choice("by", by, ORDERS)
+    check_choice("by", by, AXES)
     check_flag("two_passes", two_passes)
     check_flag("progress", progress)
     named = _names(arrays)
-    opened = [open_arrays(path) for path in _paths("files", files)]
+    opened = [open_arrays(path) for path in _paths(files)]
     if not opened:
         raise UsageError("files is empty: give at least one file with features.")
     names = None if metrics is None else asked_names(metrics)
@@ -137,14 +135,14 @@ def _names(arrays: Any) -> dict[str, str]:
     return dict(arrays)
 
 
-def _paths(argument: str, places: Any) -> list[Any]:
+def _paths(places: Any) -> list[Any]:
     if isinstance(places, str | Path):
         return [places]
     with contextlib.suppress(TypeError):
         listed = sorted(places, key=_natural) if isinstance(places, set | frozenset) else list(places)
         if not isinstance(places, bytes | Mapping):
             return listed
-    raise UsageError(f"{argument} must be a path or several, got {shown(places)}: give texts or pathlib.Paths.")
+    raise UsageError(f"files must be a path or several, got {shown(places)}: give texts or pathlib.Paths.")
 
 
 def _natural(path: Any) -> tuple[Any, ...]:
@@ -154,8 +152,8 @@ def _natural(path: Any) -> tuple[Any, ...]:
 
 def _items(opened: list[Arrays], labels: Any, classifier: Any, by: str, named: dict[str, str]) -> list[Item]:
     """The features of every epoch or layer, in order."""
-    of_labels = _given("labels", labels, len(opened), "labels")
-    of_classifier = _given("classifier", classifier, len(opened), "W")
+    of_labels = _given("labels", labels, len(opened))
+    of_classifier = _given("classifier", classifier, len(opened))
     items = []
     for arrays, given, rows in zip(opened, of_labels, of_classifier, strict=True):
         marks = _own(arrays, "labels", named) if given is None else as_numpy("labels", _from(given, "labels"))
@@ -176,11 +174,11 @@ def _items(opened: list[Arrays], labels: Any, classifier: Any, by: str, named: d
     if by == "epoch" and (None in values or len(set(values)) < len(values)):
         return [dataclasses.replace(item, value=i) for i, item in enumerate(items)]
     if len(set(values)) < len(values):
-        raise UsageError(f"files have names that repeat, {shown(values)}: give each layer's file a name of its own.")
+        raise UsageError(f"files have names that repeat, {shown(values)}: give each layer's file a different name.")
     return sorted(items, key=lambda item: item.value) if by == "epoch" else items
 
 
-def _given(argument: str, value: Any, count: int, role: str) -> list[Any]:
+def _given(argument: str, value: Any, count: int) -> list[Any]:
     """A value for each file: the same for all, or one each if several paths are given."""
     paths = isinstance(value, Sequence) and value and all(isinstance(one, Path) or _is_path(one) for one in value)
     if isinstance(value, str) or not paths:
@@ -263,8 +261,7 @@ def _classes(items: list[Item], classes: Any, ignore_label: Any) -> tuple[int | 
                 read_labels(marks, len(marks), classes, ignore_label, ordered=item.classifier is not None).classes
             )
     if classes is not None:
-        item = items[0]
-        return read_labels(item.labels, len(item.labels), classes, ignore_label, ordered=False).classes
+        return class_values(classes, ignore_label)[0]
     if len({isinstance(one, str) for one in found}) > 1:
         raise UsageError("labels are text in some files and numbers in others: give all alike.")
     if len(found) < 2:

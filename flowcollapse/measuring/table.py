@@ -11,9 +11,13 @@ SHOWN = ("nc1", "nc1_trace", "nc2_etf_h", "nc2_norm_h", "nc2_angle_h", "nc3", "n
 """The columns of the table of several epochs or layers, as far as they were measured."""
 
 
+AXES = ("epoch", "layer")
+"""The axes that a measurement can have."""
+
+
 def axis_of(dataset: xr.Dataset) -> str:
     """The axis of a measurement: `"epoch"` or `"layer"`."""
-    return next(axis for axis in ("epoch", "layer") if axis in dataset.dims)
+    return next(axis for axis in AXES if axis in dataset.dims)
 
 
 def scalars(dataset: xr.Dataset) -> list[str]:

@@ -14,7 +14,7 @@ from .._errors import UsageError
 from .._files import local_path, replacing
 from .class_labels import class_values, read_labels
 from .features import Values, checked_classifier, evaluated, feature_rows, mean_outside, names_for
-from .labelled import Assignment
+from .labelled import Assignment, check_finite
 from .moments import Accumulated, Moments, blocks
 
 FORMAT = 1
@@ -136,7 +136,7 @@ class Accumulator:
         matrix, rows, codes = self._read(features, labels)
         before = self._empty(matrix.shape[1]) if self._moments is None else self._moments
         parts = blocks(len(rows), matrix.shape[1])
-        # Several blocks are added to moments of their own first, so that a fault in the last one adds nothing.
+        # Several blocks first go into separate moments, so that a fault in the last one adds nothing.
         several = len(parts) > 1
         moments = self._empty(matrix.shape[1]) if several else before
         for part in parts:
@@ -197,16 +197,11 @@ class Accumulator:
         classifier = None if W is None and b is None else checked_classifier(W, b, moments.means.shape)
         if self._agreement[0] and not _same(classifier, self._classifier):
             raise UsageError("W or b differs from that of earlier calls of update_agreement: pass the same classifier.")
-        data = self._data(classifier)
-        assignment, found = Assignment(data), np.zeros(3, np.int64)
+        assignment, found = Assignment(self._data(classifier)), np.zeros(3, np.int64)
         for part in blocks(len(rows), max(moments.means.shape)):
             block = _part(matrix, rows, part).astype(np.float64)
-            if not np.all(np.isfinite(block)):
-                row = rows[part][~np.all(np.isfinite(block), axis=1)].min()
-                raise UsageError(f"features hold NaN or infinity, as in row {row}: remove those rows first.")
-            nearest = assignment.nearest(block)
-            differ = 0 if classifier is None else np.count_nonzero(assignment.chosen(block) != nearest)
-            found += np.array([len(block), differ, np.count_nonzero(nearest != codes[part])])
+            check_finite(block, rows[part])
+            found += assignment.count(block, codes[part])
         self._agreement = self._agreement + found
         self._classifier = classifier
         return self

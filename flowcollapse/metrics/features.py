@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int, Shaped
 from .._checks import as_numbers
 from .._errors import UsageError
 from .class_labels import Labels, read_labels
-from .labelled import Assignment, LabelledFeatures
+from .labelled import Assignment, LabelledFeatures, check_finite
 from .moments import BLOCK
 from .registry import METRICS, asked_names
 
@@ -211,9 +211,7 @@ class Features(LabelledFeatures):
         for start in range(0, len(self.rows), height):
             rows = self.rows[start : start + height]
             block = self.features[rows].astype(np.float64)
-            if not np.all(np.isfinite(block)):
-                row = rows[~np.all(np.isfinite(block), axis=1)].min()
-                raise UsageError(f"features hold NaN or infinity, as in row {row}: remove those rows first.")
+            check_finite(block, rows)
             yield block, self.codes[start : start + height]
 
     def _deviations(self) -> Iterator[tuple[Float[np.ndarray, "block p"], Int[np.ndarray, " block"]]]:
@@ -243,12 +241,10 @@ class Features(LabelledFeatures):
     @functools.cached_property
     def _assigned(self) -> tuple[float, float]:
         """The shares of samples on which the classifier and the nearest mean differ, and the nearest mean errs."""
-        assignment, differ, wrong = Assignment(self), 0, 0
-        for block, codes in self._blocks():
-            nearest = assignment.nearest(block)
-            differ += np.count_nonzero(assignment.chosen(block) != nearest)
-            wrong += np.count_nonzero(nearest != self.occurring[codes])
-        return differ / self.num_samples, wrong / self.num_samples
+        assignment = Assignment(self)
+        found = (assignment.count(block, self.occurring[codes]) for block, codes in self._blocks())
+        total, differ, wrong = sum(found, np.zeros(3, np.int64))
+        return differ / total, wrong / total
 
     def disagreement(self) -> Float[Array, ""]:
         return jnp.asarray(self._assigned[0])

@@ -10,21 +10,12 @@ from jaxtyping import Array, Float
 
 from .labelled import LabelledFeatures
 from .neural_collapse import square_distances
-from .view import Measured, Metric, Products, _or_nan
-
-
-def _unit_gram(vectors: Products) -> Float[Array, "C C"]:
-    """The cosines between vectors."""
-    inverse = 1 / _or_nan(jnp.sqrt(vectors.squares))
-    return vectors.gram * inverse[:, None] * inverse
+from .view import Measured, Metric, _or_nan, frame_defect
 
 
 def _frame_defect(gram: Float[Array, "C C"]) -> Float[Array, ""]:
-    """`||G / ||G|| - P / sqrt(C - 1)||_F`."""
-    C = len(gram)
-    frame = (jnp.eye(C, dtype=gram.dtype) - 1 / C) / (C - 1) ** 0.5
-    scaled = gram / _or_nan(jnp.max(jnp.abs(gram)))
-    return jnp.sqrt(jnp.sum((scaled / jnp.sqrt(jnp.sum(scaled**2)) - frame) ** 2))
+    """The defect of a matrix whose trace is no measure of its size."""
+    return frame_defect(gram, jnp.max(jnp.abs(gram)))
 
 
 def _nc3_etf(view: Measured):
@@ -92,13 +83,13 @@ def _nc5(data: LabelledFeatures):
 
 METRICS = {
     "nc2_etf_unit_h": Metric(
-        lambda v: _frame_defect(_unit_gram(v.class_means)),
+        lambda v: _frame_defect(v.class_means.cosines),
         "class means' cosines against the simplex frame",
         on_request=True,
         of_features=(),
     ),
     "nc2_etf_unit_w": Metric(
-        lambda v: _frame_defect(_unit_gram(v.classifier)),
+        lambda v: _frame_defect(v.classifier.cosines),
         "classifier rows' cosines against the simplex frame",
         on_request=True,
         of_features=("classifier",),

@@ -1,4 +1,4 @@
-"""What metrics read of the labelled features of a network."""
+"""The data that metrics read from the labelled features of a network."""
 
 import abc
 import functools
@@ -78,6 +78,13 @@ class LabelledFeatures(Measured):
         """The share of samples whose nearest class mean is that of another class."""
 
 
+def check_finite(block: Float[np.ndarray, "block p"], rows: Int[np.ndarray, " block"]) -> None:
+    """Raise `UsageError` for the first of these rows that holds NaN or infinity."""
+    broken = ~np.all(np.isfinite(block), axis=1)
+    if broken.any():
+        raise UsageError(f"features hold NaN or infinity, as in row {rows[broken].min()}: remove those rows first.")
+
+
 class Assignment:
     """Assigns samples to class means and to rows of the classifier.
 
@@ -99,3 +106,10 @@ class Assignment:
         if not (self.data.weights.any() or self.data.bias.any()):
             return np.zeros(len(block), np.int64)
         return np.argmax(block @ self.data.weights.T + self.data.bias, axis=1)
+
+    def count(self, block: Float[np.ndarray, "block p"], codes: Int[np.ndarray, " block"]) -> Int[np.ndarray, " 3"]:
+        """The number of samples, of those for which the classifier and the nearest mean differ, and of those of another
+        class than the nearest mean."""
+        nearest = self.nearest(block)
+        differ = np.count_nonzero(self.chosen(block) != nearest)
+        return np.array([len(block), differ, np.count_nonzero(nearest != codes)])

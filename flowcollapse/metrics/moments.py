@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int, Shaped
 from scipy import sparse
 
 from .._errors import UsageError
-from .labelled import LabelledFeatures
+from .labelled import LabelledFeatures, check_finite
 
 BLOCK = 2**21
 """The most numbers in a block of samples: 16 MiB."""
@@ -55,7 +55,7 @@ class Moments:
         The samples of a class among them, m with the mean `mu`, are centred at
         `mu_c + (1 - sqrt(n / (n + m))) (mu - mu_c)`, where n samples with the mean `mu_c` were there before. Then their
         scatter is what they add to the scatter about the new mean: nothing is subtracted, and the distance between both
-        means needs no product of its own (derived here).
+        means needs no second product (derived here).
 
         Args:
             samples: the samples, in any real type.
@@ -77,7 +77,8 @@ class Moments:
             found = np.bincount(codes, minlength=len(before))
             shift = _sums(block, codes, len(before))
             if not np.all(np.isfinite(shift)):
-                _refuse(block, rows)
+                check_finite(block, rows)
+                raise UsageError("features hold numbers whose sums overflow: divide all by the largest.")
             total = before + found
             shift /= np.maximum(found, 1)[:, None]
             shift -= means
@@ -177,11 +178,3 @@ def _sums(block: Float[np.ndarray, "block p"], codes: Int[np.ndarray, " block"],
     """The sums of the samples of each class, by a sparse product, because NumPy has no fast sum over groups of rows."""
     n = len(block)
     return sparse.csr_array((np.ones(n), codes, np.arange(n + 1)), shape=(n, C)).T @ block
-
-
-def _refuse(block: Float[np.ndarray, "block p"], rows: Int[np.ndarray, " block"]) -> None:
-    """Raise `UsageError` for the first row that is not finite, or for sums that are not."""
-    broken = ~np.all(np.isfinite(block), axis=1)
-    if not broken.any():
-        raise UsageError("features hold numbers whose sums overflow: divide all by the largest.")
-    raise UsageError(f"features hold NaN or infinity, as in row {rows[broken].min()}: remove those rows first.")

@@ -24,6 +24,12 @@ class Products(NamedTuple):
     squares: Float[Array, " C"]
     total: Float[Array, ""]
 
+    @property
+    def cosines(self) -> Float[Array, "C C"]:
+        """The cosines between the vectors."""
+        inverse = 1 / _or_nan(jnp.sqrt(self.squares))
+        return self.gram * inverse[:, None] * inverse
+
     @classmethod
     def of(cls, rows: Float[Array, "C p"]) -> "Products":
         squares = jnp.sum(rows**2, axis=1)
@@ -44,13 +50,19 @@ class Defects(NamedTuple):
         mean = jnp.sum(lengths) / C
         spread = jnp.sqrt(jnp.sum((lengths - mean) ** 2) / C) / _or_nan(mean)
         same = jnp.eye(C, dtype=gram.dtype)
-        inverse = 1 / _or_nan(lengths)
-        angles = jnp.sum(jnp.abs(gram * inverse[:, None] * inverse + 1 / (C - 1)) * (1 - same)) / (C * (C - 1))
-        frame = (same - 1 / C) / (C - 1) ** 0.5
-        # Divide by the trace first: the square of a small Gram matrix would underflow.
-        scaled = gram / _or_nan(total)
-        etf = jnp.sqrt(jnp.sum((scaled / jnp.sqrt(jnp.sum(scaled**2)) - frame) ** 2))
-        return cls(spread, angles, etf)
+        angles = jnp.sum(jnp.abs(vectors.cosines + 1 / (C - 1)) * (1 - same)) / (C * (C - 1))
+        return cls(spread, angles, frame_defect(gram, total))
+
+
+def frame_defect(gram: Float[Array, "C C"], scale: Float[Array, ""]) -> Float[Array, ""]:
+    """`||G / ||G|| - P / sqrt(C - 1)||_F`.
+
+    The matrix is divided by its scale first, because the square of a small one would underflow.
+    """
+    C = len(gram)
+    frame = (jnp.eye(C, dtype=gram.dtype) - 1 / C) / (C - 1) ** 0.5
+    scaled = gram / _or_nan(scale)
+    return jnp.sqrt(jnp.sum((scaled / jnp.sqrt(jnp.sum(scaled**2)) - frame) ** 2))
 
 
 class Measured(abc.ABC):

@@ -7,6 +7,7 @@ import xarray as xr
 
 from .._errors import UsageError, nearest
 from .._files import local_path
+from ..measuring.table import AXES
 
 Source: TypeAlias = Any
 """An `xarray.Dataset`, a `Trajectory`, or the path of the file or store that holds one."""
@@ -89,7 +90,7 @@ def _open_folder(place: Path) -> xr.Dataset:
 
 def kind_of(dataset: xr.Dataset) -> str:
     """The kind of a Dataset, a key of `KINDS`, or `""`."""
-    if {"epoch", "layer"} & {*dataset.dims}:
+    if {*AXES} & {*dataset.dims}:
         return "measurement"
     if "method" in dataset.dims:
         return "comparison" if "distance_to_flow" in dataset else "figures"

@@ -7,6 +7,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 
 from .._errors import UsageError
+from ..measuring.table import AXES
 from ._read import Source, known_name, read
 from ._style import OKABE_ITO, log_scale, panels
 
@@ -51,7 +52,7 @@ def measurement(dataset: Source, ax=None, *, name: str | None = None) -> np.ndar
         (2,)
     """
     dataset = read(dataset)
-    axis = next((one for one in ("epoch", "layer") if one in dataset.dims), None)
+    axis = next((one for one in AXES if one in dataset.dims), None)
     curves = [str(one) for one, values in dataset.data_vars.items() if axis and values.dims == (axis,)]
     if axis is None or not curves:
         raise UsageError("dataset holds no metric over epochs or layers: pass what fc.measure returns.")
