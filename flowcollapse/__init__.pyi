@@ -29,6 +29,7 @@ from .model.coordinates import to_class_means as to_class_means
 from .model.problem import risk as risk, velocity as velocity
 from .model.state import State as State
 from .model.ufm import UFM as UFM
+from .reporting.page import report as report
 from .results.trajectory import Trajectory as Trajectory
 from .settings import enable_x64 as enable_x64, use_cpu_cores as use_cpu_cores
 from .simulation import simulate as simulate

@@ -26,7 +26,7 @@ FLOORS = (
     ("sweeps", "theory"),
     ("comparison", "fitting"),
     ("plot",),
-    ("reproduce", "gallery"),
+    ("reproduce", "gallery", "reporting"),
     ("",),
     ("cli",),
     ("__main__",),

@@ -64,6 +64,7 @@ def commands() -> dict[str, type]:
     from .init import Init
     from .measure import Measure
     from .plot import Plot
+    from .report import Report
     from .reproduce import Reproduce
     from .show import Show
     from .simulate import Simulate
@@ -77,6 +78,7 @@ def commands() -> dict[str, type]:
         "compare": Compare,
         "measure": Measure,
         "plot": Plot,
+        "report": Report,
         "show": Show,
         "verify": Verify,
         "init": Init,

@@ -16,10 +16,11 @@ from matplotlib.patches import Patch
 
 from .._errors import UsageError
 from ..model.ufm import UFM
-from ..results.fits import fitted_eps, fitted_power
+from ..results.fits import power_law
 from ..theory.small_starts.scaling import powers
 from ._read import Source, read_many
 from ._select import (
+    attribute,
     axis_label,
     curves,
     drawable,
@@ -196,17 +197,16 @@ def limit(dataset: Source, name: str = "snc1", ax: Axes | None = None, *, agains
 
 def _powers(dataset: xr.Dataset, name: str, medians: xr.DataArray, ax: Axes) -> list[Line2D]:
     """Draw the fitted power of eps over the medians used in the fit, and the predicted power through their middle."""
-    positive = medians[medians.values > 0]
-    used = fitted_eps(positive["eps"].values)
-    if len(used) < 2:
+    law = power_law(medians)
+    if law is None:
         return []
-    middle, level = (np.exp(np.mean(np.log(v))) for v in (used, positive.sel(eps=used).values))
-    power, predicted = fitted_power(positive, used), _predicted(dataset, name)
+    predicted = predicted_power(dataset, name)
 
     def line(eps: np.ndarray, exponent: int | float, **looks: Any) -> Line2D:
-        return Line2D(eps, level * (eps / middle) ** exponent, **looks)
+        return Line2D(eps, law.level * (eps / law.middle) ** exponent, **looks)
 
-    lines = [line(used, power, color=OKABE_ITO[5], lw=3, alpha=0.6, label=rf"fitted $\varepsilon^{{{power:.3f}}}$")]
+    label = rf"fitted $\varepsilon^{{{law.power:.3f}}}$"
+    lines = [line(law.eps, law.power, color=OKABE_ITO[5], lw=3, alpha=0.6, label=label)]
     if predicted is not None:
         label = rf"predicted $\varepsilon^{{{predicted}}}$"
         lines.append(line(np.sort(medians["eps"].values), predicted, color="black", lw=1, ls=DASHED, label=label))
@@ -215,8 +215,16 @@ def _powers(dataset: xr.Dataset, name: str, medians: xr.DataArray, ax: Axes) -> 
     return lines
 
 
-def _predicted(dataset: xr.Dataset, name: str) -> int | None:
-    """The predicted power, or None if the theory does not cover the model."""
+def predicted_power(dataset: xr.Dataset, name: str) -> int | None:
+    """The predicted power, or None if the theory does not cover the model or the method.
+
+    It covers the flow and plain gradient descent, and a Dataset that does not name its method counts as a flow.
+    """
+    method = attribute(dataset, "method")
+    if "method" in dataset.coords and dataset["method"].ndim == 0:  # one of the methods of a comparison
+        method = method.get(dataset["method"].item(), {})
+    if method.get("optimizer", "sgd") != "sgd":
+        return None
     try:
         return powers(UFM(**model_options(dataset))).get(name) or None
     except UsageError:

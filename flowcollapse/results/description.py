@@ -29,12 +29,15 @@ TRACED = "known only when the compiled program runs"
 
 NAMELESS = "write it as a function or class of a module that can be imported, or leave out store="
 
+UNDESCRIBED = "undescribed"
+"""The first word of the description of a value that cannot be described."""
+
 Unknown = Callable[[str, str, str], Any]
 """Maps a place such as `method.solver.root_finder`, a reason and a cure to a description, or raises."""
 
 
 def _undescribed(place: str, fault: str, cure: str) -> str:
-    return f"undescribed: {fault}"
+    return f"{UNDESCRIBED}: {fault}"
 
 
 def refused(place: str, fault: str, cure: str) -> Any:

@@ -193,7 +193,8 @@ def _into_memory(plan: Plan, capacity: int, compute: Compute, progress: bool, ab
         for name, array in arrays.items():
             put(array, task, variables[name])
 
-    dataset.attrs = provenance(plan.grid.model, plan.grid.method, title="flowcollapse sweep")
+    begun = plan.grid.start.described(without=plan.grid.axes)
+    dataset.attrs = provenance(plan.grid.model, plan.grid.method, title="flowcollapse sweep", start=begun)
     sides = task_sides(plan.grid, capacity)
     todo, most = [(task,) for task in tasks(plan.grid, sides)], math.prod(sides)
     report = fill(plan, todo, plan.grid.num_lanes, lambda left: compute(plan, left, most), keep, progress)
