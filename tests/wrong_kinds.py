@@ -145,6 +145,7 @@ CALLS: dict[str, Callable[[], dict[str, Any]]] = {
         "classes": None, "ignore_label": None, "metrics": ["nc1"], "two_passes": False, "progress": False,
     },
     "predict": lambda: {"model": MODEL, "start": START, "ts": TIMES, "metrics": ["risk"]},
+    "report": lambda: {"results": sweep_dataset(), "file": "page.html"},
     "risk": lambda: {"model": MODEL, "state": START},
     "sharpness": lambda: {"model": MODEL, "state": START, "iterations": 4},
     "simulate": lambda: {

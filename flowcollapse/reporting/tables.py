@@ -15,6 +15,9 @@ from .data import axes_of, groups_of, long_name, over_of, texts_of
 
 SLOWEST, MOST_FAILED, MOST_ROWS = 20, 100, 200
 
+LONGEST = 1000
+"""The most characters of an attribute: a sweep lists all of its seeds."""
+
 FAILED = (Verdict.non_finite, Verdict.step_limit, Verdict.saddle)
 """The verdicts that a reader should look at, the worst first."""
 
@@ -141,8 +144,9 @@ def _lane(axes: Sequence[str], where: Sequence[int]) -> str:
 
 
 def configuration(dataset: xr.Dataset) -> str:
-    """All attributes of the Dataset, those that are JSON with one row for each part."""
-    rows = [Row(pair) for key, value in dataset.attrs.items() for pair in _pairs(str(key), value)]
+    """All attributes of the Dataset, those that are JSON with one row for each part, without the ends of long ones."""
+    pairs = (pair for key, value in dataset.attrs.items() for pair in _pairs(str(key), value))
+    rows = [Row((key, text if len(text) <= LONGEST else f"{text[:LONGEST]} ...")) for key, text in pairs]
     return section("Configuration and versions", table((), rows), long=True)
 
 

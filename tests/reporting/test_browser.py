@@ -3,6 +3,7 @@
 import json
 import shutil
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,7 +33,7 @@ def browser():
     from selenium import webdriver
 
     options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
+    options.binary_location = str(CHROMIUM)
     for word in (
         "--headless=new",
         "--no-sandbox",
@@ -53,7 +54,7 @@ def sweep(seeds, eps, times=5, rates=(0.1,)):
     lanes = (len(rates), len(eps), seeds)
     decay = np.exp(-np.arange(times)) * np.array(eps)[:, None, None] ** 2 * (1 + np.arange(seeds)[:, None] / seeds)
     values = np.broadcast_to(decay, (*lanes, times))
-    variables = {
+    variables: dict[str, Any] = {
         name: ((*axes, "time"), values * size, attributes(name))
         for name, size in (("snc1", 1), ("risk", 7), ("nc1", 3))
     }

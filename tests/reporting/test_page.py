@@ -3,6 +3,7 @@
 import html
 import json
 import re
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ def made(seeds=5, times=4, eps=EPS, rates=(), metrics=("snc1", "risk"), **more):
     base = eps[:, None, None] ** 2 * (1 + np.arange(seeds)[:, None] / 10) * np.exp(-np.arange(times))
     values = np.broadcast_to(base if not rates else base * np.array(rates)[:, None, None, None], shape).copy()
     lanes = shape[:-1]
-    variables = {name: ((*axes, "time"), values.copy(), attributes(name)) for name in metrics}
+    variables: dict[str, Any] = {name: ((*axes, "time"), values.copy(), attributes(name)) for name in metrics}
     variables["steps_evaluations"] = (axes, np.arange(np.prod(lanes)).reshape(lanes), {})
     variables["verdict"] = (axes, np.zeros(lanes, np.int8), attributes("verdict"))
     coords = {"eps": eps, "seed": np.arange(seeds), "time": np.arange(times, dtype=float)}
