@@ -52,7 +52,7 @@ def pull_at_origin(problem: Problem, dtype) -> Float[Array, ""] | float:
     """The pull of the loss at the origin: modes grow with this times their singular value in the targets."""
     if problem.loss.squared_error:
         return 1.0
-    return fixed(problem.loss).pull(jnp.zeros((), dtype), problem.model.num_classes)
+    return problem.loss.pull(jnp.zeros((), dtype), problem.model.num_classes)
 
 
 def fixed(numbers: T) -> T:
@@ -81,7 +81,7 @@ class MeanMode(NamedTuple):
 def mean_mode(problem: Problem, dtype) -> MeanMode:
     """The mean mode of a problem; it is known for the squared error only, and does not grow for any other loss."""
     n = np.array(problem.model.counts, dtype=np.float64)
-    lam_b = jax.lax.stop_gradient(problem.decays(dtype)[2])
+    lam_b = problem.decays(dtype)[2]
     strength = float(np.linalg.norm(n) / np.sqrt(n.sum())) * lam_b / (float(n.sum()) + lam_b)
     rate = growth_rate(problem, strength)
     _, s, _ = target_modes(problem.model)
@@ -92,7 +92,7 @@ def mean_mode(problem: Problem, dtype) -> MeanMode:
 
 def growth_rate(problem: Problem, strength) -> Float[Array, ""]:
     """The rate at which a mode of the targets grows from the origin: its strength, reduced by weight decay."""
-    lam_W, lam_H, _ = jax.lax.stop_gradient(problem.decays(jnp.result_type(float)))
+    lam_W, lam_H, _ = problem.decays(jnp.result_type(float))
     return jnp.sqrt(((lam_W - lam_H) / 2) ** 2 + strength**2) - (lam_W + lam_H) / 2
 
 
@@ -116,7 +116,6 @@ class Growth(NamedTuple):
     @classmethod
     def of(cls, problem: Problem, point: Point) -> "Growth":
         """The min(C-1, p) largest singular values of `growing_part`, largest first, and the mean mode's amplitude."""
-        point = jax.lax.stop_gradient(point)
         B, _ = problem.split(point.X)
         values = singular_values(growing_part(problem, point))
         mean = mean_mode(problem, point.X.dtype).amplitude(point.W, B)

@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ..model.problem import Point, Problem
 from .base import AbstractEnding
-from .modes import Growth, Modes, growth_rate, mean_mode, pull_at_origin, target_modes
+from .modes import Growth, Modes, fixed, growth_rate, mean_mode, pull_at_origin, target_modes
 from .verdict import Ending, Verdict
 
 DECAY = 20.0
@@ -30,7 +30,7 @@ def plateau_time(problem: Problem, point: Point, decay: float | Float[Array, ""]
 
 def slowest_decay(problem: Problem, dtype) -> Float[Array, ""]:
     """The smallest non-zero weight decay; infinite if there is none."""
-    decays = jax.lax.stop_gradient(problem.decays(dtype))
+    decays = problem.decays(dtype)
     return jnp.min(jnp.stack([jnp.where(lam > 0, lam, jnp.inf) for lam in decays]))
 
 
@@ -53,14 +53,20 @@ def escape_time(
     smallest = jnp.min(jnp.where(growth.values > 0, growth.values, jnp.inf))
     time = (_logarithm(math.sqrt(s[0]), smallest) + decay) / rate
     of_mean = decay if mean_decay is None else mean_decay
-    mean_time = (_logarithm(jnp.sqrt(mean.strength), growth.mean) + of_mean) / jnp.where(mean.grows, mean.rate, 1.0)
+    mean_time = (_logarithm(_root(mean.strength), growth.mean) + of_mean) / jnp.where(mean.grows, mean.rate, 1.0)
     return jnp.where(mean.grows & (growth.mean > 0), jnp.maximum(time, mean_time), time).astype(dtype)
 
 
+def _root(x) -> Float[Array, ""]:
+    """`sqrt(x)`, and 0 without a derivative at 0."""
+    return jnp.where(x > 0, jnp.sqrt(jnp.where(x > 0, x, 1.0)), 0.0)
+
+
 def _logarithm(above, below) -> Float[Array, ""]:
-    """`ln(above / below)`; zero if the logarithm is negative or `below` is zero or infinite."""
-    known = (below > 0) & jnp.isfinite(below)
-    return jnp.where(known, jnp.maximum(jnp.log(above / jnp.where(known, below, 1.0)), 0.0), 0.0)
+    """`ln(above / below)`; zero if the logarithm is negative, or one of the two is zero or infinite."""
+    known = (below > 0) & jnp.isfinite(below) & (above > 0)
+    above, below = jnp.where(known, above, 1.0), jnp.where(known, below, 1.0)
+    return jnp.maximum(jnp.log(above / below), 0.0)
 
 
 def default_times(count: int, escape: Float[Array, ""], end: Float[Array, ""]) -> Float[Array, " time"]:
@@ -83,10 +89,10 @@ class Plateau(AbstractEnding):
     """Runs of the squared error end at the plateau. Its time follows from the start."""
 
     def escape_time(self, start: Point, mean_decay: float | None = None) -> Float[Array, ""]:
-        return escape_time(self.problem, start, mean_decay=mean_decay)
+        return escape_time(self.problem, fixed(start), mean_decay=mean_decay)
 
     def end_time(self, start: Point) -> Float[Array, ""]:
-        return plateau_time(self.problem, start)
+        return plateau_time(self.problem, fixed(start))
 
     def at_rest(self, start: Point, point: Point, tolerance: Float[Array, ""]) -> Bool[Array, ""]:
         """Whether a flow has less than `tolerance` left to go, relative to its norms, and is not at a saddle.

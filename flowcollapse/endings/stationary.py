@@ -37,7 +37,7 @@ class Stationary(AbstractEnding):
     """
 
     def escape_time(self, start: Point, mean_decay: float | None = None) -> Float[Array, ""]:
-        return escape_time(self.problem, start, mean_decay=mean_decay)
+        return escape_time(self.problem, fixed(start), mean_decay=mean_decay)
 
     def end_time(self, start: Point) -> Float[Array, ""]:
         """The escape time, plus 20 over the slowest rate at the collapsed minimum."""
@@ -79,7 +79,7 @@ class Stationary(AbstractEnding):
         return jnp.where(settled & ~run.steps_ran_out & self._has_minimum(run.end.X.dtype), ended, jnp.int8(-1))
 
     def _time(self, start: Point, decay: float) -> Float[Array, ""]:
-        escape = escape_time(self.problem, start, decay)
+        escape = escape_time(self.problem, fixed(start), decay)
         return (escape + decay / slowest_rate(self.problem, start.X.dtype)).astype(start.X.dtype)
 
     def _is_slow(self, start: Point, point: Point, tolerance: Float[Array, ""]) -> Bool[Array, ""]:

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
-from .._checks import Number, check_integer, check_positive, is_traced, shown
+from .._checks import Number, check_choice, check_integer, check_positive, is_traced, shown
 from .._errors import UsageError
 from ..endings.verdict import Verdict
 from ..model.coordinates import check_coordinates, enter
@@ -26,6 +26,9 @@ from .clock import Clock, check_times, checked_clock, checked_saves, nearest, ru
 from .equivariance import obstacle
 from .optimizers import check_arguments, factory_of, missing, structural
 from .transformation import Loss, on_points
+
+LOOPS = {"reverse": "checkpointed", "forward": "lax"}
+"""The kind of loop for each way to differentiate a run."""
 
 
 class Descent(SteppedMethod):
@@ -41,6 +44,8 @@ class Descent(SteppedMethod):
             otherwise), `"class-mean"`, `"sample"`.
         clock: the time that a step takes, a function from the index of a step (0, 1, ...) to this time, or the times of
             all steps. Default: the distance that the optimizer moves under a unit force.
+        adjoint: how the run is differentiated: `"reverse"` (for `jax.grad`, with checkpoints) or `"forward"` (for
+            `jax.jvp`, `jax.jacfwd` and nested uses of them).
         **hyperparameters: `learning_rate=0.05`, `momentum=0.9`, ... for a name or function. With a name, a required
             number may be left open, for an axis of a sweep.
 
@@ -61,7 +66,8 @@ class Descent(SteppedMethod):
 
     Raises:
         UsageError: for an unknown optimizer, numbers that do not fit it, a num_steps that is not a positive integer, a
-            clock that does not increase, or class-mean coordinates for an optimizer that may not commute with them.
+            clock that does not increase, an unknown adjoint, or class-mean coordinates for an optimizer that may not
+            commute with them.
 
     Source: the paper descends with a fixed step size.
 
@@ -81,6 +87,7 @@ class Descent(SteppedMethod):
     num_steps: int = eqx.field(static=True)
     coordinates: str = eqx.field(static=True)
     ticks: str | Callable = eqx.field(static=True)
+    adjoint: str = eqx.field(static=True)
 
     name = "descent"
 
@@ -92,11 +99,13 @@ class Descent(SteppedMethod):
         t1: Number | None = None,
         coordinates: str = "auto",
         clock: Any = None,
+        adjoint: Any = "reverse",
         **hyperparameters,
     ):
         check_integer("num_steps", num_steps)
         check_positive("t1", t1)
         check_coordinates(coordinates)
+        check_choice("adjoint", adjoint, LOOPS)
         if isinstance(optimizer, optax.MultiSteps):
             optimizer = optimizer.gradient_transformation()
         ready = isinstance(optimizer, optax.GradientTransformation)
@@ -109,7 +118,7 @@ class Descent(SteppedMethod):
             )
         if not callable(hyperparameters.get("learning_rate")):  # a schedule
             check_positive("learning_rate", hyperparameters.get("learning_rate"))
-        self.optimizer, self.num_steps, self.t1 = optimizer, int(num_steps), t1
+        self.optimizer, self.num_steps, self.t1, self.adjoint = optimizer, int(num_steps), t1, adjoint
         left, fixed = (), ()
         if not isinstance(optimizer, optax.GradientTransformation):
             factory = factory_of(optimizer) if isinstance(optimizer, str) else optimizer
@@ -278,7 +287,7 @@ class Descent(SteppedMethod):
 
         def to_save(carry, step):
             carry = eqxi.while_loop(
-                lambda c: c[0] < step, advance, carry, max_steps=self.num_steps, kind="checkpointed"
+                lambda c: c[0] < step, advance, carry, max_steps=self.num_steps, kind=LOOPS[self.adjoint]
             )
             return carry, carry[1] if observe is None else observe(carry[1])
 

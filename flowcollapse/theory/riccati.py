@@ -70,11 +70,10 @@ def _balanced_flow(model: UFM, start: State, ts: Float[Array, " time"]) -> State
         U, s, V = (jnp.asarray(x, W.dtype) for x in target_modes(model))
         C, k = U.shape
         # F in its eigenvectors: each mode of the target has a growing and a decaying one; the rest has no target.
-        s = jnp.concatenate([s, jnp.zeros(C - k, s.dtype)])
         U = jnp.concatenate([U, jnp.full((C, C - k), C**-0.5, s.dtype)], axis=1)
         V = jnp.concatenate([V, jnp.zeros((C, C - k), s.dtype)], axis=1)
-        omega = jnp.hypot(s, lam / 2)
-        angle = jnp.arctan2(s, lam / 2)[:, None] / 2
+        omega = jnp.concatenate([jnp.hypot(s, lam / 2), jnp.full(C - k, lam / 2)])
+        angle = jnp.concatenate([jnp.arctan2(s, lam / 2) / 2, jnp.zeros(C - k, s.dtype)])[:, None]
         a, c = U.T @ W, V.T @ X[:, :C].T
         grow, fall = jnp.cos(angle) * a + jnp.sin(angle) * c, jnp.cos(angle) * c - jnp.sin(angle) * a
         rest = X.T.at[:C].add(-V @ c)
@@ -158,21 +157,69 @@ def _riccati(Q: Float[Array, "m p"], rates: Float[Array, " m"], ts: Float[Array,
     m, p = Q.shape
     order = jnp.argsort(-rates)
     rates = rates[order]
-    turn, R = jnp.linalg.qr(Q[order].T, mode="complete")
+    turn, lower = _triangular(Q[order])
 
     def at(t):
         growth = jnp.maximum(rates, 0.0) * t
         of_columns = jnp.pad(growth, (0, max(p - m, 0)))[:p]
-        scaled = R.T * jnp.exp(jnp.minimum(growth[:, None] - of_columns, 0.0))
-        gathered = jnp.sqrt(integral(2 * jnp.abs(rates), t))[:, None] * scaled
+        scaled = lower * jnp.exp(jnp.minimum(growth[:, None] - of_columns, 0.0))
         # A zero column of Q leaves only its inverse growth here, which must not underflow to zero.
-        shrunk = jnp.diag(jnp.maximum(jnp.exp(-of_columns), least(Q.dtype)))
-        root_K = jnp.linalg.qr(jnp.concatenate([shrunk, gathered]), mode="r")
-        root_K = root_K * jnp.where(jnp.diagonal(root_K) < 0, -1.0, 1.0)[:, None]
+        shrunk = jnp.maximum(jnp.exp(-of_columns), least(Q.dtype))
+        root_K = _root_of_sum(shrunk, integral(2 * jnp.abs(rates), t), scaled)
         solved = solve_triangular(root_K, scaled.T, trans="T").T
         return jnp.exp(jnp.minimum(rates, 0.0) * t)[:, None] * solved
 
     return (jax.vmap(at)(ts) @ turn.T)[:, jnp.argsort(order)]
+
+
+@jax.custom_jvp
+def _triangular(Q: Float[Array, "m p"]) -> tuple[Float[Array, "p p"], Float[Array, "m p"]]:
+    """A rotation T, and `Q T`, which is lower triangular.
+
+    The derivative also exists for a Q whose columns are dependent, as in a balanced start with `p > C`, if it does not
+    raise the rank: `T' = T Omega` with the antisymmetric Omega that keeps `Q T` triangular (derived here).
+    """
+    turn, R = jnp.linalg.qr(Q.T, mode="complete")
+    return turn, R.T
+
+
+@_triangular.defjvp
+def _(primals, tangents):
+    turn, lower = _triangular(*primals)
+    change = tangents[0] @ turn
+    k = min(lower.shape)
+    square = lower[:k, :k]
+    small = jnp.finfo(square.dtype).eps * max(lower.shape) * jnp.max(jnp.abs(lower))
+    there = jnp.abs(jnp.diagonal(square)) > small
+    solvable = jnp.where(there[:, None], square, jnp.eye(k, dtype=square.dtype))
+    upper = -jnp.triu(jnp.where(there[:, None], solve_triangular(solvable, change[:k], lower=True), 0.0), 1)
+    omega = jnp.zeros_like(turn).at[:k].set(upper)
+    omega = omega - omega.T
+    return (turn, lower), (turn @ omega, jnp.tril(change + lower @ omega))
+
+
+@jax.custom_jvp
+def _root_of_sum(
+    shrunk: Float[Array, " p"], weights: Float[Array, " m"], scaled: Float[Array, "m p"]
+) -> Float[Array, "p p"]:
+    """The upper triangular R with `R^T R = diag(shrunk)^2 + scaled^T diag(weights) scaled` and a positive diagonal.
+
+    It is found without forming the sum, by QR of the square roots. These have no derivative where a weight is 0, as at
+    time 0, but the sum has, so the derivative is that of its Cholesky factor: `R' = Phi(R^-T K' R^-1) R`, where Phi
+    takes the upper triangle and half of the diagonal.
+    """
+    R = jnp.linalg.qr(jnp.concatenate([jnp.diag(shrunk), jnp.sqrt(weights)[:, None] * scaled]), mode="r")
+    return R * jnp.where(jnp.diagonal(R) < 0, -1.0, 1.0)[:, None]
+
+
+@_root_of_sum.defjvp
+def _(primals, tangents):
+    (shrunk, weights, scaled), (of_shrunk, of_weights, of_scaled) = primals, tangents
+    R = _root_of_sum(*primals)
+    half = scaled.T @ (weights[:, None] * of_scaled)
+    change = jnp.diag(2 * shrunk * of_shrunk) + scaled.T @ (of_weights[:, None] * scaled) + half + half.T
+    inner = solve_triangular(R, solve_triangular(R, change, trans="T").T, trans="T")
+    return R, (jnp.triu(inner) - jnp.diag(jnp.diagonal(inner)) / 2) @ R
 
 
 def _in_columns_of(start: State, means: State, W, X, b) -> State:

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 from ..._errors import UsageError
 from ..._linalg.algebra import in_blocks
 from ...endings.choice import verdict
+from ...endings.modes import fixed
 from ...endings.plateau import plateau_time
 from ...endings.verdict import Ending, Verdict
 from ...metrics.evaluation import observe, observed_size, prepared
@@ -119,7 +120,7 @@ def _trajectory(model: UFM, start: State, ts: Float[Array, " time"] | None, name
         escape, start = Escape.of(model, start), to_class_means(model, start)
         problem, first = problem_of(model, start)
         if ts is None:
-            ts = plateau_time(problem, first) * jnp.linspace(1, 0, NUM_SAVES, dtype=start.X.dtype)[::-1]
+            ts = plateau_time(*fixed((problem, first))) * jnp.linspace(1, 0, NUM_SAVES, dtype=start.X.dtype)[::-1]
 
         ready, origin = prepared(problem, names, first, first)
 
