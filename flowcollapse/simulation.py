@@ -63,9 +63,10 @@ def simulate(
             unknown metrics, or options that contradict each other. Values are checked only outside jit, where they are
             known.
 
-    Works inside `jax.jit`, `jax.vmap`, `jax.lax.scan` and `jax.grad`, inside `jax.jvp` and `jax.jacfwd` if the method has
-    `adjoint="forward"`, and inside `jax.shard_map` with `check_vma=False`, because the loops of diffrax do not say how
-    their values vary over the devices. One compilation serves all values of eps, rtol, t1, learning rates and decays.
+    Works inside `jax.jit`, `jax.vmap`, `jax.lax.scan` and `jax.grad`; inside `jax.jvp` and `jax.jacfwd` if the method
+    has `adjoint="forward"`; and inside `jax.shard_map` with `check_vma=False`, because the loops of diffrax do not say
+    how their values vary over the devices. One compilation serves all values of eps, rtol, t1, learning rates and
+    decays.
 
     Source: the paper's flow and descent; each method names the source of its equation.
 
