@@ -1,0 +1,68 @@
+"""The docstrings of the package, which are written to be read as text, as Sphinx wants them.
+
+- Code stands between single backticks.
+- A `Source:` is one paragraph that begins on the line of its heading.
+- An indented block under a paragraph is a formula or a program, whose lines stay as they are.
+- A Markdown table stays as it is.
+"""
+
+import re
+from collections.abc import Iterator
+
+from sphinx.application import Sphinx
+
+HEADINGS = re.compile(r"(Args|Returns|Raises|Source|Example|Yields|Attributes):$")
+
+
+def paragraphs(lines: list[str]) -> Iterator[list[str]]:
+    """The lines up to each blank line; an empty list for each blank line."""
+    block: list[str] = []
+    for line in lines:
+        if line.strip():
+            block.append(line)
+        else:
+            yield from (block, []) if block else ([],)
+            block = []
+    if block:
+        yield block
+
+
+def converted(lines: list[str]) -> list[str]:
+    """A docstring in reStructuredText with Google's sections."""
+    done: list[str] = []
+    in_section = False
+    for block in paragraphs(lines):
+        if not block:
+            done.append("")
+            continue
+        first = block[0]
+        indented = first.startswith(" ")
+        in_section = in_section if indented else bool(HEADINGS.match(first))
+        if (indented and not in_section) or first.startswith("|"):
+            done += ["::", "", *(f"    {line}" for line in block)]
+        elif first.startswith("Source: "):
+            text = " ".join(line.strip() for line in block).removeprefix("Source: ")
+            done.append(f":Source: {inline(text)}")
+        elif ">>>" in first or (in_section and ">>>" in "".join(block[:2])):
+            done += block
+        else:
+            done += inline("\n".join(block)).split("\n")
+    return done
+
+
+def inline(text: str) -> str:
+    """Single backticks doubled, and signs between them that would mean something elsewhere escaped."""
+    parts = re.split(r"(``[^`]+``|(?<!:)`[^`]+`)", text)
+    return "".join(
+        f"``{part.strip('`')}``" if i % 2 else re.sub(r"(?<!\\)([|*]|(?<=\w)_(?!\w))", r"\\\1", part)
+        for i, part in enumerate(parts)
+    )
+
+
+def convert(app: Sphinx, what: str, name: str, value: object, options: object, lines: list[str]) -> None:
+    lines[:] = converted(lines)
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    app.connect("autodoc-process-docstring", convert, priority=100)  # before napoleon
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,67 @@
+"""The site. One command builds it, without network: `python -m sphinx -W --keep-going docs docs/_build/html`."""
+
+import re
+import shutil
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent
+sys.path.insert(0, str(HERE / "_ext"))
+sys.path.insert(0, str(ROOT))  # the package beside this folder is documented, whether it is installed or not
+
+import flowcollapse  # noqa: E402
+
+project = "flowcollapse"
+author = copyright = "The flowcollapse developers"
+version = release = flowcollapse.__version__
+
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "mathml", "docstrings"]
+exclude_patterns = ["_build", "_ext", "**.ipynb_checkpoints"]
+root_doc = "index"
+nitpicky = True
+nitpick_ignore_regex = [("py:.*", r"(?!flowcollapse\.).*")]  # names of other packages, in the types of arguments
+
+# Markdown
+myst_enable_extensions = ["dollarmath"]
+myst_heading_anchors = 3
+nb_execution_mode = "off"  # tests/test_notebooks.py runs the notebooks; the site shows the outputs that they keep
+
+# docstrings
+autodoc_default_options = {"members": True, "member-order": "bysource"}
+autodoc_typehints_format = "short"
+napoleon_numpy_docstring = False
+python_maximum_signature_line_length = 88
+
+# HTML
+html_theme = "furo"
+html_title = "flowcollapse"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_math_renderer = "mathml"
+html_copy_source = False
+html_theme_options = {"navigation_with_keys": True}
+
+ELSEWHERE = {"notebooks/": "tutorials/", "CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
+ELSEWHERE |= {"benchmarks/README.md": "benchmarks.md"}
+"""Files outside this folder that have a page here."""
+
+
+def copy_notebooks() -> None:
+    """Sphinx reads its own folder alone, and the notebooks stand beside it."""
+    for notebook in (ROOT / "notebooks").glob("*.ipynb"):
+        copy = HERE / "tutorials" / notebook.name
+        if not copy.exists() or copy.read_bytes() != notebook.read_bytes():
+            shutil.copyfile(notebook, copy)
+
+
+def point_to_pages(app, name: str, source: list[str]) -> None:
+    """Links to files outside, which hold in a plain view of the repository, lead to their pages here."""
+    up = "../" * (name.count("/") + 1)
+    for outside, page in ELSEWHERE.items():
+        source[0] = re.sub(rf"\]\({re.escape(up + outside)}", f"](/{page}", source[0])
+
+
+def setup(app) -> None:
+    copy_notebooks()
+    app.connect("source-read", point_to_pages)
