@@ -16,11 +16,12 @@ project = "flowcollapse"
 author = copyright = "The flowcollapse developers"
 version = release = flowcollapse.__version__
 
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "mathml", "docstrings"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "mathml", "docstrings", "commands"]
 exclude_patterns = ["_build", "_ext", "**.ipynb_checkpoints"]
 root_doc = "index"
 nitpicky = True
-nitpick_ignore_regex = [("py:.*", r"(?!flowcollapse\.).*")]  # names of other packages, in the types of arguments
+# Types of arguments that have no entry: those of other packages, and internal ones, whose names hold their module.
+nitpick_ignore_regex = [("py:.*", r"(?!flowcollapse\.).*"), ("py:class", r"flowcollapse\.[a-z_]+\.(?!\w+$).*|flowcollapse\._.*")]
 
 # Markdown
 myst_enable_extensions = ["dollarmath"]
@@ -43,7 +44,7 @@ html_copy_source = False
 html_theme_options = {"navigation_with_keys": True}
 
 ELSEWHERE = {"notebooks/": "tutorials/", "CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
-ELSEWHERE |= {"benchmarks/README.md": "benchmarks.md"}
+ELSEWHERE |= {"benchmarks/README.md": "benchmarks.md", "flowcollapse/metrics/__init__.py": "reference/metrics.md"}
 """Files outside this folder that have a page here."""
 
 

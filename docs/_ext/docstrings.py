@@ -6,10 +6,14 @@
 - A Markdown table stays as it is.
 """
 
+import importlib
+import inspect
 import re
 from collections.abc import Iterator
 
+from docutils import nodes
 from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective
 
 HEADINGS = re.compile(r"(Args|Returns|Raises|Source|Example|Yields|Attributes):$")
 
@@ -59,10 +63,30 @@ def inline(text: str) -> str:
     )
 
 
+CELL = re.compile(r"(?:`[^`]*`|[^`|])+")
+
+
+class ModuleText(SphinxDirective):
+    """The docstring of a module as Markdown, in which `|` may stand between backticks in a table."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        lines = inspect.cleandoc(importlib.import_module(self.arguments[0]).__doc__ or "").splitlines()
+        rows = {line: escaped(line) for line in lines if line.startswith("| ")}
+        return self.parse_text_to_nodes("\n".join(rows.get(line, line) for line in lines))
+
+
+def escaped(row: str) -> str:
+    """A row of a table with each `|` inside a cell escaped."""
+    return "|".join(["", *(cell.replace("|", r"\|") for cell in CELL.findall(row)), ""])
+
+
 def convert(app: Sphinx, what: str, name: str, value: object, options: object, lines: list[str]) -> None:
     lines[:] = converted(lines)
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("autodoc-process-docstring", convert, priority=100)  # before napoleon
+    app.add_directive("module-text", ModuleText)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
