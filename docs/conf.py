@@ -1,6 +1,5 @@
 """The site. One command builds it, without network: `python -m sphinx -W --keep-going docs docs/_build/html`."""
 
-import re
 import shutil
 import sys
 from pathlib import Path
@@ -48,21 +47,25 @@ ELSEWHERE |= {"benchmarks/README.md": "benchmarks.md", "flowcollapse/metrics/__i
 """Files outside this folder that have a page here."""
 
 
-def copy_notebooks() -> None:
-    """Sphinx reads its own folder alone, and the notebooks stand beside it."""
+def bring_notebooks(app) -> None:
+    """Copy the notebooks into this folder, because Sphinx reads no other. Their times stay, so only changes are read anew."""
     for notebook in (ROOT / "notebooks").glob("*.ipynb"):
-        copy = HERE / "tutorials" / notebook.name
-        if not copy.exists() or copy.read_bytes() != notebook.read_bytes():
-            shutil.copyfile(notebook, copy)
+        shutil.copy2(notebook, HERE / "tutorials")
+
+
+def remove_notebooks(app, exception) -> None:
+    for notebook in (HERE / "tutorials").glob("*.ipynb"):
+        notebook.unlink()
 
 
 def point_to_pages(app, name: str, source: list[str]) -> None:
     """Links to files outside, which hold in a plain view of the repository, lead to their pages here."""
     up = "../" * (name.count("/") + 1)
     for outside, page in ELSEWHERE.items():
-        source[0] = re.sub(rf"\]\({re.escape(up + outside)}", f"](/{page}", source[0])
+        source[0] = source[0].replace(f"]({up}{outside}", f"](/{page}")
 
 
 def setup(app) -> None:
-    copy_notebooks()
+    app.connect("builder-inited", bring_notebooks)
+    app.connect("build-finished", remove_notebooks)
     app.connect("source-read", point_to_pages)
