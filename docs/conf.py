@@ -20,7 +20,10 @@ exclude_patterns = ["_build", "_ext", "**.ipynb_checkpoints"]
 root_doc = "index"
 nitpicky = True
 # Types of arguments that have no entry: those of other packages, and internal ones, whose names hold their module.
-nitpick_ignore_regex = [("py:.*", r"(?!flowcollapse\.).*"), ("py:class", r"flowcollapse\.[a-z_]+\.(?!\w+$).*|flowcollapse\._.*")]
+nitpick_ignore_regex = [
+    ("py:.*", r"(?!flowcollapse\.).*"),
+    ("py:class", r"flowcollapse\.[a-z_]+\.(?!\w+$).*|flowcollapse\._.*"),
+]
 
 # Markdown
 myst_enable_extensions = ["dollarmath"]
@@ -48,7 +51,7 @@ ELSEWHERE |= {"benchmarks/README.md": "benchmarks.md", "flowcollapse/metrics/__i
 
 
 def bring_notebooks(app) -> None:
-    """Copy the notebooks into this folder, because Sphinx reads no other. Their times stay, so only changes are read anew."""
+    """Copy the notebooks into this folder, because Sphinx reads no other. Their times stay, so only changed ones count."""
     for notebook in (ROOT / "notebooks").glob("*.ipynb"):
         shutil.copy2(notebook, HERE / "tutorials")
 

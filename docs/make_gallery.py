@@ -1,10 +1,11 @@
 """The pictures of the page `gallery.md`, drawn by running the page.
 
-    python docs/make_gallery.py            # every block, from above to below, in a new folder
-    python docs/make_gallery.py --only Descent   # the blocks of one section
-    python docs/make_gallery.py --check    # only read the page: do its commands parse, are its pictures there and small?
+    python docs/make_gallery.py                 # every block, from above to below, in new folders
+    python docs/make_gallery.py --only Descent  # the blocks of one section
+    python docs/make_gallery.py --check         # run nothing: do the commands parse, are the pictures there and small?
 
-A picture `pictures/NAME.png` of the page is the file `NAME.png` that a block above it writes, in fewer pixels and colours.
+A picture `pictures/NAME.png` of the page is the file `NAME.png` that a block of its section writes, in fewer
+pixels and colours.
 """
 
 import argparse
@@ -37,7 +38,8 @@ def blocks(text: str) -> Iterator[tuple[str, str]]:
 def commands(text: str) -> list[list[str]]:
     """The words of each `flowcollapse` command in a block of a shell."""
     lines = text.replace("\\\n", " ").splitlines()
-    return [words[1:] for words in (shlex.split(line, comments=True) for line in lines) if words[:1] == ["flowcollapse"]]
+    split = (shlex.split(line, comments=True) for line in lines)
+    return [words[1:] for words in split if words[:1] == ["flowcollapse"]]
 
 
 def pictures(text: str) -> list[str]:

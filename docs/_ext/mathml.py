@@ -1,4 +1,4 @@
-"""Formulas as MathML, converted by docutils while the site is built. Browsers draw MathML without a script or a font."""
+"""Formulas as MathML, converted by docutils while the site is built. Browsers draw MathML without any script."""
 
 from docutils import nodes
 from docutils.utils.math import MathError
