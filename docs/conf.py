@@ -51,7 +51,9 @@ ELSEWHERE |= {"benchmarks/README.md": "benchmarks.md", "flowcollapse/metrics/__i
 
 
 def bring_notebooks(app) -> None:
-    """Copy the notebooks into this folder, because Sphinx reads no other. Their times stay, so only changed ones count."""
+    """Copy the notebooks into this folder, because Sphinx reads no other.
+
+    Their times stay, so that unchanged ones are not read again."""
     for notebook in (ROOT / "notebooks").glob("*.ipynb"):
         shutil.copy2(notebook, HERE / "tutorials")
 

@@ -1,5 +1,7 @@
 """Formulas as MathML, converted by docutils while the site is built. Browsers draw MathML without any script."""
 
+import re
+
 from docutils import nodes
 from docutils.utils.math import MathError
 from docutils.utils.math.latex2mathml import tex2mathml
@@ -14,10 +16,21 @@ def mathml(node: nodes.math | nodes.math_block, block: bool) -> str:
     text = node.astext()
     rows = r"\\" in text and r"\begin" not in text  # amsmath's own habit: several lines are a table aligned at `&`
     try:
-        return tex2mathml(rf"\begin{{aligned}}{text}\end{{aligned}}" if rows else text, as_block=block)
+        found = tex2mathml(rf"\begin{{aligned}}{text}\end{{aligned}}" if rows else text, as_block=block)
     except MathError as error:
         logger.warning("cannot read the formula %r: %s", text, error, location=node)
         return f"<code>{text}</code>"
+    return BARS.sub(bar, found.replace(' accent="true"', "").replace("<mo>'</mo>", '<mo lspace="0" rspace="0">′</mo>'))
+
+
+BARS = re.compile(r"<mo([^>]*)>([|‖])</mo>")
+
+
+def bar(match: re.Match) -> str:
+    """The bar of a norm, as high as its neighbours. Without a font for mathematics, browsers stretch it unevenly, and draw
+    accents through the letters below them."""
+    form = "prefix" if "mathopen" in match[1] else "postfix"
+    return f'<mo stretchy="false" form="{form}">{match[2]}</mo>'
 
 
 def visit_inline(writer, node: nodes.math) -> None:
