@@ -22,6 +22,8 @@ from pathlib import Path
 HERE = Path(__file__).parent
 LARGEST = 100_000
 """Bytes that a picture may have."""
+LARGEST_SIDES = (1200, 460)
+"""Pixels: a row of panels fills the page, and a single panel does not."""
 
 
 def sections(page: str) -> dict[str, str]:
@@ -84,14 +86,14 @@ def run(text: str, folder: Path) -> None:
 
 
 def store(name: str, folder: Path) -> None:
-    """Keep a picture: at most 900 pixels wide, in 64 colours."""
+    """Keep a picture in fewer pixels and in 64 colours."""
     from PIL import Image
 
     (source,) = folder.rglob(f"{name}.png")
     with Image.open(source) as image:
         white = Image.new("RGB", image.size, "white")
         white.paste(image, mask=image.convert("RGBA").getchannel("A"))
-    white.thumbnail((900, 900), Image.Resampling.LANCZOS)
+    white.thumbnail(LARGEST_SIDES, Image.Resampling.LANCZOS)
     white.quantize(64).save(HERE / "pictures" / f"{name}.png", optimize=True)
 
 
