@@ -22,8 +22,8 @@ from pathlib import Path
 HERE = Path(__file__).parent
 LARGEST = 100_000
 """Bytes that a picture may have."""
-LARGEST_SIDES = (1200, 460)
-"""Pixels: a row of panels fills the page, and a single panel does not."""
+PIXELS = 110
+"""Pixels an inch, so that letters have the same size in all pictures."""
 
 
 def sections(page: str) -> dict[str, str]:
@@ -86,15 +86,16 @@ def run(text: str, folder: Path) -> None:
 
 
 def store(name: str, folder: Path) -> None:
-    """Keep a picture in fewer pixels and in 64 colours."""
+    """Keep a picture, in fewer pixels and in 64 colours."""
     from PIL import Image
 
     (source,) = folder.rglob(f"{name}.png")
     with Image.open(source) as image:
         white = Image.new("RGB", image.size, "white")
         white.paste(image, mask=image.convert("RGBA").getchannel("A"))
-    white.thumbnail(LARGEST_SIDES, Image.Resampling.LANCZOS)
-    white.quantize(64).save(HERE / "pictures" / f"{name}.png", optimize=True)
+    scale = PIXELS / image.info["dpi"][0]
+    small = white.resize([round(side * scale) for side in white.size], Image.Resampling.LANCZOS)
+    small.quantize(64).save(HERE / "pictures" / f"{name}.png", optimize=True)
 
 
 def main() -> int:
