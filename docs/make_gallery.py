@@ -86,7 +86,7 @@ def run(text: str, folder: Path) -> None:
 
 
 def store(name: str, folder: Path) -> None:
-    """Keep a picture, in fewer pixels and in 64 colours."""
+    """Keep a picture, in fewer pixels and in 256 colours."""
     from PIL import Image
 
     (source,) = folder.rglob(f"{name}.png")
@@ -95,7 +95,7 @@ def store(name: str, folder: Path) -> None:
         white.paste(image, mask=image.convert("RGBA").getchannel("A"))
     scale = PIXELS / image.info["dpi"][0]
     small = white.resize([round(side * scale) for side in white.size], Image.Resampling.LANCZOS)
-    small.quantize(64).save(HERE / "pictures" / f"{name}.png", optimize=True)
+    small.quantize(256).save(HERE / "pictures" / f"{name}.png", optimize=True)
 
 
 def main() -> int:

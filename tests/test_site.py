@@ -63,6 +63,19 @@ def test_every_notebook_has_its_line():
         assert f"(../../notebooks/{notebook.name})" in table, notebook.name
 
 
+MARKDOWN = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "benchmarks/README.md")),
+    *map(DOCS.joinpath, PAGES),
+]
+
+
+@pytest.mark.parametrize("file", MARKDOWN, ids=lambda file: file.relative_to(ROOT).as_posix())
+def test_links_hold_in_a_plain_view_of_the_repository(file):
+    text = re.sub(r"^```.*?^```$|`[^`]*`|\$[^$]*\$", "", file.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
+    targets = {target.partition("#")[0] for target in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in target}
+    assert [target for target in targets if not (file.parent / target).exists()] == []
+
+
 ELSEWHERE = {
     "explanation/descent.md": "takes minutes",
     "gallery.md": "docs/make_gallery.py",

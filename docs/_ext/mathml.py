@@ -1,5 +1,6 @@
 """Formulas as MathML, converted by docutils while the site is built. Browsers draw MathML without any script."""
 
+import html
 import re
 
 from docutils import nodes
@@ -14,21 +15,22 @@ logger = logging.getLogger(__name__)
 def mathml(node: nodes.math | nodes.math_block, block: bool) -> str:
     """One formula. A formula that docutils cannot read is a warning, and so ends the build."""
     text = node.astext()
-    rows = r"\\" in text and r"\begin" not in text  # amsmath's own habit: several lines are a table aligned at `&`
+    rows = r"\\" in text and r"\begin" not in text  # as in amsmath: several lines are a table that is aligned at `&`
     try:
         found = tex2mathml(rf"\begin{{aligned}}{text}\end{{aligned}}" if rows else text, as_block=block)
     except MathError as error:
         logger.warning("cannot read the formula %r: %s", text, error, location=node)
-        return f"<code>{text}</code>"
-    return BARS.sub(bar, found.replace(' accent="true"', "").replace("<mo>'</mo>", '<mo lspace="0" rspace="0">′</mo>'))
+        return f"<code>{html.escape(text)}</code>"
+    # Without a font for mathematics, browsers draw accents through the letters, but place what is no accent above them.
+    found = found.replace(' accent="true"', "").replace("<mo>'</mo>", '<mo lspace="0" rspace="0">′</mo>')
+    return BARS.sub(bar, found)
 
 
 BARS = re.compile(r"<mo([^>]*)>([|‖])</mo>")
 
 
 def bar(match: re.Match) -> str:
-    """The bar of a norm, as high as its neighbours. Without a font for mathematics, browsers stretch it unevenly, and draw
-    accents through the letters below them."""
+    """The bar of a norm, as high as a letter. Browsers would stretch the two bars to different heights."""
     form = "prefix" if "mathopen" in match[1] else "postfix"
     return f'<mo stretchy="false" form="{form}">{match[2]}</mo>'
 
