@@ -18,7 +18,6 @@ version = release = flowcollapse.__version__
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "mathml", "docstrings", "commands"]
 exclude_patterns = ["_build", "_ext", "**.ipynb_checkpoints"]
 root_doc = "index"
-smartquotes_action = "qe"  # flags begin with two hyphens
 nitpicky = True
 # Types of arguments that have no entry: those of other packages, and internal ones, whose names hold their module.
 nitpick_ignore_regex = [

@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import re
 
 from docutils import nodes
 from sphinx.application import Sphinx
@@ -21,7 +22,7 @@ class Commands(SphinxDirective):
     def section(self, name: str, command: type) -> nodes.section:
         section = nodes.section(ids=[f"flowcollapse-{name}"], names=[f"flowcollapse {name}"])
         section += nodes.title("", "", nodes.literal(text=f"flowcollapse {name}"))
-        section += self.parse_text_to_nodes(inspect.cleandoc(command.__doc__ or ""))
+        section += self.parse_text_to_nodes(marked(inspect.cleandoc(command.__doc__ or "")))
         section += self.parse_text_to_nodes("\n".join(lines_of(command)))
         self.state.document.note_explicit_target(section, section)
         return section
@@ -37,8 +38,13 @@ def lines_of(command: type) -> list[str]:
             if not dataclasses.is_dataclass(field.type):
                 flag = flags[field.name]
                 word = field.name.upper() if flag.positional else flag.word
-                lines.append(f"- `{word}`: {text} {default_of(field)}".rstrip())
+                lines.append(f"- `{word}`: {marked(text)} {default_of(field)}".rstrip())
     return lines
+
+
+def marked(text: str) -> str:
+    """A help text with the flags in it marked as code, so that their hyphens stay."""
+    return re.sub(r"(?<!\S)--[a-z][\w-]*", r"`\g<0>`", text)
 
 
 def default_of(field: dataclasses.Field) -> str:

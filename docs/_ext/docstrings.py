@@ -84,6 +84,8 @@ def escaped(row: str) -> str:
 
 def convert(app: Sphinx, what: str, name: str, value: object, options: object, lines: list[str]) -> None:
     lines[:] = converted(lines)
+    if what in ("attribute", "property"):
+        lines[:0] = ["..", ""]  # a comment: napoleon takes the words before a colon in the first line for a type
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
