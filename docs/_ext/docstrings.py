@@ -88,7 +88,13 @@ def convert(app: Sphinx, what: str, name: str, value: object, options: object, l
         lines[:0] = ["..", ""]  # a comment: napoleon takes the words before a colon in the first line for a type
 
 
+def skip(app: Sphinx, what: str, name: str, value: object, skipped: bool, options: object) -> bool | None:
+    """Leave out the fields of named tuples, which the docstrings of their classes tell."""
+    return True if (getattr(value, "__doc__", None) or "").startswith("Alias for field number") else None
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("autodoc-process-docstring", convert, priority=100)  # before napoleon
+    app.connect("autodoc-skip-member", skip)
     app.add_directive("module-text", ModuleText)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
