@@ -186,7 +186,7 @@ def test_fields_are_told():
 ROOT = Path(__file__).parents[1]
 PROSE = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "benchmarks/README.md")),
-    *(ROOT / "docs").glob("*.md"),
+    *(path for path in (ROOT / "docs").rglob("*.md") if "_build" not in path.parts),
     *(ROOT / "flowcollapse").rglob("*.py"),
 ]
 

@@ -18,7 +18,7 @@ from flowcollapse.methods.solvers.registry import SOLVERS
 from flowcollapse.metrics.registry import checked_names
 from flowcollapse.model.columns import SAMPLES
 
-PAGE = (Path(__file__).parent.parent / "docs" / "extending.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parent.parent / "docs" / "howto" / "extending.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 MODULE = "\n\n".join(block for block in BLOCKS if block.startswith("# mine.py"))
 PROGRAM = next(block for block in BLOCKS if not block.startswith("# mine.py"))

@@ -44,7 +44,7 @@ def fit(
             of shape (time,); a pandas DataFrame with such columns; an `xarray.Dataset` with such a dimension; or a
             `Trajectory`. Training starts at time 0, with the bias at 0; the first points may be missing. `loss` is
             another name for the risk.
-        num_classes: C. Default: the attribute of the Dataset, or that of its model.
+        num_classes: C, at least 2. Default: the attribute of the Dataset, or that of its model.
         samples_per_class: N, or one count per class; counts may differ by a tenth, and their mean is used. Default: as
             for C.
         num_features: p, if there are few: below C - 1 it limits the number of modes, and below 2 (C - 1) the modes of

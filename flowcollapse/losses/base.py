@@ -27,7 +27,7 @@ class AbstractLoss(eqx.Module):
     A subclass is final. Its fields are its numbers, such as a smoothing, and can be axes of a sweep; other options are
     static fields. Define `value` and `gradient`. The defaults of the other members assume no special property.
 
-    Source: the weighted form is derived here; `docs/extending.md` has a worked example.
+    Source: the weighted form is derived here; `docs/howto/extending.md` has a worked example.
 
     Example:
         >>> import jax.numpy as jnp, flowcollapse as fc

@@ -24,7 +24,7 @@ class UFM(eqx.Module):
     Args:
         num_classes: C, at least 2.
         samples_per_class: N, or a tuple with one count per class.
-        num_features: p.
+        num_features: p, at least 1.
         weight_decay: one number for all, or three in the order (W, H, b); adds `1/2 lam ||.||^2` of each to the risk.
         use_bias: whether the model has a bias. Without one, `b` stays zero.
         loss: a loss of the logits (`fc.losses`) or its text: `"squared"`, the paper's, `"cross-entropy"`,

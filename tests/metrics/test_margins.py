@@ -157,7 +157,7 @@ def test_the_normalised_margin_approaches_that_of_the_frame():
     path = fc.simulate(model, start, fc.Flow(clock="log", rtol=1e-8), [200.0, 400.0], metrics=names)
     np.testing.assert_allclose(path.metrics["normalised_margin"][-1], 1 / (N**0.5 * (C - 1)), rtol=1e-3)
     early, late = path.metrics["alignment"]
-    # The logits grow like ln t + ln ln t + ln(2 s C), see `docs/theory.md`.
+    # The logits grow like ln t + ln ln t + ln(2 s C), see `docs/explanation/theory.md`.
     rho = np.array([time + np.log(time) + np.log(2 * N**0.5 * C) for time in (200.0, 400.0)])
     np.testing.assert_allclose(late / early, rho[0] / rho[1], rtol=1e-2)
     assert path.metrics["logit_spread"][-1] < 1e-6

@@ -6,8 +6,8 @@ takes DOP853's twelve stages, and the fast part at the fraction x of a step is
     fast(x) = exp(-a h x) fast0 + h sum_j w_j(a h) g_j
 
 The weights are exact for polynomials at any stiffness `a`, and equal DOP853's weights if `a h` is small. So neither
-accuracy nor step size depends on the stiffness. The weights, derived here, are in `weights.py`. `docs/solver.md` has
-the derivation and the measurements. The coefficients of DOP853 are in `dop853.py`.
+accuracy nor step size depends on the stiffness. The weights, derived here, are in `weights.py`. The
+derivation and the measurements are in `docs/explanation/solver.md`. The coefficients of DOP853 are in `dop853.py`.
 """
 
 import dataclasses

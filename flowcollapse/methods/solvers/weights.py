@@ -10,8 +10,8 @@ Lawson's weights, which `chi(z)` fades out for large z:
     w_k(z) = int_0^x exp(-z (x - t)) l_k(t) dt + chi(z) sum_j v_j (delta_jk - l_k(c_j)).
 
 At z = 0 the row is the row of DOP853. Polynomials of a degree below the number of stages in K, and so constants, are
-integrated exactly at any z. Derived here: `docs/solver.md` has the derivation, the choice of the sets K and the
-measurements. The coefficients of DOP853 are in `dop853.py`.
+integrated exactly at any z. Derived here: the derivation, the choice of the sets K and the measurements are in
+`docs/explanation/solver.md`. The coefficients of DOP853 are in `dop853.py`.
 """
 
 import math
