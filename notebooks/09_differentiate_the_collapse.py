@@ -118,8 +118,8 @@ for eps in scales:
     print(f"eps {eps}: relative difference of the gradients {differences[-1]:.1e}")
 
 # %% [markdown]
-# Of which part of the start is this a memory? The gradient says by which share of itself SNC2 changes if a part grows by
-# a share of itself.
+# Of which part of the start is this a memory? The gradient says by which share of itself SNC2 changes if a part grows
+# by a share of itself.
 
 # %%
 start = fc.to_class_means(wide, fc.initial.sphere(wide, 0.01, key=jax.random.key(2)))
@@ -137,7 +137,8 @@ plt.tight_layout()
 print("sum of the shares:", sum(shares.values()))
 
 # %% [markdown]
-# The shares add up to 1, because SNC2 is proportional to the start to leading order (Euler's theorem for a homogeneous function).
+# The shares add up to 1, because SNC2 is proportional to the start to leading order (Euler's theorem for a homogeneous
+# function).
 
 # %%
 assert error < 0.1
