@@ -58,6 +58,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def commands() -> dict[str, type]:
     """The commands by name."""
+    from .animate import Animate
     from .compare import Compare
     from .doctor import Doctor
     from .info import Info
@@ -77,6 +78,7 @@ def commands() -> dict[str, type]:
         "compare": Compare,
         "measure": Measure,
         "plot": Plot,
+        "animate": Animate,
         "show": Show,
         "verify": Verify,
         "init": Init,

@@ -29,7 +29,7 @@ class Init(Command):
 
     file: Annotated[Path | None, tyro.conf.Positional] = None
     """The file to write: it must not exist yet."""
-    command: Literal["simulate", "sweep", "compare", "reproduce", "measure", "show", "verify"] = "sweep"
+    command: Literal["simulate", "sweep", "compare", "reproduce", "measure", "animate", "show", "verify"] = "sweep"
     """The command that will read it."""
 
     def run(self, console: Console) -> None:

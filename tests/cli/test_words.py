@@ -6,6 +6,7 @@ import pytest
 
 import flowcollapse as fc
 from flowcollapse.cli import said_once
+from flowcollapse.cli.animate import Animate
 from flowcollapse.cli.compare import Compare
 from flowcollapse.cli.options import Lanes, seeds_of
 from flowcollapse.cli.reproduce import Reproduce
@@ -20,6 +21,7 @@ COMMANDS = {
     "compare": Compare,
     "reproduce": Reproduce,
     "verify": Verify,
+    "animate": Animate,
 }
 
 
