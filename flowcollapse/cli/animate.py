@@ -38,7 +38,11 @@ class Film:
 class Animate(Computing):
     """Film a new run: features, class means and the rows of W move onto the simplex, with risk and errors beside them.
     Two classes are drawn on a line, three in the plane of their triangle, four as a tetrahedron, more along the two
-    longest axes of their class means."""
+    longest axes of their class means.
+
+    Example:
+        flowcollapse animate --samples-per-class 10 --eps 0.7 --frames 40 --out collapse.gif
+    """
 
     model: Model = dataclasses.field(default_factory=Model)
     start: Start = dataclasses.field(default_factory=Start)
@@ -56,6 +60,7 @@ class Animate(Computing):
         import flowcollapse as fc
 
         from ..metrics.registry import available
+        from ..plot._films import write_film
         from ..plot._motion import curves_shown
         from ..plot.moving import check_numbers
 
@@ -67,7 +72,8 @@ class Animate(Computing):
         names = curves_shown(available(model, start.columns))
         path = fc.simulate(model, start, method, saves, save_states=True, metrics=names)
         console.say(str(path))
-        fc.plot.save(fc.plot.animate(path, frames=film.frames, fps=film.fps, samples=film.samples), film.out)
+        made = fc.plot.animate(path, frames=film.frames, fps=film.fps, samples=film.samples)
+        write_film(made, film.out, progress=console.bars)
         console.say(f"Wrote {film.out}")
 
     def _saves(self, start: "State", model: "UFM") -> int:

@@ -53,7 +53,11 @@ class Kept:
 
 @dataclasses.dataclass(frozen=True)
 class Compare(Computing):
-    """Run the flow and optimizers from the same starts, matched in time, and report how far apart they are."""
+    """Run the flow and optimizers from the same starts, matched in time, and report how far apart they are.
+
+    Example:
+        flowcollapse compare --optimizer sgd:learning_rate=0.05 --eps 0.1 --seeds 2 --metrics snc1,risk --out both.nc
+    """
 
     against: Against = dataclasses.field(default_factory=Against)
     lanes: Lanes = dataclasses.field(default_factory=lambda: Lanes(eps=(1e-1, 1e-2), seeds=("16",)))

@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.animation import FFMpegWriter, FuncAnimation, PillowWriter
 from matplotlib.figure import Figure
 from PIL import Image
+from tqdm import tqdm
 
 from .._errors import UsageError
 from .._files import check_film, replacing
@@ -32,7 +33,7 @@ class Film(FuncAnimation):
         super().__init__(
             figure, draw, frames=frames, interval=round(1000 / fps), repeat_delay=HOLD, cache_frame_data=False
         )
-        self.fps = fps
+        self.fps, self.num_frames = fps, len(frames)
 
     def __del__(self) -> None:
         """Matplotlib would warn of a film that was never played, although its figure shows the end of the run."""
@@ -59,21 +60,23 @@ class SmallGif(PillowWriter):
         few[0].save(self.outfile, format="GIF", optimize=True, disposal=1, loop=0, **options)
 
 
-def write_film(film: Film, file: Path) -> None:
-    """Write a film as GIF or MP4, chosen by the file's suffix, completely or not at all.
+def write_film(film: Film, file: Path, *, progress: bool = False) -> None:
+    """Write a film as GIF or MP4, chosen by the file's suffix, completely or not at all, with a progress bar if wanted.
 
     Raises:
         UsageError: for another suffix, an MP4 without ffmpeg, or a file that cannot be written.
     """
     check_film(file)
-    with replacing(file) as part:
+    bar = tqdm(total=film.num_frames, desc="frames", disable=not progress)
+    options: dict[str, Any] = {"progress_callback": lambda frame, total: bar.update()}
+    with bar, replacing(file) as part:
         if file.suffix.lower() == ".gif":
-            film.save(part, writer=SmallGif(film.fps), dpi=GIF_DPI)
+            film.save(part, writer=SmallGif(film.fps), dpi=GIF_DPI, **options)
             return
         try:
             rest = f"tpad=stop_mode=clone:stop_duration={HOLD}ms"
             writer = FFMpegWriter(film.fps, codec="h264", extra_args=["-vf", rest, "-f", "mp4", "-pix_fmt", "yuv420p"])
-            film.save(part, writer=writer, dpi=MP4_DPI)
+            film.save(part, writer=writer, dpi=MP4_DPI, **options)
         except subprocess.CalledProcessError as error:
             told = " ".join(str(error.stderr or error).split())[-200:]
             raise UsageError(f"ffmpeg could not write {file}: {told}; end the name in .gif.") from None
