@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import importlib
 import io
 from typing import Annotated, Literal
 
@@ -25,12 +26,10 @@ class Completion(Command):
     """The shell."""
 
     def run(self, console: Console) -> None:
-        from . import commands
-
         text = io.StringIO()
         with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
             tyro.extras.subcommand_cli_from_dict(
-                commands(),
+                importlib.import_module(__name__.rpartition(".")[0]).commands(),  # it imports this module
                 prog="flowcollapse",
                 args=["--tyro-print-completion", self.shell],
                 config=(tyro.conf.OmitArgPrefixes,),

@@ -182,8 +182,10 @@ def check_value(flag: Flag, value: str) -> None:
     """Raise `UsageError` unless a value is a number or one of the choices, if the flag takes those."""
     if flag.choices and value not in flag.choices and flag.kind is not Kind.SWITCH:
         listed = ", ".join(flag.choices)
-        cure = nearest(value, flag.choices) or "."
-        raise UsageError(f"{flag.word} is {value!r}, which is none of its values: choose one of {listed}{cure}")
+        raise UsageError(
+            f"{flag.word} is {value!r}, which is none of its values: choose one of {listed}"
+            f"{nearest(value, flag.choices) or '.'}"
+        )
     if flag.number is None or flag.kind is Kind.SWITCH or value == "None":
         return
     text = value.partition("=")[2] if flag.kind is Kind.PAIRS else value
@@ -204,8 +206,8 @@ def check_known(name: str, others: Sequence[str], flags: dict[str, Flag]) -> Non
     if not is_flag(word):
         raise UsageError(f"{name} has no use for {word!r}: write a flag before a value, as in --config FILE.")
     known = [flag.word[2:] for flag in flags.values() if not flag.positional]
-    close = nearest(word.lstrip("-"), known).replace("'", "'--", 1)
-    raise UsageError(f"{word} is not a flag of {name}{close or f': run flowcollapse {name} --help to see them.'}")
+    cure = nearest(word.lstrip("-"), known) or f": run flowcollapse {name} --help to see them."
+    raise UsageError(f"{word} is not a flag of {name}{cure}")
 
 
 def cleaned(flag: Flag, words: Sequence[str]) -> list[str]:

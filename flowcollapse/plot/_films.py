@@ -33,7 +33,7 @@ class Film(FuncAnimation):
         super().__init__(
             figure, draw, frames=frames, interval=round(1000 / fps), repeat_delay=HOLD, cache_frame_data=False
         )
-        self.fps, self.num_frames = fps, len(frames)
+        self.figure, self.fps, self.num_frames = figure, fps, len(frames)
 
     def __del__(self) -> None:
         """Matplotlib would warn of a film that was never played, although its figure shows the end of the run."""

@@ -141,7 +141,7 @@ BAD = {
     "fly": "'fly' is not a command: choose one of",
     "simulat --eps 1": "'simulat' is not a command: choose one of reproduce",
     "reproduce --epsilon 1": "--epsilon is not a flag of reproduce",
-    "simulate --learnin_rate 1": "--learnin_rate is not a flag of simulate; did you mean '--learning-rate'?",
+    "simulate --learnin_rate 1": "--learnin_rate is not a flag of simulate; did you mean 'learning-rate'?",
     "simulate -o run.nc": "-o is not a flag of simulate: run flowcollapse simulate --help",
     "simulate run.toml": "simulate has no use for 'run.toml': write a flag before a value",
     "simulate --eps 1 2": "simulate has no use for '2'",
