@@ -78,5 +78,7 @@ def write_film(film: Film, file: Path, *, progress: bool = False) -> None:
             writer = FFMpegWriter(film.fps, codec="h264", extra_args=["-vf", rest, "-f", "mp4", "-pix_fmt", "yuv420p"])
             film.save(part, writer=writer, dpi=MP4_DPI, **options)
         except subprocess.CalledProcessError as error:
-            told = " ".join(str(error.stderr or error).split())[-200:]
-            raise UsageError(f"ffmpeg could not write {file}: {told}; end the name in .gif.") from None
+            if isinstance(error.__context__, KeyboardInterrupt):  # Ctrl-C ends ffmpeg too
+                raise KeyboardInterrupt from None
+            told = f"ffmpeg could not write {file}, it ended with code {error.returncode}"
+            raise UsageError(f"{told}: end the name in .gif, or try another ffmpeg.") from None

@@ -20,7 +20,7 @@ def test_the_command_films_a_run(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "descent (sgd, 30 steps)" in out
     assert f"Wrote {file}" in out
-    with GifImageFile(file) as picture:
+    with GifImageFile(str(file)) as picture:
         assert picture.n_frames == 4
         assert picture.info["duration"] == 200
     assert [one.name for one in file.parent.iterdir()] == ["film.gif"]

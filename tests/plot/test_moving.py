@@ -2,6 +2,7 @@
 
 import itertools
 import shutil
+import sys
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import systems
 import xarray as xr
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from PIL.GifImagePlugin import GifImageFile
 
@@ -174,7 +176,7 @@ def test_a_run_its_dataset_and_its_file_give_the_same_film(run, tmp_path):
         for one, two in zip(first.figure.axes, other.figure.axes, strict=True):
             assert one.get_xlabel() == two.get_xlabel()
             for line, same in zip(one.lines, two.lines, strict=True):
-                np.testing.assert_allclose(line.get_xydata(), same.get_xydata(), atol=1e-12)
+                np.testing.assert_allclose(np.asarray(line.get_xydata()), np.asarray(same.get_xydata()), atol=1e-12)
     curves = {line.get_label(): line for ax in first.figure.axes[1:] for line in ax.lines}
     for label, name in {"risk": "risk", "SNC1": "snc1", "SNC3": "snc3"}.items():
         np.testing.assert_array_equal(curves[label].get_ydata(), run.metrics[name])
@@ -211,7 +213,7 @@ def test_films_of_every_kind_of_model(name, tmp_path):
     sizes: dict[str, Any] = {"num_classes": 3, "samples_per_class": 3, "num_features": 6} | VARIETY[name]
     film = fc.plot.animate(descend(fc.UFM(**sizes), ts=5, learning_rate=0.02), frames=2)
     fc.plot.save(film, tmp_path / "a.gif")
-    with GifImageFile(tmp_path / "a.gif") as picture:
+    with GifImageFile(str(tmp_path / "a.gif")) as picture:
         assert picture.n_frames == 2
 
 
@@ -227,9 +229,10 @@ def test_a_run_that_diverges_is_shown_as_far_as_it_is_finite():
 def test_a_gif_has_the_frames_and_colours_of_the_film(run, tmp_path):
     film = fc.plot.animate(run, frames=12, fps=10)
     fc.plot.save(film, tmp_path / "a.gif")
-    film.figure.canvas.draw()
-    wanted = np.asarray(film.figure.canvas.buffer_rgba())[..., :3].astype(int)
-    with GifImageFile(tmp_path / "a.gif") as picture:
+    canvas = FigureCanvasAgg(film.figure)
+    canvas.draw()
+    wanted = np.asarray(canvas.buffer_rgba())[..., :3].astype(int)
+    with GifImageFile(str(tmp_path / "a.gif")) as picture:
         assert (picture.format, picture.size) == ("GIF", (640, 360))
         assert 10 <= picture.n_frames <= 12
         lengths = []
@@ -249,6 +252,18 @@ def test_an_mp4_is_written_by_ffmpeg(run, tmp_path):
     fc.plot.save(fc.plot.animate(run, frames=3), tmp_path / "a.mp4")
     assert (tmp_path / "a.mp4").read_bytes()[4:8] == b"ftyp"
     assert [file.name for file in tmp_path.iterdir()] == ["a.mp4"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a script of Unix")
+def test_an_ffmpeg_that_fails_is_told(run, tmp_path, monkeypatch):
+    broken = tmp_path / "ffmpeg"
+    broken.write_text("#!/bin/sh\ncat > /dev/null; exit 3\n")
+    broken.chmod(0o755)
+    monkeypatch.setattr(shutil, "which", lambda name: str(broken))
+    with plt.rc_context({"animation.ffmpeg_path": str(broken)}):
+        film = fc.plot.animate(run, frames=2)
+        systems.assert_refused(lambda: fc.plot.save(film, tmp_path / "a.mp4"), ["ended with code 3", "in .gif"])
+    assert [file.name for file in tmp_path.iterdir()] == ["ffmpeg"]
 
 
 def test_classes_differ_in_grey_and_in_shape():
