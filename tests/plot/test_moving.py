@@ -17,6 +17,7 @@ from matplotlib.colors import to_rgb
 from PIL.GifImagePlugin import GifImageFile
 
 import flowcollapse as fc
+from flowcollapse.model import columns
 from flowcollapse.plot import _motion, moving
 
 MODEL = fc.UFM(num_classes=3, samples_per_class=4, num_features=6)
@@ -215,6 +216,16 @@ def test_films_of_every_kind_of_model(name, tmp_path):
     fc.plot.save(film, tmp_path / "a.gif")
     with GifImageFile(str(tmp_path / "a.gif")) as picture:
         assert picture.n_frames == 2
+
+
+def test_samples_that_would_not_fit_into_memory_are_left_out(run, monkeypatch, tmp_path):
+    monkeypatch.setattr(columns, "MAX_LIFT_BYTES", 100)
+    film = fc.plot.animate(run, frames=2)
+    means, features, _ = drawn(film.figure.axes[0])
+    assert means.shape == (2, 3)
+    assert [places.shape for places in features] == [(2, 0)] * 3
+    assert any("none drawn" in text.get_text() for text in film.figure.texts)
+    assert "features" not in [text.get_text() for text in film.figure.legends[0].get_texts()]
 
 
 def test_a_run_that_diverges_is_shown_as_far_as_it_is_finite():
