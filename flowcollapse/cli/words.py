@@ -32,7 +32,7 @@ class Kind(enum.Enum):
     SEEDS = "seeds"
     """Ranges and lists are merged; a count cannot be combined with anything."""
     TEXTS = "texts"
-    """Texts are collected in order; commas are part of the texts."""
+    """Texts are collected in order; numbers that follow a name belong to its text."""
     AXES = "axes"
     """`name=value,value`: the values of each name are merged."""
     PAIRS = "pairs"
@@ -227,6 +227,8 @@ def cleaned(flag: Flag, words: Sequence[str]) -> list[str]:
         if switch is None:
             raise UsageError(f"{flag.word} is a switch, got {words[0]!r}: write {flag.word} or --no-{flag.word[2:]}.")
         return [switch]
+    if flag.kind is Kind.TEXTS and not flag.is_path:
+        return named_texts(words)
     if flag.is_path:
         return [str(local_path(word, flag.name)) for word in words]
     return [_choice(flag, word) for word in words]
@@ -235,6 +237,19 @@ def cleaned(flag: Flag, words: Sequence[str]) -> list[str]:
 def split(words: Iterable[str]) -> list[str]:
     """The parts between commas and spaces."""
     return [part for word in words for part in re.split(r"[,\s]+", word) if part]
+
+
+def named_texts(words: Iterable[str]) -> list[str]:
+    """The texts `name:number=value,number=value` between commas and spaces. A part `number=value` goes to the text
+    before it."""
+    texts: list[str] = []
+    for word in words:
+        for i, part in enumerate(split([word])):
+            if i and "=" in part and ":" not in part:
+                texts[-1] += f",{part}"
+            else:
+                texts.append(part)
+    return texts
 
 
 def is_count(seeds: Sequence[str]) -> bool:
@@ -257,15 +272,14 @@ def _choice(flag: Flag, word: str) -> str:
 
 
 def _axes(words: Sequence[str]) -> list[str]:
-    """`name=value,value` for each name; words without a name are further values of the name before them."""
+    """`name=value,value` for each name; parts without a name are further values of the name before them."""
     found: list[str] = []
-    for word in words:
-        name, equals, values = word.partition("=")
+    for part in split(words):
+        name, equals, value = part.partition("=")
         if equals or not found:
-            values = ",".join(split([values]))
-            found.append(f"{name.strip().replace('-', '_')}={values}" if equals else word)
+            found.append(f"{name.replace('-', '_')}={value}" if equals else part)
         else:
-            found[-1] += "," * (not found[-1].endswith("=")) + ",".join(split([word]))
+            found[-1] += "," * (not found[-1].endswith("=")) + part
     return found
 
 
