@@ -4,6 +4,7 @@ import contextlib
 import math
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -56,6 +57,18 @@ def check_picture(path: Path) -> None:
     """Raise `UsageError` unless the name has the ending of a picture."""
     if path.suffix.lower() not in PICTURES:
         raise UsageError(f"{path} does not end in {', '.join(PICTURES)}: give the picture one of these endings.")
+
+
+FILMS = (".gif", ".mp4")
+
+
+def check_film(path: Path) -> None:
+    """Raise `UsageError` unless the name has the ending of a film that can be written on this machine."""
+    suffix = path.suffix.lower()
+    if suffix not in FILMS:
+        raise UsageError(f"{path} does not end in {', '.join(FILMS)}: give the film one of these endings.")
+    if suffix == ".mp4" and shutil.which("ffmpeg") is None:
+        raise UsageError(f"{path} needs ffmpeg, which is not found: end the name in .gif, or install ffmpeg.")
 
 
 def check_writable(path: Path) -> None:

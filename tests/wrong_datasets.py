@@ -44,6 +44,13 @@ def run_dataset() -> xr.Dataset:
     return xr.Dataset({name: ("time", [0.5, 0.4]) for name in names}, {"time": TIMES})
 
 
+def film_dataset() -> xr.Dataset:
+    """A run with states."""
+    shapes = {"H": ("time", "feature", "sample"), "W": ("time", "class", "feature")}
+    states = {"H": (shapes["H"], np.ones((2, 4, 9))), "W": (shapes["W"], np.ones((2, 3, 4)))}
+    return xr.Dataset({"risk": ("time", [0.5, 0.4])} | states, {"time": TIMES})
+
+
 def measurement_dataset() -> xr.Dataset:
     return xr.Dataset({"nc1": ("epoch", [0.5, 0.4])}, {"epoch": [1, 2]})
 

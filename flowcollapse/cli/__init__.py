@@ -4,22 +4,28 @@ Nothing heavy is imported before a command runs, so that `--help` is fast.
 """
 
 import contextlib
+import inspect
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from .. import __version__
-from .._errors import UsageError
+from .._errors import UsageError, nearest
 
 ABOUT = (
     "Gradient flow and gradient descent of the unconstrained features model, and how far they are from neural collapse."
 )
 
 EXIT_CODES = """Exit codes: 0 success, 1 a law fails (verify, show), 2 bad input, 70 internal error, 74 standard output
-cannot be written, 130 interrupted. A pipe that is closed early, for example by head, does not change the exit code."""
+cannot be written, 130 interrupted. A pipe that is closed early, for example by head, does not change the exit code.
+
+flowcollapse COMMAND --help shows the flags of a command and an example, flowcollapse --version the version. Colours are
+for terminals, and only if NO_COLOR is not set."""
 
 OUTPUT_FAILED, INTERRUPTED = 74, 130
+
+HELP = {"--help", "-h"}
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -33,7 +39,7 @@ def main(args: Sequence[str] | None = None) -> int:
         output cannot be written (a closed pipe does not count); or 130 after Ctrl-C.
 
     Raises:
-        SystemExit: with code 2 for unknown flags, with code 0 after `--help`.
+        SystemExit: with code 0 after `--help`.
 
     Example:
         >>> from flowcollapse.cli import main
@@ -58,7 +64,9 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def commands() -> dict[str, type]:
     """The commands by name."""
+    from .animate import Animate
     from .compare import Compare
+    from .completion import Completion
     from .doctor import Doctor
     from .info import Info
     from .init import Init
@@ -78,27 +86,38 @@ def commands() -> dict[str, type]:
         "compare": Compare,
         "measure": Measure,
         "plot": Plot,
+        "animate": Animate,
         "report": Report,
         "show": Show,
         "verify": Verify,
         "init": Init,
         "info": Info,
         "doctor": Doctor,
+        "completion": Completion,
     }
 
 
 def _main(args: list[str]) -> int:
     import tyro
 
-    from .console import Console
+    from .console import Console, without_colors
 
-    if args[:1] == ["--version"]:
-        Console().say(f"flowcollapse {__version__}")
-        return 0
     known = commands()
     first = next((i for i, word in enumerate(args) if word in known), None)
     if first is not None:
         args = said_once(known[args[first]], args[first], [*args[:first], *args[first + 1 :]])
+    elif "--version" in args:
+        Console().say(f"flowcollapse {__version__}")
+        return 0
+    elif not HELP & set(args):
+        word = next((word for word in args if not word.startswith("-")), None)
+        fault = "no command is given" if word is None else f"{word!r} is not a command"
+        cure = nearest(word, known) if word else ""
+        raise UsageError(f"{fault}: choose one of {', '.join(known)}{cure or ', or run flowcollapse --help.'}")
+    if without_colors():
+        getattr(tyro, "_experimental_options", {})["ansi_codes"] = (
+            False  # tyro colours its help whenever it writes to a terminal
+        )
     try:
         command = tyro.extras.subcommand_cli_from_dict(
             known,
@@ -107,8 +126,12 @@ def _main(args: list[str]) -> int:
             args=args,
             config=(tyro.conf.OmitArgPrefixes,),
         )
-    except BrokenPipeError:  # nobody reads the help or the error
-        return 0 if {"--help", "-h"} & set(args) else 2
+    except BrokenPipeError:  # nobody reads the help
+        return 0
+    except SystemExit as end:
+        if first is not None and HELP & set(args):
+            Console().say("\n".join(["Example:", *(f"    {line}" for line in examples(known[args[0]]))]))
+        raise end
     console = Console(command.quiet)
     code = command.run(console)
     if console.failure:
@@ -117,30 +140,37 @@ def _main(args: list[str]) -> int:
     return code or 0
 
 
+def examples(command: type) -> list[str]:
+    """The lines below "Example:" in the docstring of a command. Its help shows them, and the tests run them."""
+    lines = (inspect.getdoc(command) or "").partition("Example:\n")[2].splitlines()
+    return [line.strip() for line in lines if line.strip()]
+
+
 def said_once(command: type, name: str, args: Sequence[str]) -> list[str]:
     """The words of a command, including those of its configuration file, with each flag mentioned once.
 
     Raises:
-        UsageError: for a flag given twice with different values, a flag that the chosen method does not read, and a
-            file that cannot be read.
+        UsageError: for an unknown flag, a flag given twice with different values, a value of the wrong kind, a flag
+            that the chosen method does not read, and a file that cannot be read.
     """
     from .config import read_config
     from .options import READ_BY, check_read
-    from .words import add, flags_of, read, replaced, written
+    from .words import add, check_known, flags_of, read, replaced, written
 
-    if {"--help", "-h"} & set(args):
+    if HELP & set(args):
         return [name, "--help"]
     flags = flags_of(command)
     values, others = read(args, flags)
     if name == "sweep" and others and not others[0].startswith("-"):
         add(values, flags["config"], [others.pop(0)])
+    check_known(name, others, flags)
     given = list(values)
     if "config" in values:
         values = replaced(read_config(Path(values["config"][0]), flags), values, flags)
     method = values.get("method", ["flow"])[0]
     if "method" in flags and method in READ_BY:
         check_read(given, method)
-    return [name, *written(values, flags), *others]
+    return [name, *written(values, flags)]
 
 
 def tell(text: str) -> None:

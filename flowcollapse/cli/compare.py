@@ -16,8 +16,8 @@ class Against:
     """The methods to compare."""
 
     optimizer: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, Kind.TEXTS] = ()
-    """An optax optimizer with its numbers. Repeat the flag for more: --optimizer sgd:learning_rate=0.05,momentum=0.9
-    --optimizer adam:learning_rate=0.01. A number you leave out can be an axis: --optimizer sgd --axis
+    """An optax optimizer with its numbers. Give more in a list, or repeat the flag: --optimizer
+    sgd:learning_rate=0.05,momentum=0.9 adam:learning_rate=0.01. A number you leave out can be an axis: --optimizer sgd --axis
     learning_rate=0.01,0.02. The flows modified-flow and heavy-ball-flow are written the same way. Default:
     sgd:learning_rate=0.02."""
     flow: str = "flow"
@@ -53,7 +53,11 @@ class Kept:
 
 @dataclasses.dataclass(frozen=True)
 class Compare(Computing):
-    """Run the flow and optimizers from the same starts, matched in time, and report how far apart they are."""
+    """Run the flow and optimizers from the same starts, matched in time, and report how far apart they are.
+
+    Example:
+        flowcollapse compare --optimizer sgd:learning_rate=0.05 --eps 0.1 --seeds 2 --metrics snc1,risk --out both.nc
+    """
 
     against: Against = dataclasses.field(default_factory=Against)
     lanes: Lanes = dataclasses.field(default_factory=lambda: Lanes(eps=(1e-1, 1e-2), seeds=("16",)))

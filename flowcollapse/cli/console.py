@@ -57,6 +57,11 @@ class Console:
         return not self.quiet and sys.stderr is not None and sys.stderr.isatty()
 
 
+def without_colors() -> bool:
+    """Whether the user wants no colours: the variable NO_COLOR is set and not empty (https://no-color.org)."""
+    return bool(os.environ.get("NO_COLOR"))
+
+
 def check_output(path: Path | None, *, states: str = "") -> None:
     """Make sure that results can be written to `path`, in the format that its suffix names.
 
@@ -81,6 +86,28 @@ def check_output(path: Path | None, *, states: str = "") -> None:
     if suffix == ".zarr" and path.exists():
         raise UsageError(f"out {path} exists already: give another name, or remove it.")
     check_writable(path)
+
+
+def check_json_file(path: Path | None) -> None:
+    """Make sure that JSON can be written to `path`, if it is given.
+
+    Raises:
+        UsageError: if it cannot.
+    """
+    from .._files import check_writable
+
+    if path is not None:
+        if path.suffix.lower() != ".json":
+            raise UsageError(f"json {path} does not end in .json: give the file this ending.")
+        check_writable(path)
+
+
+def check_folder_name(path: Path) -> None:
+    """Raise `UsageError` for a folder with the name of a file, which would hide what the command writes there."""
+    from .._files import FILMS, PICTURES
+
+    if path.suffix.lower() in (*SUFFIXES, *PICTURES, *FILMS, ".json", ".toml"):
+        raise UsageError(f"out {path} is a folder for several files here: give it a name without {path.suffix}.")
 
 
 def check_picture_file(path: Path | None) -> None:

@@ -18,7 +18,11 @@ LANES = 2**14 + 1
 @dataclasses.dataclass(frozen=True)
 class Doctor(Computing):
     """Check versions, devices, precision, the compiler, the cache and optional packages, and print what a bug report
-    needs. The exit code is 1 if a check fails. Example: flowcollapse doctor"""
+    needs. The exit code is 1 if a check fails.
+
+    Example:
+        flowcollapse doctor
+    """
 
     def run(self, console: Console) -> int:
         self.prepare()

@@ -8,7 +8,11 @@ from .options import Command
 
 @dataclasses.dataclass(frozen=True)
 class Info(Command):
-    """Print versions, devices and precision."""
+    """Print versions, devices and precision.
+
+    Example:
+        flowcollapse info
+    """
 
     def run(self, console: Console) -> None:
         import jax

@@ -24,12 +24,18 @@ UNWRITTEN = ("config", "quiet")
 
 @dataclasses.dataclass(frozen=True)
 class Init(Command):
-    """Write a TOML file with every flag of a command, its help and its default, each commented out. Example:
-    flowcollapse init sweep.toml, then flowcollapse sweep --config sweep.toml"""
+    """Write a TOML file with every flag of a command, its help and its default, each commented out.
+
+    Example:
+        flowcollapse init run.toml --command simulate
+        flowcollapse simulate --config run.toml --eps 0.01
+    """
 
     file: Annotated[Path | None, tyro.conf.Positional] = None
     """The file to write: it must not exist yet."""
-    command: Literal["simulate", "sweep", "compare", "reproduce", "measure", "show", "verify"] = "sweep"
+    command: Literal["simulate", "sweep", "compare", "reproduce", "measure", "plot", "animate", "show", "verify"] = (
+        "sweep"
+    )
     """The command that will read it."""
 
     def run(self, console: Console) -> None:

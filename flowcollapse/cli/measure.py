@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from .._errors import UsageError
-from .console import Console, check_apart, check_output, check_picture_file, draw_without_a_window, write
+from .console import (
+    Console,
+    check_apart,
+    check_json_file,
+    check_output,
+    check_picture_file,
+    draw_without_a_window,
+    write,
+)
 from .options import Command
 from .words import Kind
 
@@ -19,7 +27,11 @@ if TYPE_CHECKING:
 @dataclasses.dataclass(frozen=True)
 class Measure(Command):
     """Measure neural collapse in the features of a network, from files of one epoch or one layer each. The files may be
-    larger than memory; nothing in them is executed. Example: flowcollapse measure epoch*.npz --plot collapse.png"""
+    larger than memory; nothing in them is executed.
+
+    Example:
+        flowcollapse measure epoch*.npz --out collapse.csv --plot collapse.png
+    """
 
     files: Annotated[tuple[Path, ...], tyro.conf.Positional, Kind.TEXTS] = ()
     """Files with features, one row a sample: .npz, .npy, .csv, .h5, .zarr; and .parquet, .safetensors with the extra
@@ -45,19 +57,16 @@ class Measure(Command):
     out: Path | None = None
     """File for the metrics: .nc (netCDF), .zarr, .csv or .parquet."""
     json: Path | None = None
-    """File for the metrics as JSON."""
+    """File for the metrics as JSON: .json."""
     plot: Path | None = None
     """File for a picture: .png, .pdf or .svg."""
 
     def run(self, console: Console) -> None:
-        from .._files import check_writable
-
         if not self.files:
             raise UsageError("files are missing: name at least one file with features.")
         check_output(self.out)
         check_picture_file(self.plot)
-        if self.json is not None:
-            check_writable(self.json)
+        check_json_file(self.json)
         check_apart(out=self.out, json=self.json, plot=self.plot)
         from ..settings import enable_x64
 

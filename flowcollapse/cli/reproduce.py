@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Annotated
 
-from .console import Console, draw_without_a_window
+from .console import Console, check_folder_name, draw_without_a_window
 from .options import Computing, seeds_of
 from .words import Kind
 
@@ -12,7 +12,11 @@ from .words import Kind
 @dataclasses.dataclass(frozen=True)
 class Reproduce(Computing):
     """Draw the two figures of the paper (arXiv 2011.11619) from new runs: gradient flow and gradient descent from the
-    same random starts, for C = N = 3 and p = 15."""
+    same random starts, for C = N = 3 and p = 15.
+
+    Example:
+        flowcollapse reproduce --eps 0.1,0.01 --seeds 0:4 --out figures
+    """
 
     eps: tuple[float, ...] = (1.0, 1e-1, 1e-2, 1e-3)
     """Norms of H and W at the start; b starts at zero. The list is our choice."""
@@ -41,6 +45,7 @@ class Reproduce(Computing):
         options = {name: getattr(self, name) for name in ("seed_shown", "learning_rate", "rtol", "solver", "t1")}
         seeds = seeds_of(self.seeds)
         reproduce.check(self.eps, seeds, **options)
+        check_folder_name(self.out)
         reproduce.check_folder(self.out)
         draw_without_a_window()
         try:

@@ -7,14 +7,18 @@ from typing import Annotated
 import tyro
 
 from .._errors import UsageError
-from .console import Console, draw_without_a_window
+from .console import Console, check_folder_name, draw_without_a_window
 from .options import Computing
 
 
 @dataclasses.dataclass(frozen=True)
 class Show(Computing):
     """Make a picture from new runs: the picture as PNG and PDF, its data as netCDF, and a table of each law against the
-    measured value. The exit code is 1 if a law fails."""
+    measured value. The exit code is 1 if a law fails.
+
+    Example:
+        flowcollapse show order-of-learning --out pictures
+    """
 
     name: Annotated[str, tyro.conf.Positional] = ""
     """Name of the picture, see --list."""
@@ -36,6 +40,7 @@ class Show(Computing):
         if not self.name:
             raise UsageError(f"the name of a picture is missing: choose one of {', '.join(gallery.PICTURES)}.")
         name = gallery.PICTURES.name(self.name)
+        check_folder_name(self.out)
         check_folder(name, self.out)
         draw_without_a_window()
         dataset = gallery.run(name, progress=console.bars)

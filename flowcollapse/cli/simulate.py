@@ -30,7 +30,11 @@ class Output:
 
 @dataclasses.dataclass(frozen=True)
 class Simulate(Computing):
-    """Run one trajectory and print how it ended."""
+    """Run one trajectory and print how it ended.
+
+    Example:
+        flowcollapse simulate --eps 0.01 --metrics snc1,snc2,snc3,risk --out run.nc
+    """
 
     model: Model = dataclasses.field(default_factory=Model)
     start: Start = dataclasses.field(default_factory=Start)

@@ -68,7 +68,11 @@ NEEDED = {
 @dataclasses.dataclass(frozen=True)
 class Sweep(Computing):
     """Run a method from many starts, over scales, seeds and any other numbers, on all devices. The first word may be a
-    TOML file, as with --config."""
+    TOML file, as with --config.
+
+    Example:
+        flowcollapse sweep --eps 0.1,0.01 --seeds 0:8 --metrics snc1,risk --store runs.zarr
+    """
 
     lanes: Lanes = dataclasses.field(default_factory=Lanes)
     model: Model = dataclasses.field(default_factory=Model)

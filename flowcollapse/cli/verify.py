@@ -3,25 +3,28 @@
 import dataclasses
 from pathlib import Path
 
-from .console import Console
+from .console import Console, check_json_file
 from .options import Computing
 
 
 @dataclasses.dataclass(frozen=True)
 class Verify(Computing):
     """Measure the laws of the model on this machine. Each row is a law, with the measured error, the tolerance and the
-    verdict of the comparison closest to failing. The exit code is 1 if a law fails."""
+    verdict of the comparison closest to failing. The exit code is 1 if a law fails.
+
+    Example:
+        flowcollapse verify --only origin-modes,spectrum --json laws.json
+    """
 
     only: tuple[str, ...] | None = None
     """Names of the laws to measure. Default: all."""
     json: Path | None = None
-    """File for the rows, with versions, device and precision."""
+    """File for the rows, with versions, device and precision: .json."""
 
     def run(self, console: Console) -> int:
-        from .._files import check_writable, replacing
+        from .._files import replacing
 
-        if self.json is not None:
-            check_writable(self.json)
+        check_json_file(self.json)
         self.prepare()
         from ..theory import certificate
 

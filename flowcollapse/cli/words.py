@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .._errors import UsageError
+from .._errors import UsageError, nearest
 from .._files import local_path
 
 
@@ -32,7 +32,7 @@ class Kind(enum.Enum):
     SEEDS = "seeds"
     """Ranges and lists are merged; a count cannot be combined with anything."""
     TEXTS = "texts"
-    """Texts are collected in order; commas are part of the texts."""
+    """Texts are collected in order; numbers that follow a name belong to its text."""
     AXES = "axes"
     """`name=value,value`: the values of each name are merged."""
     PAIRS = "pairs"
@@ -47,13 +47,14 @@ class Flag:
     section: str
     kind: Kind
     choices: tuple[str, ...] = ()
+    number: type | None = None
+    """int or float, if its values are numbers."""
     is_path: bool = False
-    is_whole: bool = False
     positional: bool = False
 
     @property
     def word(self) -> str:
-        return "--" + self.name.replace("_", "-")
+        return self.name if self.positional else "--" + self.name.replace("_", "-")
 
 
 LARGEST = 2**63 - 1
@@ -88,24 +89,24 @@ def _flag(name: str, hint: Any, section: str) -> Flag:
     choices = typing.get_args(hint) if typing.Literal in origins else ()
     if hint == (bool | None):
         choices = ("True", "False", "None")
-    is_whole = int in types_ or any(int in typing.get_args(one) for one in types_)
+    inner = [*types_, *(part for one in types_ for part in typing.get_args(one))]
     positional = any("POSITIONAL" in repr(mark).upper() for mark in marks)
     return Flag(
         name,
         section,
         *(marked or [by_type]),
         choices=choices,
-        is_path=Path in types_ or any(Path in typing.get_args(one) for one in types_),
-        is_whole=is_whole,
+        number=next((kind for kind in (int, float) if kind in inner), None),
+        is_path=Path in inner,
         positional=positional,
     )
 
 
 def read(args: Sequence[str], flags: dict[str, Flag]) -> tuple[Values, list[str]]:
-    """The values that the words of a command give to its flags, and the remaining words, which tyro will refuse.
+    """The values that the words of a command give to its flags, and the remaining words.
 
     Raises:
-        UsageError: for a flag given twice with different values.
+        UsageError: for a flag given twice with different values, or with a value of the wrong kind.
     """
     values: Values = {}
     others: list[str] = []
@@ -130,7 +131,7 @@ def read(args: Sequence[str], flags: dict[str, Flag]) -> tuple[Values, list[str]
         elif flag.kind is Kind.SWITCH:
             add(values, flag, [text if equals else "True"])
         elif flag.kind in (Kind.ONE, Kind.TEXTS, Kind.AXES) and not equals and (not left or is_flag(left[0])):
-            others.append(word)  # its value is missing
+            raise UsageError(f"{flag.word} has no value: give it one, or leave it out.")
         elif flag.kind is Kind.ONE:
             add(values, flag, [text if equals else left.pop(0)])
         else:
@@ -158,9 +159,8 @@ def add(values: Values, flag: Flag, words: Sequence[str]) -> None:
         UsageError: if they contradict each other.
     """
     new, old = cleaned(flag, words), values.get(flag.name)
-    for value in new if flag.is_whole else ():
-        if re.fullmatch(r"[+-]?\d+", value) and abs(int(value)) > LARGEST:
-            raise UsageError(f"{flag.word} is {value}, but the largest whole number is 2^63 - 1: make it smaller.")
+    for value in new:
+        check_value(flag, value)
     if flag.kind is Kind.ROW and not new:
         raise UsageError(f"{flag.word} has no value: give it at least one, or leave it out.")
     if flag.kind is Kind.PAIRS:
@@ -176,6 +176,38 @@ def add(values: Values, flag: Flag, words: Sequence[str]) -> None:
     elif old is not None and (len(old) != len(new) or not all(map(same, old, new))):
         raise UsageError(f"{flag.word} is given twice, as {' '.join(old)} and as {' '.join(new)}: give it once.")
     values[flag.name] = new
+
+
+def check_value(flag: Flag, value: str) -> None:
+    """Raise `UsageError` unless a value is a number or one of the choices, if the flag takes those."""
+    if flag.choices and value not in flag.choices and flag.kind is not Kind.SWITCH:
+        listed = ", ".join(flag.choices)
+        raise UsageError(
+            f"{flag.word} is {value!r}, which is none of its values: choose one of {listed}"
+            f"{nearest(value, flag.choices) or '.'}"
+        )
+    if flag.number is None or flag.kind is Kind.SWITCH or value == "None":
+        return
+    text = value.partition("=")[2] if flag.kind is Kind.PAIRS else value
+    try:
+        number = flag.number(text)
+    except ValueError:
+        wanted = "a whole number" if flag.number is int else "a number"
+        raise UsageError(f"{flag.word} is {value!r}, which is not {wanted}: give {wanted}.") from None
+    if isinstance(number, int) and abs(number) > LARGEST:
+        raise UsageError(f"{flag.word} is {value}, but the largest whole number is 2^63 - 1: make it smaller.")
+
+
+def check_known(name: str, others: Sequence[str], flags: dict[str, Flag]) -> None:
+    """Raise `UsageError` for words of a command that are no flags, values or files of it."""
+    if not others:
+        return
+    word = others[0].partition("=")[0]
+    if not is_flag(word):
+        raise UsageError(f"{name} has no use for {word!r}: write a flag before a value, as in --config FILE.")
+    known = [flag.word[2:] for flag in flags.values() if not flag.positional]
+    cure = nearest(word.lstrip("-"), known) or f": run flowcollapse {name} --help to see them."
+    raise UsageError(f"{word} is not a flag of {name}{cure}")
 
 
 def cleaned(flag: Flag, words: Sequence[str]) -> list[str]:
@@ -195,6 +227,8 @@ def cleaned(flag: Flag, words: Sequence[str]) -> list[str]:
         if switch is None:
             raise UsageError(f"{flag.word} is a switch, got {words[0]!r}: write {flag.word} or --no-{flag.word[2:]}.")
         return [switch]
+    if flag.kind is Kind.TEXTS and not flag.is_path:
+        return named_texts(words)
     if flag.is_path:
         return [str(local_path(word, flag.name)) for word in words]
     return [_choice(flag, word) for word in words]
@@ -203,6 +237,19 @@ def cleaned(flag: Flag, words: Sequence[str]) -> list[str]:
 def split(words: Iterable[str]) -> list[str]:
     """The parts between commas and spaces."""
     return [part for word in words for part in re.split(r"[,\s]+", word) if part]
+
+
+def named_texts(words: Iterable[str]) -> list[str]:
+    """The texts `name:number=value,number=value` between commas and spaces. A part `number=value` goes to the text
+    before it."""
+    texts: list[str] = []
+    for word in words:
+        for i, part in enumerate(split([word])):
+            if i and "=" in part and ":" not in part:
+                texts[-1] += f",{part}"
+            else:
+                texts.append(part)
+    return texts
 
 
 def is_count(seeds: Sequence[str]) -> bool:
@@ -225,15 +272,14 @@ def _choice(flag: Flag, word: str) -> str:
 
 
 def _axes(words: Sequence[str]) -> list[str]:
-    """`name=value,value` for each name; words without a name are further values of the name before them."""
+    """`name=value,value` for each name; parts without a name are further values of the name before them."""
     found: list[str] = []
-    for word in words:
-        name, equals, values = word.partition("=")
+    for part in split(words):
+        name, equals, value = part.partition("=")
         if equals or not found:
-            values = ",".join(split([values]))
-            found.append(f"{name.strip().replace('-', '_')}={values}" if equals else word)
+            found.append(f"{name.replace('-', '_')}={value}" if equals else part)
         else:
-            found[-1] += "," * (not found[-1].endswith("=")) + ",".join(split([word]))
+            found[-1] += "," * (not found[-1].endswith("=")) + part
     return found
 
 

@@ -72,6 +72,10 @@ class Columns(eqx.Module):
     def lift(self, X: Float[Array, "*batch p n"]) -> Float[Array, "*batch p samples"]:
         """`H`, one column per sample, classes one after the other."""
 
+    @abc.abstractmethod
+    def lift_some(self, X: Float[Array, "*batch p n"], samples: np.ndarray) -> Float[Array, "*batch p some"]:
+        """`H` at some samples, without the others."""
+
     def admits(self, loss: AbstractLoss, num_columns: int | None = None) -> bool:
         """Whether a loss of the samples is the same loss of these `num_columns` columns.
 
@@ -149,6 +153,9 @@ class SampleColumns(Columns):
     def lift(self, X: Float[Array, "*batch p n"]) -> Float[Array, "*batch p n"]:
         return X
 
+    def lift_some(self, X: Float[Array, "*batch p n"], samples: np.ndarray) -> Float[Array, "*batch p some"]:
+        return X[..., samples]
+
     def deviations(self, L: Float[Array, "p n"]) -> Float[Array, "p n"]:
         return L
 
@@ -219,6 +226,14 @@ class ClassMeanColumns(Columns):
         self._check_size(X)
         B, L = X[..., : self.num_classes], X[..., self.num_classes :]
         return repeat_columns(B / root_counts(self.counts, X.dtype), self.counts) + self.deviations(L)
+
+    def lift_some(self, X: Float[Array, "*batch p n"], samples: np.ndarray) -> Float[Array, "*batch p some"]:
+        B, L = X[..., : self.num_classes], X[..., self.num_classes :]
+        means = B / root_counts(self.counts, X.dtype)
+        classes = np.repeat(np.arange(self.num_classes), self.counts)[samples]
+        unit = jnp.eye(L.shape[-1], dtype=L.dtype)
+        self._check_size(unit)
+        return means[..., classes] + L @ self.deviations(unit)[..., samples]
 
     def deviations(self, L: Float[Array, "*batch p r"]) -> Float[Array, "*batch p samples"]:
         if L.shape[-1] == 0:  # only class means

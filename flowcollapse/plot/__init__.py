@@ -9,6 +9,7 @@ from .comparison import (
     comparison_paths as comparison_paths,
 )
 from .measured import measurement as measurement
+from .moving import animate as animate
 from .overview import sweep as sweep
 from .paper import IN_A_PATH as IN_A_PATH, figure1 as figure1, figure2 as figure2, path as path
 from .stability import stability as stability

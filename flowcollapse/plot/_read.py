@@ -12,11 +12,15 @@ from ..measuring.table import AXES
 Source: TypeAlias = Any
 """An `xarray.Dataset`, a `Trajectory`, or the path of the file or store that holds one."""
 
+TABLES = (".csv", ".parquet")
+"""Formats that the command line writes for other programs."""
+
 CURES = {
     "run": "one run: draw it with fc.plot.path",
     "sweep": "a sweep: draw it with fc.plot.sweep",
     "comparison": "a comparison: draw it with fc.plot.comparison",
     "measurement": "a measurement: draw it with fc.plot.measurement",
+    "picture": "a picture of the gallery: draw it with fc.gallery.draw",
     "figures": "the runs of the paper's figures: draw them with fc.plot.figure1 or fc.plot.figure2",
 }
 """The kinds of Datasets that this package writes, and the functions that draw them."""
@@ -64,6 +68,8 @@ def _open(path: str | Path) -> xr.Dataset:
     place = local_path(path, "dataset")
     if not place.exists():
         raise UsageError(f"{place} does not exist: give the file of a run, a sweep or a comparison, or a store.")
+    if place.suffix.lower() in TABLES:
+        raise UsageError(f"{place} is a table, which lacks the model of its runs: give a .nc file or a .zarr store.")
     if place.is_dir():
         return _open_folder(place)
     try:
@@ -89,7 +95,9 @@ def _open_folder(place: Path) -> xr.Dataset:
 
 
 def kind_of(dataset: xr.Dataset) -> str:
-    """The kind of a Dataset, a key of `KINDS`, or `""`."""
+    """The kind of a Dataset, a key of `CURES`, or `""`."""
+    if "picture" in dataset.attrs:
+        return "picture"
     if {*AXES} & {*dataset.dims}:
         return "measurement"
     if "method" in dataset.dims:

@@ -18,6 +18,7 @@ from .._checks import shown
 from .._errors import UsageError
 from .._files import check_picture, local_path, replacing
 from ..metrics.registry import METRICS
+from ._films import Film, write_film
 
 LABELS = {name: (metric.label, metric.symbol) for name, metric in METRICS.items() if metric.symbol}
 """The names and formulas of the curves in the figures."""
@@ -71,11 +72,12 @@ def _each(axes: Any) -> list[Any]:
 
 
 def save(axes: Any, file: str | Path) -> None:
-    """Save the figure of the axes as PNG, PDF or SVG, chosen by the file's suffix, completely or not at all.
+    """Save the figure of the axes as PNG, PDF or SVG, or a film as GIF or MP4, completely or not at all.
 
     Args:
-        axes: the axes that a plot function of this package returns (one or an array of them), or their figure.
-        file: the file.
+        axes: the axes that a plot function of this package returns (one or an array of them), their figure, or the film
+            of `fc.plot.animate`.
+        file: the file, whose suffix chooses the format. MP4 needs ffmpeg.
 
     Raises:
         UsageError: for anything else, another suffix, or a file that cannot be written.
@@ -89,6 +91,9 @@ def save(axes: Any, file: str | Path) -> None:
         ['run.svg']
     """
     file = local_path(file, "file")
+    if isinstance(axes, Film):
+        write_film(axes, file)
+        return
     check_picture(file)
     first = next(iter(_each(axes)), None)
     figure = first.get_figure(root=True) if isinstance(first, Axes | Figure | SubFigure) else None

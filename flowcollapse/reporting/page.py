@@ -4,10 +4,12 @@ import base64
 import hashlib
 import html
 import importlib.resources
+import io
 import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import xarray as xr
 
 from .. import __version__
@@ -25,6 +27,7 @@ TITLES = {
     "comparison": "Flow and descent",
     "measurement": "Collapse in features",
     "figures": "The runs of the paper's figures",
+    "picture": "A picture of the gallery",
 }
 """The titles of the pages, for each kind of Dataset."""
 
@@ -38,7 +41,8 @@ def report(results: Any, file: str | Path) -> None:
     page has less than 10 MB, and the page says where.
 
     Args:
-        results: what `fc.simulate`, `fc.sweep`, `fc.compare` or `fc.measure` returns, or the file or store of it.
+        results: what `fc.simulate`, `fc.sweep`, `fc.compare`, `fc.measure`, `reproduce` or the gallery makes, or the file
+            or store of it.
         file: the page, which ends in .html.
 
     Raises:
@@ -62,7 +66,7 @@ def report(results: Any, file: str | Path) -> None:
         raise UsageError(
             f"results {short(results)} hold no run, sweep, comparison or measurement: pass one, or the file of one."
         )
-    text = page(dataset)
+    text = picture_page(dataset) if kind_of(dataset) == "picture" else page(dataset)
     with replacing(place) as part:
         part.write_text(text, encoding="utf-8")
 
@@ -115,6 +119,30 @@ def page(dataset: xr.Dataset) -> str:
     return _whole(TITLES[kind_of(dataset)], "".join(parts), data)
 
 
+def picture_page(dataset: xr.Dataset) -> str:
+    """The text of the page of a picture of the gallery: the picture, and each law against the measured value."""
+    import matplotlib.pyplot as plt
+
+    from ..gallery.registry import PICTURES, draw
+
+    with io.BytesIO() as drawn:
+        figure = next(iter(np.ravel(draw(dataset)))).get_figure()
+        figure.savefig(drawn, format="svg")
+        plt.close(figure)
+        picture = base64.b64encode(drawn.getvalue()).decode()
+    head = ("law", "expected", "measured", "allowed", "")
+    rows = [
+        tables.Row((one.law, f"{one.expected:.6g}", f"{one.measured:.6g}", f"{one.within:.1e}", HOLDS[one.holds]))
+        for one in PICTURES[dataset.attrs["picture"]].checks(dataset)
+    ]
+    parts = [f'<p><img alt="{html.escape(dataset.attrs["title"])}" src="data:image/svg+xml;base64,{picture}"></p>']
+    parts.append(tables.section("Laws", tables.table(head, rows), long=True) + tables.configuration(dataset))
+    return _whole(dataset.attrs["title"], "".join(parts), None)
+
+
+HOLDS = {True: "holds", False: "FAILS"}
+
+
 def _one(rerun: dict[str, Any]) -> str:
     return rerun["reason"] or rerun["common"]
 
@@ -138,13 +166,17 @@ def _chart(name: str) -> str:
     return f'<div class=controls id="{name}-controls"></div><div class=chart id="{name}"></div>'
 
 
-def _whole(title: str, body: str, data: dict[str, Any]) -> str:
-    """The page around its sections. Its policy admits its two scripts and nothing else, and no request at all."""
+def _whole(title: str, body: str, data: dict[str, Any] | None) -> str:
+    """The page around its sections. Its policy admits its two scripts and nothing else, and no request at all.
+
+    Without data there are no charts, and so no scripts.
+    """
     kept = importlib.resources.files(__package__ or "")
     style, script = (kept.joinpath(f"page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
-    scripts = [_plotly(), script]
-    hashes = " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(one.encode()).digest()).decode()}'" for one in scripts)
-    policy = f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:; font-src data:"
+    scripts = [] if data is None else [_plotly(), script]
+    hashes = [f"'sha256-{base64.b64encode(hashlib.sha256(one.encode()).digest()).decode()}'" for one in scripts]
+    admitted = " ".join(hashes) or "'none'"
+    policy = f"default-src 'none'; script-src {admitted}; style-src 'unsafe-inline'; img-src data: blob:; font-src data:"
     numbers = json.dumps(data, separators=(",", ":"), ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")
     title = f"{title} · flowcollapse"
     return "\n".join(
@@ -156,12 +188,19 @@ def _whole(title: str, body: str, data: dict[str, Any]) -> str:
             f'<meta name="generator" content="flowcollapse {html.escape(__version__)}">',
             f"<title>{html.escape(title)}</title><style>{style}</style></head>",
             f"<body><h1>{html.escape(title)}</h1>",
-            "<noscript><p>The charts need JavaScript; the tables do not.</p></noscript>",
             body,
-            "<div class=lane id=lane hidden><strong id=lane-name></strong> <button id=copy>copy</button>",
-            "<pre id=command></pre></div>",
-            f'<script type="application/json" id="data">{numbers}</script>',
-            *(f"<script>{one}</script>" for one in scripts),
+            *(_drawing(numbers, scripts) if scripts else []),
             "</body></html>",
         ]
     )
+
+
+def _drawing(numbers: str, scripts: list[str]) -> list[str]:
+    """The end of a page with charts: the command of the lane that is chosen, the numbers, and the scripts."""
+    return [
+        "<noscript><p>The charts need JavaScript; the tables do not.</p></noscript>",
+        "<div class=lane id=lane hidden><strong id=lane-name></strong> <button id=copy>copy</button>",
+        "<pre id=command></pre></div>",
+        f'<script type="application/json" id="data">{numbers}</script>',
+        *(f"<script>{one}</script>" for one in scripts),
+    ]

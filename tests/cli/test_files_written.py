@@ -14,6 +14,7 @@ import xarray as xr
 
 import flowcollapse as fc
 from flowcollapse import cli
+from flowcollapse._files import write_netcdf
 from flowcollapse.cli.console import Console
 from flowcollapse.results import provenance
 
@@ -65,6 +66,21 @@ def test_plot_reads_a_run(run, tmp_path, capsys):
         assert cli.main(["plot", str(run), "--out", str(tmp_path / "b.png"), *words.split()]) == 2
         assert told in capsys.readouterr().err
     assert [file.name for file in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_plot_draws_a_picture_of_the_gallery_again(tmp_path, monkeypatch, capsys):
+    data = xr.Dataset({"classifier_square": (("time", "class"), np.ones((2, 1))), "predicted_time": ("class", [0.5])})
+    about = {"picture": "order-of-learning", "title": "a picture", "sources": "a paper"}
+    write_netcdf(data.assign_coords(time=[0.0, 1.0], count=("class", [1])).assign_attrs(about), tmp_path / "a.nc")
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["plot", "a.nc"]) == 0
+    assert capsys.readouterr().out == "Wrote order-of-learning.png\n"
+    assert matplotlib.image.imread(tmp_path / "order-of-learning.png").std() > 0.01
+    for words, told in (("--metric risk", "leave it out"), ("--kind figure1", "which holds a picture")):
+        assert cli.main(["plot", "a.nc", *words.split()]) == 2
+        assert told in capsys.readouterr().err
+    with pytest.raises(fc.UsageError, match=r"draw it with fc\.gallery\.draw"):
+        fc.plot.comparison(tmp_path / "a.nc")
 
 
 def test_plot_reads_a_comparison(tmp_path, capsys):

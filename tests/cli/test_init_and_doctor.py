@@ -10,7 +10,7 @@ import tyro
 from flowcollapse.cli import commands, doctor, main, said_once
 from flowcollapse.cli.init import written
 
-CONFIGURED = ("simulate", "sweep", "compare", "reproduce", "measure", "show", "verify")
+CONFIGURED = ("simulate", "sweep", "compare", "reproduce", "measure", "plot", "animate", "show", "verify")
 
 
 def parsed(name, words):

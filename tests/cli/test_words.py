@@ -6,6 +6,7 @@ import pytest
 
 import flowcollapse as fc
 from flowcollapse.cli import said_once
+from flowcollapse.cli.animate import Animate
 from flowcollapse.cli.compare import Compare
 from flowcollapse.cli.options import Lanes, seeds_of
 from flowcollapse.cli.reproduce import Reproduce
@@ -20,6 +21,7 @@ COMMANDS = {
     "compare": Compare,
     "reproduce": Reproduce,
     "verify": Verify,
+    "animate": Animate,
 }
 
 
@@ -67,7 +69,6 @@ def test_every_flag_with_one_value_refuses_two(name):
     [
         ("simulate --t1 1 --t1=1.0", ["--t1=1.0"]),
         ("simulate --t1 -1", ["--t1=-1"]),
-        ("simulate --seed_shown 1", ["--seed_shown", "1"]),  # not a flag of this command: tyro refuses it
         ("simulate --weight_decay 0.1,0.2,0.3", ["--weight-decay", "0.1", "0.2", "0.3"]),
         ("simulate --start On_Subspace", ["--start=On_Subspace"]),  # a name that the registry looks up
         ("simulate --method DESCENT", ["--method=descent"]),
@@ -79,11 +80,16 @@ def test_every_flag_with_one_value_refuses_two(name):
             ["--method=descent", "--hyperparameters", "b1", "2", "b2", "3"],
         ),
         ("sweep --axis learning-rate=0.1 0.2 --axis t1=1", ["--axis", "learning_rate=0.1,0.2", "--axis", "t1=1"]),
+        ("sweep --axis learning-rate=0.1,0.2,t1=1", ["--axis", "learning_rate=0.1,0.2", "--axis", "t1=1"]),
         ("sweep --axis t1=1 --axis t1=1,2", ["--axis", "t1=1,2"]),
         ("sweep --seeds 0:2 --seeds 4,5", ["--seeds", "0:2", "4", "5"]),
         ("compare --optimizer a:b=1,c=2 d", ["--optimizer", "a:b=1,c=2", "--optimizer", "d"]),
+        (
+            "compare --optimizer a:b=1,c=2,d,e:f=1",
+            ["--optimizer", "a:b=1,c=2", "--optimizer", "d", "--optimizer", "e:f=1"],
+        ),
+        ("compare --optimizer a, mine:b:c=1", ["--optimizer", "a", "--optimizer", "mine:b:c=1"]),
         ("compare --optimizer a --optimizer b", ["--optimizer", "a", "--optimizer", "b"]),
-        ("sweep --axis", ["--axis"]),
         ("verify --only spectrum,kappa --only kappa", ["--only", "spectrum", "kappa"]),
         ("reproduce --eps", ["--eps"]),
     ],

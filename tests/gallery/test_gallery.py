@@ -46,6 +46,9 @@ def test_the_laws_of_a_picture_hold_and_its_files_are_complete(name, smaller, tm
         assert gallery.table(data) in printed  # the table needs nothing but the file
         for variable in data.data_vars.values():
             assert variable.attrs["long_name"]
+    assert cli.main(["plot", str(tmp_path / f"{name}.nc"), "--out", str(tmp_path / "again.png")]) == 0
+    first, again = (matplotlib.image.imread(tmp_path / f"{file}.png") for file in (name, "again"))
+    np.testing.assert_array_equal(first, again)
 
 
 def test_the_tests_cover_every_picture():
