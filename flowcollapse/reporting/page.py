@@ -41,8 +41,8 @@ def report(results: Any, file: str | Path) -> None:
     page has less than 10 MB, and the page says where.
 
     Args:
-        results: what `fc.simulate`, `fc.sweep`, `fc.compare`, `fc.measure`, `reproduce` or the gallery makes, or the file
-            or store of it.
+        results: what `fc.simulate`, `fc.sweep`, `fc.compare`, `fc.measure` or `fc.gallery.run` returns, or the file or
+            store of it.
         file: the page, which ends in .html.
 
     Raises:
@@ -176,7 +176,9 @@ def _whole(title: str, body: str, data: dict[str, Any] | None) -> str:
     scripts = [] if data is None else [_plotly(), script]
     hashes = [f"'sha256-{base64.b64encode(hashlib.sha256(one.encode()).digest()).decode()}'" for one in scripts]
     admitted = " ".join(hashes) or "'none'"
-    policy = f"default-src 'none'; script-src {admitted}; style-src 'unsafe-inline'; img-src data: blob:; font-src data:"
+    policy = (
+        f"default-src 'none'; script-src {admitted}; style-src 'unsafe-inline'; img-src data: blob:; font-src data:"
+    )
     numbers = json.dumps(data, separators=(",", ":"), ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")
     title = f"{title} · flowcollapse"
     return "\n".join(
