@@ -33,9 +33,9 @@ class Init(Command):
 
     file: Annotated[Path | None, tyro.conf.Positional] = None
     """The file to write: it must not exist yet."""
-    command: Literal["simulate", "sweep", "compare", "reproduce", "measure", "plot", "animate", "show", "verify"] = (
-        "sweep"
-    )
+    command: Literal[
+        "simulate", "sweep", "compare", "reproduce", "measure", "plot", "animate", "report", "show", "verify"
+    ] = "sweep"
     """The command that will read it."""
 
     def run(self, console: Console) -> None:

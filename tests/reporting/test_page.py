@@ -144,6 +144,17 @@ def test_runs_and_measurements_have_pages(tmp_path, capsys):
     assert "Over epochs" in text_of((tmp_path / "measured.html").read_text(encoding="utf-8"))
 
 
+def test_a_picture_of_the_gallery_has_a_page_with_its_laws(tmp_path):
+    data = fc.gallery.run("order-of-learning")
+    fc.report(data, tmp_path / "picture.html")
+    source = (tmp_path / "picture.html").read_text(encoding="utf-8")
+    assert '<img alt="The order of learning' in source
+    assert "<script" not in source
+    laws = text_of(source).split("Laws")[1].split("Configuration")[0]
+    assert laws.count("holds") == 4
+    assert f"{float(data['predicted_time'][0]):.6g}" in laws
+
+
 @pytest.mark.parametrize(
     ("results", "file", "part"),
     [

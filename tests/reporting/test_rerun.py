@@ -27,9 +27,8 @@ def small(name):
         return found, [{"b1": 1, "learning_rate": 0, "eps": 0, "seed": 1}], "--hyperparameters b1 0.8"
     if name == "loss":
         model = fc.UFM(num_classes=3, samples_per_class=2, num_features=3, loss="focal:2", use_bias=False)
-        found = fc.sweep(
-            model, fc.Flow(), eps=[0.2], seeds=2, gamma=[1.0, 3.0], **(KEPT | {"metrics": ("risk",), "ts": [0.0, 0.4]})
-        )
+        method = fc.Descent("sgd", 9, learning_rate=0.1)
+        found = fc.sweep(model, method, eps=[0.2], seeds=2, gamma=[1.0, 3.0], **(KEPT | {"metrics": ("risk",)}))
         return found, [{"gamma": 1, "eps": 0, "seed": 1}], "--loss focal:gamma=3.0"
     kept = {"ts": [0.0, 0.5], "metrics": ("risk", "snc1"), "progress": False}
     found = fc.compare(MODEL, optimizers="sgd:learning_rate=0.05", eps=[0.2], seeds=2, **kept)
