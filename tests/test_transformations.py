@@ -16,6 +16,7 @@ from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, PartitionSpec
 
 import flowcollapse as fc
+from flowcollapse._linalg.algebra import lower_factor, positive_qr
 from flowcollapse.metrics.evaluation import evaluate
 from flowcollapse.metrics.registry import available
 
@@ -99,6 +100,37 @@ MADE: dict[str, tuple[Callable, tuple]] = {
     "settled": (lambda rate: theory.landscape.settled_eigenvalue(PLAIN, rate), (0.3,)),
 }  # fmt: skip
 """Quantities, each a function and a point."""
+
+
+@pytest.mark.parametrize("rank", [0, 1, 3])
+def test_the_reduced_part_within_the_classes_has_derivatives_at_any_rank(rank):
+    """Samples that are equal within their classes, or depend on each other, leave `L L^T = A A^T` differentiable."""
+    rng = np.random.default_rng(rank)
+    A = jnp.asarray(rng.standard_normal((3, rank)) @ rng.standard_normal((rank, 7)))
+    along = jnp.asarray(rng.standard_normal((3, 7)))
+    wanted = along @ A.T + A @ along.T
+    found = jax.jvp(lambda x: lower_factor(x) @ lower_factor(x).T, (A,), (along,))[1]
+    np.testing.assert_allclose(found, wanted, rtol=1e-12, atol=1e-12 * np.abs(wanted).max())
+    if rank == 3:
+        exact = jax.jvp(lambda x: positive_qr(x.T)[1].T, (A,), (along,))[1]
+        np.testing.assert_allclose(jax.jvp(lower_factor, (A,), (along,))[1], exact, rtol=1e-11, atol=1e-11)
+
+
+def test_a_run_from_equal_samples_can_be_differentiated_by_the_class_means():
+    """In class-mean columns as among the samples."""
+    N, C, p = 4, 3, 2
+    model = fc.UFM(num_classes=C, samples_per_class=N, num_features=p)
+    start = systems.random_state(model)
+
+    def risk(means, coordinates):
+        state = fc.State(H=jnp.repeat(means, N, axis=1), W=start.W)
+        path = fc.simulate(model, state, fc.Descent("sgd", 20, learning_rate=0.05, coordinates=coordinates), 2)
+        return path.metrics["risk"][-1] + jnp.sum(path.final.W**3)
+
+    reduced, exact = (
+        systems.compiled(jax.grad(risk), static_argnums=1)(start.H[:, ::N], c) for c in ("auto", "sample")
+    )
+    np.testing.assert_allclose(reduced, exact, rtol=1e-9, atol=1e-9 * float(jnp.max(jnp.abs(exact))))
 
 
 @pytest.mark.parametrize("name", MADE)

@@ -145,6 +145,47 @@ lu_solve_transposed = one_by_one(lambda factors, b: jsl.lu_solve(factors, b, tra
 _inverse = one_by_one(lambda R: jsl.solve_triangular(R, jnp.eye(len(R), dtype=R.dtype)))
 _pinv_by_svd = one_by_one(jnp.linalg.pinv)
 
+
+def positive_qr(A: Float[Array, "m r"]) -> tuple[Float[Array, "m r"], Float[Array, "r r"]]:
+    """`A = Q R` with no negative diagonal entry in R, so every computation gives the same factors."""
+    Q, R = qr(A)
+    signs = jnp.where(jnp.diagonal(R) < 0, -1.0, 1.0).astype(R.dtype)
+    return Q * signs, signs[:, None] * R
+
+
+@jax.custom_jvp
+def lower_factor(A: Float[Array, "p m"]) -> Float[Array, "p p"]:
+    """The lower triangular L of `A = L Q^T` for a wide matrix A.
+
+    Its derivative is that of the factorisation where this has one. Where rows of A depend on each other, Q has none,
+    and the derivative given here is right for all that depends on `L L^T` alone.
+    """
+    return positive_qr(A.T)[1].T
+
+
+@lower_factor.defjvp
+def _derivative_of_lower_factor(primals, tangents):
+    Q, R = positive_qr(primals[0].T)
+    change = tangents[0] @ Q
+    return R.T, change + R.T @ triangular_turn(R.T, change)
+
+
+def triangular_turn(lower: Float[Array, "m p"], change: Float[Array, "m p"]) -> Float[Array, "p p"]:
+    """The rate Omega, antisymmetric, at which columns turn so that a lower triangular matrix stays triangular.
+
+    The matrix A changes at the rate `change + A Omega`. Rows that depend on earlier ones do not turn anything: if they
+    come to differ from these, A does not stay triangular, but `A A^T` still changes at the right rate. Derived here.
+    """
+    k, p = min(lower.shape), lower.shape[1]
+    square = lower[:k, :k]
+    rounding = jnp.finfo(square.dtype).eps * max(lower.shape) * jnp.max(jnp.abs(lower))
+    there = (jnp.abs(jnp.diagonal(square)) > rounding)[:, None]
+    inverse = _inverse(jnp.where(there, square, jnp.eye(k, dtype=square.dtype)).T).T
+    omega = -jnp.triu(jnp.where(there, inverse @ change[:k], 0.0), 1)
+    omega = jnp.concatenate([omega, jnp.zeros((p - k, p), omega.dtype)])
+    return omega - omega.T
+
+
 BY_COLUMNS_UP_TO = 4
 """Matrices with at most this many columns are orthogonalised column by column, in all lanes at once; wider matrices go
 to LAPACK."""

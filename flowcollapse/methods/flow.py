@@ -260,8 +260,9 @@ class Flow(AbstractFlow):
             and the flow of a loss without minimum, such as cross-entropy without decay, reaches `t = e^1000` in a few
             hundred steps. `"log-steps"` steps in l but keeps times t. The default, `"auto"`, is `"log-steps"` for a
             loss without minimum if nothing decays, and `"time"` otherwise.
-        adjoint: how the run is differentiated: `"reverse"` (for `jax.grad`, with checkpoints), `"forward"` (for
-            `jax.jvp`, `jax.jacfwd` and nested uses of them, as in second derivatives), or an adjoint of diffrax.
+        adjoint: how the run is differentiated: `"reverse"` (for `jax.grad`, with checkpoints: the memory grows with the
+            square root of `max_steps`, so lower it where memory is short), `"forward"` (for `jax.jvp`, `jax.jacfwd` and
+            nested uses of them, as in second derivatives: it keeps no earlier steps), or an adjoint of diffrax.
 
     The times that `fc.simulate` saves by default are equally spaced up to the escape, and logarithmic after it.
 

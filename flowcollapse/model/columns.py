@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._errors import UsageError
-from .._linalg.algebra import beside, qr, times
+from .._linalg.algebra import beside, lower_factor, positive_qr, times
 from ..losses.base import AbstractLoss
 
 MAX_LIFT_BYTES = 2 * 2**30
@@ -298,19 +298,12 @@ def class_mean_columns(H: Float[Array, "p samples"], counts: tuple[int, ...]):
     if num_samples - len(counts) <= p:
         L = times_within_basis(deviations, counts)
         return jnp.concatenate([B, L], axis=1), ClassMeanColumns(counts)
-    return jnp.concatenate([B, _positive_qr(deviations.T)[1].T], axis=1), ClassMeanColumns(counts, origin=H)
-
-
-def _positive_qr(A: Float[Array, "m r"]) -> tuple[Float[Array, "m r"], Float[Array, "r r"]]:
-    """`A = Q R` with no negative diagonal entry in R, so every computation gives the same factors."""
-    Q, R = qr(A)
-    signs = jnp.where(jnp.diagonal(R) < 0, -1.0, 1.0).astype(R.dtype)
-    return Q * signs, signs[:, None] * R
+    return jnp.concatenate([B, lower_factor(deviations)], axis=1), ClassMeanColumns(counts, origin=H)
 
 
 def _within_basis_of(counts: tuple[int, ...], H: Float[Array, "p samples"]) -> Float[Array, "samples r"]:
     """The orthonormal frame Q of the within-class space that `class_mean_columns` uses for these features."""
-    return _positive_qr(SampleColumns(counts).split(H)[1].T)[0]
+    return positive_qr(SampleColumns(counts).split(H)[1].T)[0]
 
 
 def root_counts(counts: tuple[int, ...], dtype) -> Float[Array, " C"]:

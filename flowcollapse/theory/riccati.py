@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from .._checks import Number, is_traced
 from .._errors import UsageError
+from .._linalg.algebra import triangular_turn
 from ..endings.modes import target_modes
 from ..model.coordinates import to_class_means
 from ..model.problem import problem_of
@@ -187,15 +188,8 @@ def _triangular(Q: Float[Array, "m p"]) -> tuple[Float[Array, "p p"], Float[Arra
 def _(primals, tangents):
     turn, lower = _triangular(*primals)
     change = tangents[0] @ turn
-    k = min(lower.shape)
-    square = lower[:k, :k]
-    small = jnp.finfo(square.dtype).eps * max(lower.shape) * jnp.max(jnp.abs(lower))
-    there = jnp.abs(jnp.diagonal(square)) > small
-    solvable = jnp.where(there[:, None], square, jnp.eye(k, dtype=square.dtype))
-    upper = -jnp.triu(jnp.where(there[:, None], solve_triangular(solvable, change[:k], lower=True), 0.0), 1)
-    omega = jnp.zeros_like(turn).at[:k].set(upper)
-    omega = omega - omega.T
-    return (turn, lower), (turn @ omega, jnp.tril(change + lower @ omega))
+    omega = triangular_turn(lower, change)
+    return (turn, lower), (turn @ omega, change + lower @ omega)
 
 
 @jax.custom_jvp

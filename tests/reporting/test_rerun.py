@@ -1,6 +1,7 @@
 """The command that a page shows for a run gives the numbers of that run."""
 
 import shlex
+from typing import Any
 
 import numpy as np
 import optax
@@ -12,7 +13,7 @@ from flowcollapse import cli
 from flowcollapse.reporting.rerun import rerun
 
 MODEL = fc.UFM(num_classes=3, samples_per_class=2, num_features=3)
-KEPT = {"ts": 3, "metrics": ("risk", "snc1"), "progress": False}
+KEPT: dict[str, Any] = {"ts": 3, "metrics": ("risk", "snc1"), "progress": False}
 
 
 def small(name):
@@ -28,9 +29,10 @@ def small(name):
     if name == "loss":
         model = fc.UFM(num_classes=3, samples_per_class=2, num_features=3, loss="focal:2", use_bias=False)
         method = fc.Descent("sgd", 9, learning_rate=0.1)
-        found = fc.sweep(model, method, eps=[0.2], seeds=2, gamma=[1.0, 3.0], **(KEPT | {"metrics": ("risk",)}))
+        kept = KEPT | {"metrics": ("risk",)}
+        found = fc.sweep(model, method, eps=[0.2], seeds=2, gamma=[1.0, 3.0], **kept)
         return found, [{"gamma": 1, "eps": 0, "seed": 1}], "--loss focal:gamma=3.0"
-    kept = {"ts": [0.0, 0.5], "metrics": ("risk", "snc1"), "progress": False}
+    kept = KEPT | {"ts": [0.0, 0.5], "metrics": ("risk", "snc1"), "progress": False}
     found = fc.compare(MODEL, optimizers="sgd:learning_rate=0.05", eps=[0.2], seeds=2, **kept)
     return found, [{"method": 0, "eps": 0, "seed": 1}, {"method": 1, "eps": 0, "seed": 0}], "--learning-rate 0.05"
 
