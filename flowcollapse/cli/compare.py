@@ -17,8 +17,8 @@ class Against:
 
     optimizer: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, Kind.TEXTS] = ()
     """An optax optimizer with its numbers. Give more in a list, or repeat the flag: --optimizer
-    sgd:learning_rate=0.05,momentum=0.9 adam:learning_rate=0.01. A number you leave out can be an axis: --optimizer sgd --axis
-    learning_rate=0.01,0.02. The flows modified-flow and heavy-ball-flow are written the same way. Default:
+    sgd:learning_rate=0.05,momentum=0.9 adam:learning_rate=0.01. A number you leave out can be an axis: --optimizer sgd
+    --axis learning_rate=0.01,0.02. The flows modified-flow and heavy-ball-flow are written the same way. Default:
     sgd:learning_rate=0.02."""
     flow: str = "flow"
     """The reference: flow, optionally with its tolerance, as in flow:rtol=1e-10, or another flow, as in
