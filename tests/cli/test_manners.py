@@ -47,7 +47,7 @@ WRITTEN = {
     "animate": "collapse.gif",
     "show": "pictures/order-of-learning.nc pictures/order-of-learning.png",
     "verify": "laws.json",
-    "init": "run.toml",
+    "init": "simulate.toml",
 }
 """What the examples write."""
 
