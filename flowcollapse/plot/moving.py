@@ -31,7 +31,7 @@ ERRORS = (("#0072B2", "-"), ("#D55E00", "--"), ("black", ":"), ("#CC79A7", "-.")
 FASTEST = 50
 """The most frames a second that viewers of GIFs show."""
 
-TURN = 90.0
+TURN = 65.0
 """Degrees by which the view of a tetrahedron turns during a film."""
 
 DASHED_LINE: dict[str, Any] = {"color": GREY, "lw": 0.9, "ls": (0, (4, 3))}
