@@ -7,6 +7,7 @@ import inspect
 import itertools
 import json
 import textwrap
+import typing
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -27,16 +28,16 @@ class Init(Command):
     """Write a TOML file with every flag of a command, its help and its default, each commented out.
 
     Example:
-        flowcollapse init run.toml --command simulate
-        flowcollapse simulate --config run.toml --eps 0.01
+        flowcollapse init simulate.toml
+        flowcollapse simulate --config simulate.toml --eps 0.01
     """
 
     file: Annotated[Path | None, tyro.conf.Positional] = None
     """The file to write: it must not exist yet."""
     command: Literal[
-        "simulate", "sweep", "compare", "reproduce", "measure", "plot", "animate", "report", "show", "verify"
-    ] = "sweep"
-    """The command that will read it."""
+        "auto", "simulate", "sweep", "compare", "reproduce", "measure", "plot", "animate", "report", "show", "verify"
+    ] = "auto"
+    """The command that will read it. auto: the one that the file is named after, as in simulate.toml, or else sweep."""
 
     def run(self, console: Console) -> None:
         from .._files import check_writable, replacing
@@ -48,9 +49,13 @@ class Init(Command):
         if self.file.exists():
             raise UsageError(f"{self.file} exists already: give another name, or remove it.")
         check_writable(self.file)
+        command = self.command
+        if command == "auto":
+            named = typing.get_args(typing.get_type_hints(Init)["command"])[1:]
+            command = self.file.stem if self.file.stem in named else "sweep"
         with replacing(self.file) as part:
-            part.write_text(written(self.command), encoding="utf-8")
-        console.say(f"Wrote {self.file}: flowcollapse {self.command} --config {self.file}")
+            part.write_text(written(command), encoding="utf-8")
+        console.say(f"Wrote {self.file}: flowcollapse {command} --config {self.file}")
 
 
 def written(name: str) -> str:

@@ -31,7 +31,7 @@ ERRORS = (("#0072B2", "-"), ("#D55E00", "--"), ("black", ":"), ("#CC79A7", "-.")
 FASTEST = 50
 """The most frames a second that viewers of GIFs show."""
 
-TURN = 90.0
+TURN = 65.0
 """Degrees by which the view of a tetrahedron turns during a film."""
 
 DASHED_LINE: dict[str, Any] = {"color": GREY, "lw": 0.9, "ls": (0, (4, 3))}
@@ -58,9 +58,10 @@ def animate(run: Source, *, frames: int = 120, fps: int = 16, samples: int = 12)
         The film, a `matplotlib.animation.FuncAnimation` whose figure shows the end of the run. `fc.plot.save` writes it
         as GIF or MP4. The directions are fixed and those of the class means at the end: a line for two classes, the
         plane of the triangle for three, the space of the tetrahedron, which turns slowly, for four, and for more
-        classes the plane of the two longest axes. Small marks are features, large ones class means, and hollow ones
-        with a line the rows of W, times the ratio of the lengths of means and rows at the end, which is 1/sqrt N after
-        strong collapse. The dashed lines are the simplex that is nearest to the class means at the end.
+        classes the plane of the two longest axes, in which a simplex is a regular polygon. Small marks are features,
+        large ones class means, and hollow ones with a line the rows of W, times the ratio of the lengths of means and
+        rows at the end, which is 1/sqrt N after strong collapse. The dashed lines are the simplex that is nearest to
+        the class means at the end.
 
     Raises:
         UsageError: for a run without states, for several runs at once, or numbers that are not positive integers.
@@ -115,7 +116,7 @@ def _stage(figure: Figure, motion: Motion, basis: np.ndarray, chosen: np.ndarray
     box = (0.0, 0.1, 0.52, 0.82)
     ax: Any = figure.add_axes(box, projection="3d", computed_zorder=False) if size == 3 else figure.add_axes(box)
     reach = 1.12 * max(float(np.abs(part).max(initial=0.0)) for part in at.values()) or 1.0
-    _frame(ax, motion, at["means"][-1], reach)
+    framed = _frame(ax, motion, at["means"][-1], reach)
     marks = [_marks(ax, c, size) for c in range(len(motion.counts))]
     told = figure.text(0.03, 0.93, "")
 
@@ -130,7 +131,7 @@ def _stage(figure: Figure, motion: Motion, basis: np.ndarray, chosen: np.ndarray
         if size == 3:
             ax.view_init(elev=18, azim=-60 + TURN * frame / max(1, len(chosen) - 1))
 
-    _handles(figure, motion, drawn=at["features"].shape[2] > 0)
+    _handles(figure, motion, drawn=at["features"].shape[2] > 0, framed=framed)
     return draw
 
 
@@ -148,8 +149,8 @@ def _positions(motion: Motion, basis: np.ndarray, chosen: np.ndarray) -> dict[st
     return {name: np.concatenate([x, np.full_like(x, reach * LANES[name])], axis=1) for name, x in at.items()}
 
 
-def _frame(ax: Any, motion: Motion, ends: np.ndarray, reach: float) -> None:
-    """Set up the axes, and draw the simplex of the end with the numbers of the classes at its corners."""
+def _frame(ax: Any, motion: Motion, ends: np.ndarray, reach: float) -> bool:
+    """Set up the axes, and draw the simplex of the end, if there is one, with the numbers of the classes."""
     size, C = ends.shape
     if size == 3:
         ax.set_box_aspect((1, 1, 1), zoom=1.55)
@@ -161,7 +162,7 @@ def _frame(ax: Any, motion: Motion, ends: np.ndarray, reach: float) -> None:
     ax.plot(*np.zeros((size, 1)), "+", color=GREY, ms=6, mew=0.8, zorder=1)
     ends = ends[: motion.dimensions]
     if np.linalg.norm(ends, axis=0).max() < 0.02 * reach:  # everything has gone to the origin
-        return
+        return False
     there = motion.means.shape[1] >= C - 1  # fewer features hold no simplex
     corners = simplex(ends) if there else None
     if corners is not None and motion.dimensions == 1:
@@ -174,6 +175,7 @@ def _frame(ax: Any, motion: Motion, ends: np.ndarray, reach: float) -> None:
     labels = np.vstack([labels, np.full(C, 0.85 * reach)]) if motion.dimensions == 1 else 1.2 * labels
     for c in range(C) if C <= MOST_NUMBERED else ():
         ax.text(*labels[:, c], f"{c + 1}", ha="center", va="center", color="black", fontsize=9)
+    return corners is not None
 
 
 def _marks(ax: Any, c: int, size: int) -> tuple[Line2D, Line2D, Line2D]:
@@ -191,7 +193,7 @@ def _put(line: Any, places: np.ndarray) -> None:
     (line.set_data if len(places) == 2 else line.set_data_3d)(*places)
 
 
-def _handles(figure: Figure, motion: Motion, *, drawn: bool) -> None:
+def _handles(figure: Figure, motion: Motion, *, drawn: bool, framed: bool) -> None:
     """The meaning of the marks below the picture, and the sizes of the model above it."""
     counts = sorted(set(motion.counts))
     samples = " to ".join(f"{n:,}" for n in counts[:: max(1, len(counts) - 1)])
@@ -207,7 +209,7 @@ def _handles(figure: Figure, motion: Motion, *, drawn: bool) -> None:
         Line2D([], [], label="simplex", **DASHED_LINE),
     ]
     figure.legend(
-        handles=handles[not drawn :], loc="lower left", bbox_to_anchor=(0.01, 0.0), ncols=4, frameon=False,
+        handles=handles[not drawn : 3 + framed], loc="lower left", bbox_to_anchor=(0.01, 0.0), ncols=4, frameon=False,
         fontsize=8.5, handletextpad=0.3, columnspacing=0.6, handlelength=1.6,
     )  # fmt: skip
 

@@ -48,6 +48,14 @@ def test_init_writes_a_file_once(tmp_path, capsys):
     assert len(errors) == 3
 
 
+def test_the_name_of_the_file_chooses_the_command(tmp_path, capsys):
+    for words, name in (("verify.toml", "verify"), ("mine.toml", "sweep"), ("sweep.toml --command show", "show")):
+        file, *more = words.split()
+        assert main(["init", str(tmp_path / name / file), *more]) == 0
+        assert (tmp_path / name / file).read_text() == written(name)
+        assert f"flowcollapse {name} --config" in capsys.readouterr().out
+
+
 def test_the_doctor_finds_this_installation_well(capsys):
     assert main(["doctor", "--no-cache"]) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -48,7 +48,7 @@ WRITTEN = {
     "report": "run.html",
     "show": "pictures/order-of-learning.nc pictures/order-of-learning.png",
     "verify": "laws.json",
-    "init": "run.toml",
+    "init": "simulate.toml",
 }
 """What the examples write."""
 
