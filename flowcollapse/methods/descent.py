@@ -27,7 +27,7 @@ from .equivariance import obstacle
 from .optimizers import check_arguments, factory_of, missing, structural
 from .transformation import Loss, on_points
 
-LOOPS = {"reverse": "checkpointed", "forward": "lax"}
+LOOPS: Mapping[str, Any] = {"reverse": "checkpointed", "forward": "lax"}
 """The kind of loop for each way to differentiate a run."""
 
 

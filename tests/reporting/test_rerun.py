@@ -29,11 +29,11 @@ def small(name):
     if name == "loss":
         model = fc.UFM(num_classes=3, samples_per_class=2, num_features=3, loss="focal:2", use_bias=False)
         method = fc.Descent("sgd", 9, learning_rate=0.1)
-        kept = KEPT | {"metrics": ("risk",)}
+        kept: dict[str, Any] = KEPT | {"metrics": ("risk",)}
         found = fc.sweep(model, method, eps=[0.2], seeds=2, gamma=[1.0, 3.0], **kept)
         return found, [{"gamma": 1, "eps": 0, "seed": 1}], "--loss focal:gamma=3.0"
-    kept = KEPT | {"ts": [0.0, 0.5], "metrics": ("risk", "snc1"), "progress": False}
-    found = fc.compare(MODEL, optimizers="sgd:learning_rate=0.05", eps=[0.2], seeds=2, **kept)
+    wanted: dict[str, Any] = KEPT | {"ts": [0.0, 0.5], "metrics": ("risk", "snc1"), "progress": False}
+    found = fc.compare(MODEL, optimizers="sgd:learning_rate=0.05", eps=[0.2], seeds=2, **wanted)
     return found, [{"method": 0, "eps": 0, "seed": 1}, {"method": 1, "eps": 0, "seed": 0}], "--learning-rate 0.05"
 
 
