@@ -89,17 +89,20 @@ def _is_end(values: xr.DataArray, over: str, axes: list[str]) -> bool:
     return values.ndim > 0 and set(values.dims) <= {*axes, "seed"} and values.dtype.kind in "iuf" and over == "time"
 
 
-def ordered(values: xr.DataArray, axes: list[str], over: str | None) -> np.ndarray:
-    """The values in the order axes, seed, times, as an array with two or three axes: groups, seeds (and times)."""
-    for axis in (*axes, "seed"):
-        if axis not in values.dims:
-            values = values.expand_dims(axis)
-    found = values.transpose(*axes, "seed", *([over] if over else [])).values.astype(float)
-    return found.reshape(-1, *found.shape[len(axes) :])
+def on_axes(dataset: xr.Dataset, name: str, axes: list[str]) -> xr.DataArray:
+    """A variable over all axes and seeds: it is repeated along those that it lacks, and there is one seed if none."""
+    values = dataset[name]
+    missing = {axis: dataset.sizes.get(axis, 1) for axis in (*axes, "seed") if axis not in values.dims}
+    return values.expand_dims(missing).transpose(*axes, "seed", ...)
+
+
+def grouped(values: xr.DataArray, axes: list[str]) -> np.ndarray:
+    """The values of `on_axes` with one leading axis for all groups of seeds."""
+    return values.values.astype(float).reshape(-1, *values.shape[len(axes) :])
 
 
 def groups_of(dataset: xr.Dataset, axes: list[str]) -> Iterator[dict[str, int]]:
-    """The positions on the axes of each group of seeds, in the order of `ordered`."""
+    """The positions on the axes of each group of seeds, in the order of `grouped`."""
     for place in np.ndindex(*(dataset.sizes[axis] for axis in axes)):
         yield dict(zip(axes, place, strict=True))
 
@@ -120,12 +123,12 @@ def _over_time(dataset: xr.Dataset, metrics: list[str], axes: list[str], over: s
         notes.append(f"Curves of {', '.join(metrics[len(shown) :])} are left out, because there are so many.")
     curves = {}
     for name in shown:
-        values = ordered(dataset[name], axes, over)[:, :, times]
+        values = grouped(on_axes(dataset, name, axes), axes)[:, :, times]
         parts = np.moveaxis(_quantiles(values, QUANTILES if bands else (0.5,)), 0, 1)
         curves[name] = [[numbers(row) for row in group] for group in parts]
     x: Any
     if "t" in dataset.data_vars and over in dataset["t"].dims:
-        own = ordered(dataset["t"], axes, over)[:, :, times]
+        own = grouped(on_axes(dataset, "t", axes), axes)[:, :, times]
         x = [numbers(row) for row in _quantiles(own, (0.5,))[0]]
     else:
         values = dataset[over].values[times] if over in dataset.coords else times
@@ -142,13 +145,13 @@ def _at_the_end(dataset: xr.Dataset, ends: list[str], axes: list[str], over: str
         notes.append(f"Points show the first {shown} of {seeds} seeds; medians, bands and fits are over all of them.")
     medians, points, laws = {}, {}, {}
     for name in ends:
-        values = dataset[name]
+        values = on_axes(dataset, name, axes)
         if over in values.dims:
             values = values.isel({over: -1}, drop=True)
         elif values.dtype.kind in "iu":
             values = values.where(values >= 0)
         values = values.compute()
-        final = ordered(values, axes, None)
+        final = grouped(values, axes)
         medians[name] = numbers(_quantiles(final[:, :, None], (0.5,))[0, :, 0])
         points[name] = [numbers(row[:shown]) for row in final]
         if "eps" in axes and "seed" in dataset.dims:

@@ -11,7 +11,7 @@ import xarray as xr
 
 from ..endings.verdict import Verdict
 from ..plot.sweeps import MISSING, codes_of
-from .data import axes_of, groups_of, long_name, over_of, texts_of
+from .data import axes_of, groups_of, long_name, on_axes, over_of, texts_of
 
 SLOWEST, MOST_FAILED, MOST_ROWS = 20, 100, 200
 
@@ -95,7 +95,8 @@ def slowest(dataset: xr.Dataset, metrics: Sequence[str]) -> str:
     cost = next((name for name in COST if name in dataset), None)
     if cost is None or dataset[cost].ndim == 0:
         return ""
-    work = dataset[cost].transpose(*dataset["verdict"].dims).values.astype(float)
+    axes = axes_of(dataset)
+    work = on_axes(dataset, cost, axes).transpose(*axes, "seed").values.astype(float)
     done = int(np.sum(np.isfinite(work) & (work >= 0)))
     order = np.argsort(-np.nan_to_num(work, nan=-1.0), axis=None, kind="stable")[: min(SLOWEST, done)]
     words = f"The {len(order)} of {done} finished runs with the most {COST[cost]}."
@@ -115,7 +116,7 @@ def failed(dataset: xr.Dataset, metrics: Sequence[str]) -> str:
 
 def _lanes(dataset: xr.Dataset, flat: np.ndarray, metrics: Sequence[str]) -> str:
     """A table of runs, given by their place in the flattened array of verdicts."""
-    axes = [str(axis) for axis in dataset["verdict"].dims]
+    axes = [str(axis) for axis in dataset["verdict"].dims]  # the seed is the last
     places = np.unravel_index(flat, dataset["verdict"].shape)
     counts = [str(name) for name in dataset.data_vars if str(name).startswith("steps")]
     names = [name for name in (*counts, "t_end", *metrics[:3]) if name in dataset]
@@ -123,7 +124,7 @@ def _lanes(dataset: xr.Dataset, flat: np.ndarray, metrics: Sequence[str]) -> str
     picked = {axis: xr.DataArray(place, dims="row") for axis, place in zip(axes, places, strict=True)}
     columns = []
     for name in names:
-        values = dataset[name].isel(picked)
+        values = dataset[name].isel({axis: place for axis, place in picked.items() if axis in dataset[name].dims})
         columns.append((values.isel({over_of(dataset): -1}) if values.ndim > 1 else values).values)
     codes = dataset["verdict"].isel(picked).values
     texts = {axis: texts_of(dataset, axis) for axis in axes}

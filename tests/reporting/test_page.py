@@ -96,6 +96,16 @@ def test_the_slowest_runs_come_first():
     assert len(rows) == 15
 
 
+def test_a_variable_that_lacks_an_axis_holds_for_all_its_values():
+    dataset = made(rates=(0.1, 0.2))
+    dataset["snc2"] = ("eps", "seed", "time"), dataset["snc1"].values[0]
+    dataset["steps_evaluations"] = dataset["steps_evaluations"].isel(learning_rate=0, drop=True)
+    found = page_data(dataset)
+    assert found["points"]["snc2"][0] == found["points"]["snc2"][3] == found["points"]["snc1"][0]
+    assert found["curves"]["snc2"][3:] == found["curves"]["snc1"][:3]
+    assert re.findall(r'data-lane="([\d,]+)"', page(dataset).split("Slowest runs")[1])[:2] == ["0,2,4", "1,2,4"]
+
+
 def test_text_of_the_file_stays_text():
     attack = '<script>document.title = "taken"</script><img src=x onerror="document.title=1">'
     dataset = made(note=attack)
