@@ -75,4 +75,4 @@ def default_lanes(plan: Plan, devices: Sequence[Device], width: int | None) -> i
 
 def bytes_kept(plan: Plan) -> int:
     """The most bytes kept per lane."""
-    return max(sum(int(np.prod(x.shape)) * x.dtype.itemsize for x in out.values()) for out in plan.outcomes())
+    return max(sum(int(np.prod(x.shape)) * x.dtype.itemsize for x in out.values()) for out in plan.outcomes)

@@ -23,7 +23,7 @@ def empty_dataset(plan: Plan, chunks: Sequence[int] | None = None) -> "xr.Datase
     """
     import xarray as xr
 
-    grid, outcomes = plan.grid, plan.outcomes()
+    grid, outcomes = plan.grid, plan.outcomes
     axes = tuple(grid.axes)
     data: dict[str, Any] = {}
     for name in outcomes[0]:

@@ -1,5 +1,6 @@
 """Which sweep a store holds: everything that decides its numbers, and whether another sweep resumes or extends it."""
 
+import dataclasses
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -109,7 +110,7 @@ def united(path: Path, found: Mapping[str, Any], plan: Plan) -> Plan:
         _check_kinds(path, name, held, new)
         axes[name] = held + new
     grid = plan.grid._replace(axes=axes)
-    return plan._replace(grid=grid, metrics=common_metrics(grid, found["metrics"]))
+    return dataclasses.replace(plan, grid=grid, metrics=common_metrics(grid, found["metrics"]))
 
 
 def _check_kinds(path: Path, name: str, held: tuple[Any, ...], new: tuple[Any, ...]) -> None:

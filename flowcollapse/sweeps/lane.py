@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -64,7 +64,8 @@ class Lane:
         return kept | {"t_end": path.t_end, "verdict": path.code}
 
 
-class Plan(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Plan:
     """Everything that decides the numbers of a sweep: the grid, and the results kept per lane.
 
     `ts` holds the save times that all lanes share, or the number of times that each lane saves up to its own end.
@@ -87,6 +88,7 @@ class Plan(NamedTuple):
         lane = Lane(structure, tuple(shapes.items()), num_saves, self.metrics, self.keep_final)
         return lane, (numbers, ts)
 
+    @functools.cached_property
     def outcomes(self) -> tuple[dict[str, jax.ShapeDtypeStruct], ...]:
         """The shapes of a lane's variables, for each combination of the axes that change shapes."""
         axes = self.grid.axes
