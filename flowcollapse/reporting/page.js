@@ -77,7 +77,7 @@
   function scale(log, title, values) {
     const there = values.filter((v) => typeof v === "number" && v > 0).map(Math.log10);
     const decades = there.length ? there.reduce((a, b) => Math.max(a, b)) - there.reduce((a, b) => Math.min(a, b)) : 0;
-    const ticks = log ? { dtick: decades > 1.2 ? Math.ceil(decades / 8) : "D2", minor: {} } : {};
+    const ticks = log && decades > 0.7 ? { dtick: decades > 1.2 ? Math.ceil(decades / 8) : "D2", minor: {} } : {};
     return {
       title: { text: plain(title) }, type: log ? "log" : "-", exponentformat: "power", automargin: true, zeroline: false,
       linecolor: "#5c5c5c", gridcolor: "#e4e4e4", ...ticks,
@@ -90,6 +90,9 @@
     xaxis: scale(logx, x, traces.flatMap((trace) => trace.x)),
     yaxis: scale(logy, y, traces.flatMap((trace) => trace.y)),
     legend: { orientation: "h", x: 0, y: 1.01, yanchor: "bottom" },
+    annotations: traces.some((trace) => trace.y.some((v) => v !== null)) ? [] : [
+      { text: "no finished run with finite values", showarrow: false, xref: "paper", yref: "paper", x: 0.5, y: 0.5 },
+    ],
     hovermode: "closest", paper_bgcolor: "#fff", plot_bgcolor: "#fff",
   });
   const config = { responsive: true, displaylogo: false, modeBarButtons: [["toImage", "zoom2d", "resetScale2d"]] };
@@ -187,7 +190,8 @@
     drawn.push(() => overTime(control));
   }
   if (find("ends")) {
-    const numeric = several.find((axis) => axis.name === "eps") || several[0];
+    const axes = several.length ? several : data.axes;
+    const numeric = axes.find((axis) => axis.name === "eps") || axes[0];
     const control = controls("ends", data.ends, false, atTheEnd);
     control.against = numeric.name;
     if (several.length > 1) {

@@ -18,7 +18,7 @@ from .._files import check_writable, local_path, replacing
 from ..plot._read import kind_of, read, short
 from ..results.tables import verdicts as counted
 from . import tables
-from .data import axes_of, page_data
+from .data import page_data
 from .rerun import rerun
 
 TITLES = {
@@ -100,20 +100,22 @@ def page(dataset: xr.Dataset) -> str:
     Raises:
         UsageError: for a Dataset without metrics over time, epochs or layers.
     """
-    data = page_data(dataset)
     lanes = "verdict" in dataset
+    if lanes:  # runs that were selected from a sweep keep their places on its axes
+        dataset = dataset.expand_dims(
+            [name for name, one in dataset.coords.items() if one.ndim == 0 and name != "time"]
+        )
+    data = page_data(dataset)
     data["rerun"] = rerun(dataset)._asdict() if lanes else {"common": "", "axes": {}, "reason": ""}
-    several = any(len(axis["values"]) > 1 for axis in data["axes"])
     metrics = data["metrics"]
     parts = [_head(dataset, data["notes"])]
     parts.append(tables.section("Over time" if data["over"] == "time" else f"Over {data['over']}s", _chart("curves")))
-    if several:
+    if data["axes"]:
         parts.append(tables.section("At the end", _chart("ends")))
-    elif data["seeds"] is None:
-        parts.append(tables.ends(dataset, metrics))
-    if axes_of(dataset) or data["seeds"]:
         parts += [tables.verdicts(dataset), tables.failed(dataset, metrics), tables.slowest(dataset, metrics)]
-    elif lanes:
+    else:
+        parts.append(tables.ends(dataset, metrics))
+    if lanes and not data["axes"]:
         parts.append(tables.section("Again", f"<pre>{html.escape(_one(data['rerun']))}</pre>"))
     parts.append(tables.configuration(dataset))
     return _whole(TITLES[kind_of(dataset)], "".join(parts), data)

@@ -106,6 +106,17 @@ def test_a_variable_that_lacks_an_axis_holds_for_all_its_values():
     assert re.findall(r'data-lane="([\d,]+)"', page(dataset).split("Slowest runs")[1])[:2] == ["0,2,4", "1,2,4"]
 
 
+def test_runs_selected_from_a_sweep_keep_their_axes():
+    dataset = made()
+    shown = page(dataset.sel(eps=1e-2))
+    assert "5 runs (1 eps × 5 seed)" in text_of(shown)
+    block = re.search(r'id="data">(.*?)</script>', page(dataset.isel(eps=1, seed=3)), re.DOTALL)
+    assert block is not None
+    found = json.loads(block[1])
+    assert (found["axes"][0]["values"], found["seeds"]) == (["0.01"], ["3"])
+    assert found["rerun"]["axes"] == {"eps": ["--eps 0.01"], "seed": ["--seed 3"]}
+
+
 def test_text_of_the_file_stays_text():
     attack = '<script>document.title = "taken"</script><img src=x onerror="document.title=1">'
     dataset = made(note=attack)
