@@ -37,6 +37,15 @@ def block_width(model: UFM, devices: Sequence[Device], lanes: int, factorises: b
     return max(1, min(widest, 2 ** (fair - 1).bit_length()))
 
 
+AT_WORK = 64
+"""States that a lane holds while it runs."""
+
+
+def bytes_at_work(model: UFM, saves: int) -> int:
+    """The bytes of memory that a lane takes while it runs, by an estimate from above."""
+    return 8 * state_size(model) * (AT_WORK + 2 * saves)
+
+
 def blocks_a_call(bytes_a_lane: int, width: int) -> int:
     """How many blocks a CPU device takes in one call, given the bytes kept per lane."""
     return max(1, min(CPU_BLOCKS, BYTES_A_CALL // (width * bytes_a_lane)))

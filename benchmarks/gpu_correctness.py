@@ -1,0 +1,149 @@
+"""The numbers of a device against those of a CPU: every start, metric and method. A part of `gpu.py`.
+
+A block of lanes in lockstep on the device is compared with each of its lanes alone on a CPU of the same process. On a
+machine without an accelerator the block runs on the CPU too, so that two different programs are still compared.
+
+Deviations are largest differences divided by the largest entry of the lane alone, for each array or curve, and the
+largest over lanes counts. Bounds follow from the precision: single evaluations may differ by `EVALUATION` roundings and
+descents by `DESCENT`. Flows take the tolerance `sqrt(eps)`, and may differ by it: one device may reject a step that the
+other just accepts. Products in reduced precision, which accelerators take by default for float32, err by a thousandth.
+"""
+
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from fresh_process import Row, cores
+from gpu_programs import Setting
+
+import flowcollapse as fc
+from flowcollapse.cli.doctor import CHECKS
+from flowcollapse.initial import STARTS
+from flowcollapse.methods.solvers.registry import SOLVERS
+from flowcollapse.metrics.registry import available
+from flowcollapse.programs import QUICK
+
+SIZES: dict[str, Any] = {"num_classes": 3, "samples_per_class": 3, "num_features": 15}
+SQUARED = fc.UFM(**SIZES)
+DECAYED = fc.UFM(**SIZES, weight_decay=0.01)
+CROSS_ENTROPY = fc.UFM(**SIZES, loss="cross-entropy", weight_decay=0.01)
+LANES = 4
+STEPS = 200
+EPS = 0.1
+
+EVALUATION, DESCENT = 2.0**9, 2.0**13
+"""Bounds in units of the rounding error."""
+
+Named = dict[str, jax.Array]
+
+
+class Item(NamedTuple):
+    """A group of numbers: a function of one lane's input that returns them by name, all inputs, and their bound."""
+
+    name: str
+    function: Callable[[Any], Named]
+    inputs: Any
+    bound: float
+
+
+def correctness(setting: Setting) -> Iterator[Row]:
+    """The checks of `flowcollapse doctor` that concern a device, then a row for each number in each precision."""
+    for name in ("precision", "compiler", "run"):
+        for fine, text in CHECKS[name]():
+            yield {"item": f"doctor: {name}", "fine": fine, "remark": text}
+    todo = [item for dtype in (np.float64, np.float32) for item in items(np.dtype(dtype), setting.quick)]
+    # Compiling takes nearly all of the time, and releases Python's lock.
+    with ThreadPoolExecutor(min(8, len(cores()))) as pool:
+        for rows in pool.map(lambda item: list(compared(item, setting.device)), todo):
+            yield from rows
+
+
+def items(dtype: np.dtype, quick: bool) -> Iterator[Item]:
+    """All that is compared in one precision; `quick` leaves out most methods."""
+    eps = float(np.finfo(dtype).eps)
+    yield Item("start", functools.partial(starts, dtype=dtype), np.arange(LANES), EVALUATION * eps)
+    for model in (SQUARED, CROSS_ENTROPY):
+        inputs = (random_states(dtype, 1.0, seed=0), random_states(dtype, 1.0, seed=1))
+        yield Item(f"metric, {model.loss.text}", functools.partial(metrics, model), inputs, EVALUATION * eps)
+    rtol = eps**0.5
+    for name, (model, method) in methods(rtol).items():
+        if quick and name not in ("flow: exponential", "descent: sgd"):
+            continue
+        bound = DESCENT * eps if isinstance(method, fc.Descent) else rtol
+        yield Item(name, functools.partial(run, model, method), random_states(dtype, EPS, seed=2), bound)
+
+
+def random_states(dtype: np.dtype, scale: float, seed: int) -> dict[str, np.ndarray]:
+    """Normal states as inputs, one per lane, whose H, W and b have about this norm."""
+    rng, (C, p, samples) = np.random.default_rng(seed), (SQUARED.num_classes, 15, SQUARED.num_samples)
+    shapes = {"H": (p, samples), "W": (C, p), "b": (C,)}
+    return {
+        name: (scale / np.prod(shape) ** 0.5 * rng.normal(size=(LANES, *shape))).astype(dtype)
+        for name, shape in shapes.items()
+    }
+
+
+def starts(seed: jax.Array, dtype: np.dtype) -> Named:
+    """One start of each kind."""
+    key = jax.random.key(seed)
+    drawn = {name: draw(SQUARED, EPS, key=key, dtype=dtype) for name, draw in STARTS.items()}
+    drawn["collapsed"] = fc.initial.collapsed(SQUARED, key=key, dtype=dtype)
+    drawn["sphere, reduced"] = fc.initial.sphere(SQUARED, EPS, key=key, reduced=True, dtype=dtype)
+    return {f"{name}: {part}": getattr(state, part) for name, state in drawn.items() for part in ("H", "W", "b")}
+
+
+def metrics(model: fc.UFM, states: tuple[Mapping[str, Any], Mapping[str, Any]]) -> Named:
+    """Every metric of a state, against another one where a metric needs a start."""
+    state, start = (fc.State(**arrays) for arrays in states)
+    return fc.metrics.evaluate(model, state, available(model), start=start)
+
+
+def methods(rtol: float) -> dict[str, tuple[fc.UFM, Any]]:
+    """Every method, with its model."""
+    found: dict[str, tuple[fc.UFM, Any]] = {
+        f"flow: {name}": (SQUARED, fc.Flow(name, rtol=rtol)) for name in SOLVERS
+    }
+    return found | {
+        "flow: implicit approach": (DECAYED, fc.Flow(rtol=rtol, approach="implicit")),
+        "flow: logarithmic clock": (fc.UFM(**SIZES, loss="cross-entropy"), fc.Flow(rtol=rtol, clock="log", t1=100.0)),
+        "modified flow": (SQUARED, fc.ModifiedFlow(0.05, rtol=rtol, t1=20.0)),
+        "heavy-ball flow": (SQUARED, fc.HeavyBallFlow(0.05, 0.5, rtol=rtol, t1=20.0)),
+        "descent: sgd": (SQUARED, fc.Descent("sgd", STEPS, learning_rate=0.05)),
+        "descent: momentum": (SQUARED, fc.Descent("sgd", STEPS, learning_rate=0.05, momentum=0.9)),
+        "descent: adam": (SQUARED, fc.Descent("adam", STEPS, learning_rate=0.01)),
+    }
+
+
+def run(model: fc.UFM, method: Any, arrays: Mapping[str, Any]) -> Named:
+    """The end of a run and two curves of it."""
+    path = fc.simulate(model, fc.State(**arrays), method, 5, metrics=("risk", "nc3"))
+    return {"W": path.end.W, "X": path.end.X, "b": path.end.b, **path.metrics, "t_end": path.t_end}
+
+
+def compared(item: Item, device: Any) -> Iterator[Row]:
+    """A row for each number of an item."""
+    cpu = jax.devices("cpu")[0]
+    inputs = jax.device_put(item.inputs, device)
+    block = jax.device_get(jax.jit(jax.vmap(item.function))(inputs))
+    alone = jax.jit(item.function, compiler_options=QUICK)
+    lanes = [jax.tree.map(lambda x, i=i: x[i], item.inputs) for i in range(LANES)]
+    single = [jax.device_get(alone(jax.device_put(lane, cpu))) for lane in lanes]
+    for name in block:
+        found = max(deviation(block[name][i], single[i][name]) for i in range(LANES))
+        row: Row = {"item": f"{item.name}: {name}", "precision": block[name].dtype.name}
+        yield row | {"deviation": found, "bound": item.bound, "fine": found <= item.bound}
+
+
+def deviation(found: np.ndarray, expected: np.ndarray) -> float:
+    """The largest difference over the largest entry. NaN equals NaN, and nothing else."""
+    if np.any(np.isnan(found) != np.isnan(expected)):
+        return float("inf")
+    size = np.nanmax(np.abs(expected), initial=0.0)
+    difference = np.nanmax(np.abs(found - expected), initial=0.0)
+    return float(difference / size) if size else float(difference)
+
+
+PARTS: dict[str, Callable[[Setting], Iterator[Row]]] = {"correctness": correctness}
