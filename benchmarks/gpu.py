@@ -76,7 +76,8 @@ def measure(name: str, setting: gpu_programs.Setting) -> Row:
 
     def note(row: Row) -> None:
         rows.append(row)
-        print("  " + ", ".join(f"{key} {shown(value)}" for key, value in row.items()), flush=True)
+        known = {key: value for key, value in row.items() if not isinstance(value, dict)}
+        print("  " + ", ".join(f"{key} {shown(value)}" for key, value in known.items()), flush=True)
 
     try:
         for row in PARTS[name](setting):

@@ -60,7 +60,10 @@ FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after
 
 INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?\S+ = .*? ([a-z][a-z0-9-]*)\(")
 COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.-]+) .*\{$")
-CALLED = re.compile(r"\b(body|to_apply|calls|branch_computations|true_computation|false_computation)=\{?([^},]+(?:, ?%[^},]+)*)")
+CALLED = re.compile(
+    r"\b(?:body|condition|to_apply|calls|branch_computations|true_computation|false_computation)="
+    r"(?:\{([^}]*)\}|(%?[\w.-]+))"
+)
 TRIPS = re.compile(r"known_trip_count\D*(\d+)")
 
 
@@ -69,9 +72,7 @@ class Instruction:
 
     def __init__(self, opcode: str, line: str):
         self.opcode = opcode
-        self.called = [
-            name.strip().lstrip("%") for _, names in CALLED.findall(line) for name in names.split(",") if name.strip()
-        ]
+        self.called = [name.strip().lstrip("%") for found in CALLED.findall(line) for name in "".join(found).split(",")]
         trips = TRIPS.search(line)
         self.trips = int(trips[1]) if trips else None
 
@@ -79,8 +80,8 @@ class Instruction:
 class Kernels:
     """Counts the kernels that a compiled program launches, from its text in XLA's format.
 
-    Each fusion, library call or other instruction that a device executes counts as one. A loop of a known number of
-    turns counts that often, any other loop once, and a branch as its longest side.
+    Each fusion, library call or other instruction that a device executes counts as one. A loop counts as often
+    as it turns, or once if only its data tell how often, and a branch counts as its longest side.
     """
 
     def __init__(self, text: str):
@@ -109,21 +110,12 @@ class Kernels:
             return sum(map(self.of, one.called))
         return 1
 
-    def loops(self, known: bool) -> Iterator[tuple[int, int]]:
-        """The turns (1 if unknown) and the kernels of one turn, for the loops whose number of turns is known or not."""
-        for instructions in self.computations.values():
-            for one in instructions:
-                if one.opcode == "while" and (one.trips is not None) == known:
-                    yield one.trips or 1, sum(map(self.of, one.called))
-
-
-def kernels_a_step(name: str, text: str) -> float:
-    """Kernels for one step: those in the body of the longest loop, whose turns are unknown for a flow."""
-    found = Kernels(text)
-    if isinstance(METHODS[name], fc.Descent):
-        turns, longest = max(found.loops(known=True), key=lambda loop: loop[0] * loop[1], default=(0, 0))
-        return turns * longest / STEPS if turns else max((k for _, k in found.loops(known=False)), default=0)
-    return max((longest for _, longest in found.loops(known=False)), default=0)
+    def of_one_step(self) -> int:
+        """The kernels of one turn of the longest loop: of those that end by a test of their data, if there are any."""
+        every = [one for instructions in self.computations.values() for one in instructions if one.opcode == "while"]
+        loops = [one for one in every if one.trips is None] or every
+        longest = max(loops, key=self._of_instruction)
+        return self._of_instruction(longest) // (longest.trips or 1)
 
 
 def kernels(setting: Setting) -> Iterator[Row]:
@@ -132,8 +124,9 @@ def kernels(setting: Setting) -> Iterator[Row]:
     for name in ("flow", "sgd") if setting.quick else METHODS:
         for saves in (0,) if setting.quick else (0, SAVES):
             text = lanes_program(name, lanes, saves)[0].as_text()
-            row: Row = {"method": name, "lanes": lanes, "saves": saves, "kernels_a_step": kernels_a_step(name, text)}
-            yield row | {"kernels_once": Kernels(text).of(Kernels(text).entry), "lines": text.count("\n")}
+            found = Kernels(text)
+            row: Row = {"method": name, "lanes": lanes, "saves": saves, "kernels_a_step": found.of_one_step()}
+            yield row | {"kernels_once": found.of(found.entry) - found.of_one_step()}
 
 
 # --- memory -------------------------------------------------------------------------------------------------------

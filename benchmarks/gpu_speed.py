@@ -36,7 +36,7 @@ def throughput(setting: Setting) -> Iterator[Row]:
     """`fc.sweep` and diffrax against the number of lanes in one block, until memory or time is used up."""
     known = np.arange(0, len(EPS), len(EPS) // (2 if setting.quick else 8))
     truth = reference(batch_of(len(EPS)).take(known))
-    all_saves = (SAVES,) if setting.quick else (0, SAVES)
+    all_saves = (0,) if setting.quick else (0, SAVES)
     for saves in all_saves:
         for method in (OURS, PEER):
             yield from series(setting, method, saves, truth, known, setting.seconds / len(all_saves) / 2)
@@ -118,7 +118,7 @@ def large(setting: Setting) -> Iterator[Row]:
             continue
         counts = counts_of(path)
         flops = counts["evaluations"] * 6 * C * point.X.size / cost.wall_s
-        row |= {name: counts[name] for name in ("evaluations", "steps", "verdict")}
+        row |= {key: counts[key] for key in ("evaluations", "steps", "verdict")}
         row |= {"wall_s": cost.wall_s, "compile_s": cost.compile_s}
         yield row | {"tflops": flops / 1e12, "share_of_peak": flops / peak}
 
