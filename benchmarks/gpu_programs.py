@@ -144,7 +144,7 @@ def memory(setting: Setting) -> Iterator[Row]:
                 program, keys = lanes_program(name, lanes, saves)
                 planned = program.memory_analysis()
                 row: Row = {"method": name, "saves": saves, "lanes": lanes}
-                row |= {"expected_a_lane": bytes_at_work(MODEL, saves or 1)}
+                row |= {"expected_a_lane": bytes_at_work(MODEL, saves)}
                 if planned is not None:
                     kinds = ("argument", "output", "temp")
                     row |= {f"{kind}_a_lane": getattr(planned, f"{kind}_size_in_bytes") / lanes for kind in kinds}
