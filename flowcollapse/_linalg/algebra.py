@@ -26,7 +26,7 @@ def square_norm(A: Float[Array, "m n"]) -> Float[Array, ""]:
 def product(A: Float[Array, "m k"], B: Float[Array, "k n"]) -> Float[Array, "m n"]:
     """`A B`, for a result that is used once: XLA would recompute a small product at each use."""
     if A.shape[0] * A.shape[1] * B.shape[1] > WRITTEN_OUT_UP_TO:
-        return A @ B
+        return jnp.matmul(A, B, precision="highest")
     return jnp.sum(A[:, :, None] * B[None], axis=1)
 
 
@@ -42,7 +42,7 @@ def times(A: Float[Array, "m k *lanes"], B: Float[Array, "k *shape"]) -> Float[A
     neighbouring lanes are adjacent in memory.
     """
     if A.ndim == 2:
-        return A @ B
+        return jnp.matmul(A, B, precision="highest")
     matrix = B.ndim == A.ndim
     return total([(A[:, j, None] if matrix else A[:, j]) * B[j] for j in range(len(B))])
 
