@@ -103,9 +103,7 @@ def metrics(model: fc.UFM, states: tuple[Mapping[str, Any], Mapping[str, Any]]) 
 
 def methods(rtol: float) -> dict[str, tuple[fc.UFM, Any]]:
     """Every method, with its model."""
-    found: dict[str, tuple[fc.UFM, Any]] = {
-        f"flow: {name}": (SQUARED, fc.Flow(name, rtol=rtol)) for name in SOLVERS
-    }
+    found: dict[str, tuple[fc.UFM, Any]] = {f"flow: {name}": (SQUARED, fc.Flow(name, rtol=rtol)) for name in SOLVERS}
     return found | {
         "flow: implicit approach": (DECAYED, fc.Flow(rtol=rtol, approach="implicit")),
         "flow: logarithmic clock": (fc.UFM(**SIZES, loss="cross-entropy"), fc.Flow(rtol=rtol, clock="log", t1=100.0)),

@@ -208,6 +208,4 @@ def times_of_kernels(path: Path) -> dict[str, list[float]]:
     return found
 
 
-PARTS: dict[str, Callable[[Setting], Iterator[Row]]] = {
-    part.__name__: part for part in (kernels, memory, profile)
-}
+PARTS: dict[str, Callable[[Setting], Iterator[Row]]] = {part.__name__: part for part in (kernels, memory, profile)}

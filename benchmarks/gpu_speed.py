@@ -133,6 +133,4 @@ def product_flops(n: int) -> float:
     return 2 * n**3 / cost.wall_s
 
 
-PARTS: dict[str, Callable[[Setting], Iterator[Row]]] = {
-    part.__name__: part for part in (throughput, descent, large)
-}
+PARTS: dict[str, Callable[[Setting], Iterator[Row]]] = {part.__name__: part for part in (throughput, descent, large)}

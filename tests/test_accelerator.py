@@ -113,10 +113,8 @@ def test_a_sweep_in_float32_on_the_card_is_that_on_the_cpu(card, cpu, thirty_two
     assert_same_sweeps(*sweeps(fc.Flow(rtol=rtol), card, cpu), rtol=rtol)
 
 
-def test_a_block_that_fills_the_memory_runs(card):
-    """The widest block that the package chooses for a large model fits."""
+def test_a_block_of_large_problems_fits_into_the_memory(card):
+    """A lane takes a sixth of a gigabyte, so that 4,096 of them would fit into no card."""
     model = fc.UFM(num_classes=10, samples_per_class=500, num_features=512)
-    grid = fc.sweep(
-        model, fc.Flow(rtol=1e-3), eps=[0.1], seeds=64, ts=1, metrics=(), devices=[card], progress=False
-    )
+    grid = fc.sweep(model, fc.Flow(rtol=1e-3), eps=[0.1], seeds=64, ts=1, metrics=(), devices=[card], progress=False)
     assert set(grid["verdict"].values.ravel().tolist()) == {int(fc.Verdict.plateau)}

@@ -68,7 +68,9 @@ def of_lanes(function):
 
 def coarse_products(text: str) -> list[str]:
     """The matrix products that an accelerator may round to fewer digits than the precision of their operands."""
-    return [line for line in text.splitlines() if "dot_general" in line and "precision = [HIGHEST, HIGHEST]" not in line]
+    return [
+        line for line in text.splitlines() if "dot_general" in line and "precision = [HIGHEST, HIGHEST]" not in line
+    ]
 
 
 # ---- runs

@@ -1,6 +1,7 @@
 """How many lanes run at once, and how many lanes a task has."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -24,9 +25,7 @@ one, blocks take 0.7 of the time for the paper's task, about the same time for s
 the time at 5,000 numbers (`benchmarks/sweep.py --only width`)."""
 
 
-def block_width(
-    model: UFM, devices: Sequence[Device], lanes: int, factorises: bool = False, saves: int = 0
-) -> int:
+def block_width(model: UFM, devices: Sequence[Device], lanes: int, factorises: bool = False, saves: int = 0) -> int:
     """How many lanes run in lockstep: a few on a CPU, many on an accelerator, as far as its memory holds them.
 
     Small states always use full blocks, so that sweeps of any length share one program. Large states, methods that
@@ -53,7 +52,7 @@ def block_width(
 
 
 MEMORY_SHARE = 0.5
-"""The share of an accelerator's memory that the lanes of a block may take. The rest is for results and for the errors of
+"""The share of an accelerator's memory that the lanes of a block may take. The rest is for results, and a margin for
 `bytes_at_work`."""
 
 
@@ -72,7 +71,7 @@ def bytes_at_work(model: UFM, saves: int) -> int:
 
 def memory_of(devices: Sequence[Device]) -> int | None:
     """The bytes of memory of the smallest device, or None if one of them does not tell."""
-    limits = [(device.memory_stats() or {}).get("bytes_limit") for device in devices]
+    limits: list[Any] = [(device.memory_stats() or {}).get("bytes_limit") for device in devices]
     return None if None in limits else min(limits)
 
 

@@ -1,4 +1,4 @@
-"""How many lanes run at once: as many as the memory of an accelerator holds, by an estimate that the compiler confirms."""
+"""As many lanes run at once as the memory of an accelerator holds, by an estimate that the compiler confirms."""
 
 from typing import Any
 
