@@ -43,10 +43,10 @@ class Setting:
 @functools.cache
 def lanes_program(name: str, lanes: int, saves: int) -> tuple[Any, jax.Array]:
     """The compiled program of this many lanes of a method in lockstep, each to its end, and its argument."""
-    method, kept = METHODS[name], {"metrics": METRICS} if saves else {"metrics": ()}
+    method, names = METHODS[name], METRICS if saves else ()
 
     def one(key: jax.Array) -> Any:
-        path = fc.simulate(MODEL, fc.initial.sphere(MODEL, EPS, key=key), method, saves or 2, **kept)
+        path = fc.simulate(MODEL, fc.initial.sphere(MODEL, EPS, key=key), method, saves or 2, metrics=names)
         return path.metrics, path.end, path.stats
 
     keys = jax.random.split(jax.random.key(0), lanes)

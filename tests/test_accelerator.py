@@ -80,32 +80,27 @@ def test_a_descent_on_the_card_is_the_descent_on_the_cpu(card, cpu, precision, o
     assert_same(found, expected, 40 * STEPS * eps_of(precision))
 
 
-def sweeps(method, *devices):
-    """The same sweep on each device."""
-    for device in devices:
+def sweeps(method, card, cpu) -> tuple[Any, Any]:
+    """The same sweep on both devices."""
+    kept: dict[str, Any] = {"ts": 5, "metrics": ("risk", "nc3"), "keep_final": True, "progress": False}
+
+    def on(device):
         with jax.default_device(device):
-            yield fc.sweep(
-                MODEL,
-                method,
-                eps=[1.0, 0.1],
-                seeds=8,
-                ts=5,
-                metrics=("risk", "nc3"),
-                keep_final=True,
-                devices=[device],
-                progress=False,
-            )
+            return fc.sweep(MODEL, method, eps=[1.0, 0.1], seeds=8, devices=[device], **kept)
+
+    return on(card), on(cpu)
 
 
-def assert_same_sweeps(found, expected, rtol):
+def assert_same_sweeps(found, expected, *, rtol):
     assert found["verdict"].equals(expected["verdict"])
     for name in ("H", "W", "b", "risk", "nc3"):
         assert_same(found[name].values, expected[name].values, rtol)
 
 
 def test_a_sweep_on_the_card_is_the_sweep_on_the_cpu(card, cpu):
-    assert_same_sweeps(*sweeps(fc.Flow(rtol=1e-8), card, cpu), rtol=1e-8)
-    assert_same_sweeps(*sweeps(fc.Descent("sgd", STEPS, learning_rate=0.05), card, cpu), 40 * STEPS * eps_of("float64"))
+    rtol, descent = 1e-8, fc.Descent("sgd", STEPS, learning_rate=0.05)
+    assert_same_sweeps(*sweeps(fc.Flow(rtol=rtol), card, cpu), rtol=rtol)
+    assert_same_sweeps(*sweeps(descent, card, cpu), rtol=40 * STEPS * eps_of("float64"))
 
 
 def test_a_sweep_in_float32_on_the_card_is_that_on_the_cpu(card, cpu, thirty_two_bits):

@@ -68,9 +68,8 @@ def of_lanes(function):
 
 def coarse_products(text: str) -> list[str]:
     """The matrix products that an accelerator may round to fewer digits than the precision of their operands."""
-    return [
-        line for line in text.splitlines() if "dot_general" in line and "precision = [HIGHEST, HIGHEST]" not in line
-    ]
+    full = "precision = [HIGHEST, HIGHEST]"
+    return [line for line in text.splitlines() if "dot_general" in line and full not in line]
 
 
 # ---- runs
