@@ -5,8 +5,9 @@ machine without an accelerator the block runs on the CPU too, so that two differ
 
 Deviations are largest differences divided by the largest entry of the lane alone, for each array or curve, and the
 largest over lanes counts. Bounds follow from the precision: single evaluations may differ by `EVALUATION` roundings and
-descents by `DESCENT`. Flows take the tolerance `sqrt(eps)`, and may differ by it: one device may reject a step that the
-other just accepts. Products in reduced precision, which accelerators take by default for float32, err by a thousandth.
+descents by `DESCENT`. Flows take the tolerance `eps^(2/3)` and may differ by `FLOW` times it, because one device may
+reject a step that the other just accepts. All bounds for float32 but that of descents are below the error of a product
+in reduced precision, a two-thousandth, which is an accelerator's default.
 """
 
 import functools
@@ -34,8 +35,8 @@ LANES = 4
 STEPS = 200
 EPS = 0.1
 
-EVALUATION, DESCENT = 2.0**9, 2.0**13
-"""Bounds in units of the rounding error."""
+EVALUATION, DESCENT, FLOW = 2.0**9, 2.0**13, 8.0
+"""Bounds in units of the rounding error, and for flows of the tolerance."""
 
 Named = dict[str, jax.Array]
 
@@ -58,7 +59,7 @@ def correctness(setting: Setting) -> Iterator[Row]:
     todo = [item for precision in precisions for item in items(np.dtype(precision), setting.quick)]
     # Compiling takes nearly all of the time, and releases Python's lock.
     with ThreadPoolExecutor(min(8, len(cores()))) as pool:
-        yield from pool.map(lambda item: compared(item, setting.device), todo)
+        yield from pool.map(lambda item: attempted(item, setting.device), todo)
 
 
 def items(dtype: np.dtype, quick: bool) -> Iterator[Item]:
@@ -68,11 +69,13 @@ def items(dtype: np.dtype, quick: bool) -> Iterator[Item]:
     for model in (SQUARED,) if quick else (SQUARED, CROSS_ENTROPY):
         inputs = (random_states(dtype, 1.0, seed=0), random_states(dtype, 1.0, seed=1))
         yield Item(f"metric, {model.loss.text}", functools.partial(metrics, model), inputs, EVALUATION * eps)
-    rtol = eps**0.5
+    rtol = eps ** (2 / 3)
     for name, (model, method) in methods(rtol).items():
         if quick and name != "descent: sgd":
             continue
-        bound = DESCENT * eps if isinstance(method, fc.Descent) else rtol
+        if name == "flow: kencarp5" and dtype == np.float32:
+            continue  # diffrax interpolates its steps in float64 alone
+        bound = DESCENT * eps if isinstance(method, fc.Descent) else FLOW * rtol
         yield Item(name, functools.partial(run, model, method), random_states(dtype, EPS, seed=2), bound)
 
 
@@ -119,6 +122,14 @@ def run(model: fc.UFM, method: Any, arrays: Mapping[str, Any]) -> Named:
     """The end of a run and two curves of it."""
     path = fc.simulate(model, fc.State(**arrays), method, 5, metrics=("risk", "nc3"))
     return {"W": path.end.W, "X": path.end.X, "b": path.end.b, **path.metrics, "t_end": path.t_end}
+
+
+def attempted(item: Item, device: Any) -> Row:
+    """`compared`, or the reason why it failed, so that the other items are still compared."""
+    try:
+        return compared(item, device)
+    except Exception as error:
+        return {"item": item.name, "failed": f"{type(error).__name__}: {error}"[:300]}
 
 
 def compared(item: Item, device: Any) -> Row:

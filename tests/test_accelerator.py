@@ -17,6 +17,9 @@ MODEL = fc.UFM(**SIZES)
 PRECISIONS = ("float64", "float32")
 STEPS = 200
 
+FLOW = 8.0
+"""By how many tolerances flows may differ: one device may reject a step that the other just accepts."""
+
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore::flowcollapse.PrecisionWarning")]
 
 
@@ -64,11 +67,11 @@ def run(method, device, precision, key):
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("solver", ["exponential", "tsit5"])
 def test_a_flow_on_the_card_is_the_flow_on_the_cpu(card, cpu, precision, solver, key):
-    """Rounding may change the steps, so the runs agree to the tolerance of the solver."""
-    rtol = eps_of(precision) ** 0.5
+    """Rounding may change the steps, so the runs agree to a few tolerances of the solver."""
+    rtol = eps_of(precision) ** (2 / 3)
     method = fc.Flow(solver, rtol=rtol)
     found, expected = (run(method, device, precision, key) for device in (card, cpu))
-    assert_same(found, expected, rtol)
+    assert_same(found, expected, FLOW * rtol)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -99,13 +102,13 @@ def assert_same_sweeps(found, expected, *, rtol):
 
 def test_a_sweep_on_the_card_is_the_sweep_on_the_cpu(card, cpu):
     rtol, descent = 1e-8, fc.Descent("sgd", STEPS, learning_rate=0.05)
-    assert_same_sweeps(*sweeps(fc.Flow(rtol=rtol), card, cpu), rtol=rtol)
+    assert_same_sweeps(*sweeps(fc.Flow(rtol=rtol), card, cpu), rtol=FLOW * rtol)
     assert_same_sweeps(*sweeps(descent, card, cpu), rtol=40 * STEPS * eps_of("float64"))
 
 
 def test_a_sweep_in_float32_on_the_card_is_that_on_the_cpu(card, cpu, thirty_two_bits):
-    rtol = eps_of("float32") ** 0.5
-    assert_same_sweeps(*sweeps(fc.Flow(rtol=rtol), card, cpu), rtol=rtol)
+    rtol = eps_of("float32") ** (2 / 3)
+    assert_same_sweeps(*sweeps(fc.Flow(rtol=rtol), card, cpu), rtol=FLOW * rtol)
 
 
 def test_a_block_of_large_problems_fits_into_the_memory(card):
