@@ -18,9 +18,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-if hasattr(os, "sched_setaffinity"):
-    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # one core for all, because waiting threads cost CPU time
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -51,13 +48,13 @@ class Run(NamedTuple):
     cpu_s: float
 
 
-def ours(optimizer: str, lanes: int, steps: int, repeats: int, record: bool) -> Run:
-    """`fc.sweep`, by default in blocks of 16 lanes."""
+def ours(optimizer: str, lanes: int, steps: int, repeats: int, record: bool, **options: Any) -> Run:
+    """`fc.sweep`; `options` are passed on."""
     method = fc.Descent(optimizer, steps, learning_rate=RATES[optimizer])
     kept: dict[str, Any] = {"ts": SAVES, "metrics": METRICS} if record else {"ts": 1, "metrics": ()}
 
     def run() -> Any:
-        return fc.sweep(MODEL, method, eps=[EPS], seeds=lanes, keep_final=True, progress=False, **kept)
+        return fc.sweep(MODEL, method, eps=[EPS], seeds=lanes, keep_final=True, progress=False, **kept, **options)
 
     begin = time.perf_counter()
     run()
@@ -134,6 +131,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2000, help="steps of each (2000)")
     parser.add_argument("--out", type=Path, help="write the rows as JSON")
     options = parser.parse_args()
+    if hasattr(os, "sched_setaffinity"):  # before JAX starts: one core for all, because waiting threads cost CPU time
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     fc.enable_x64()
     lanes, steps, repeats = (32, 250, 1) if options.quick else (options.lanes, options.steps, 3)
 

@@ -11,8 +11,9 @@ keeps the end states; "saves" are 41 times with five metrics. Parts, each in sep
 - `width`: the time per step and lane in blocks of 1 to 64 lanes, for states of several sizes;
 - `devices`: the same sweep on 1, 2 and 4 CPU devices, each pinned to a core as long as there are enough;
 - `storing`: a sweep into a store, the same sweep in memory, and one without save times, in turns;
-- `start`: fresh processes: imports, `--help`, and the first result of a sweep of 16 lanes, including compilation;
-- `gpu`: lanes per second against the number of lanes, up to the limit of memory, compared with this machine's CPU.
+- `start`: fresh processes: imports, `--help`, and the first result of a sweep of 16 lanes, including compilation.
+
+All parts run on CPUs; `gpu.py` measures accelerators.
 
 The fastest of several runs counts; "compile" is the extra time of the first call. CPU seconds cover all threads, and
 "lanes/core s" is lanes per CPU second.
@@ -37,7 +38,6 @@ from scaling import width as width_of
 from sweep_targets import (
     OURS,
     about_devices,
-    about_gpu,
     about_start,
     about_storing,
     about_throughput,
@@ -138,21 +138,6 @@ def start(options: Options) -> Iterator[Row]:
         yield {"what": what, "wall_s": wall_s, "cpu_s": cpu_s, "rounds": len(times)}
 
 
-def gpu(options: Options) -> Iterator[Row]:
-    spec: Row = {"part": "gpu", "platform": options.platform, "saves": SAVES, "devices": len(cores())}
-    spec |= (
-        {"lanes": (16,), "cpu_lanes": (16,), "longest_s": 1.0, "budget_s": 0.0}
-        if options.quick
-        else {
-            "lanes": [16 * 8**k for k in range(7)],
-            "cpu_lanes": [16 * 8**k for k in range(4)],
-            "longest_s": 30.0,
-            "budget_s": 3.0,
-        }
-    )
-    yield from on_cores(None, spec)
-
-
 def on_cores(count: int | None, spec: Row) -> Iterator[Row]:
     """The rows of a worker that may use `count` cores; all cores by default or if there are fewer."""
     with pinned(count):
@@ -178,7 +163,6 @@ COLUMNS = {
     "method": ("method", "17s"),
     "what": ("what", "30s"),
     "kept": ("kept", "13s"),
-    "place": ("place", "24s"),
     "C": ("C", "4d"),
     "N": ("N", "5d"),
     "p": ("p", "4d"),
@@ -214,7 +198,6 @@ PARTS: dict[str, tuple[Callable[[Options], Iterator[Row]], Callable[[list[Row], 
     "devices": (devices, about_devices, "devices cores saves lanes per_s per_core_s wall_s cpu_s compile_s"),
     "storing": (storing, about_storing, "kept cores lanes per_s per_core_s wall_s cpu_s written_mb"),
     "start": (start, about_start, "what wall_s cpu_s"),
-    "gpu": (gpu, about_gpu, "place devices saves lanes per_s wall_s compile_s efficiency"),
 }
 
 
@@ -278,7 +261,6 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="few and small sweeps: does it run at all")
     parser.add_argument("--only", choices=tuple(PARTS), nargs="+", help="only these parts")
     parser.add_argument("--out", type=Path, help="folder for sweep.json and sweep.png")
-    parser.add_argument("--platform", default="gpu", help="the accelerator of part gpu: gpu or tpu")
     options = parser.parse_args()
     if options.quick:  # programs run so briefly that optimising them does not pay
         os.environ |= {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "TORCHDYNAMO_DISABLE": "1"}

@@ -101,17 +101,6 @@ def _bars(axis: Any, labels: list[str], lengths: list[float], what: str) -> None
     axis.set_xlabel(what)
 
 
-def gpu(axis: Any, rows: list[Row]) -> None:
-    for place in dict.fromkeys(row["place"] for row in rows):
-        for saves, dash in DASHES.items():
-            chosen = [row for row in rows if (row["place"], row["saves"]) == (place, saves)]
-            colour = "tab:gray" if place == "cpu" else "tab:green"
-            label = f"{place}, {saves} saves"
-            x, y = [row["lanes"] for row in chosen], [row["per_s"] for row in chosen]
-            axis.plot(x, y, dash, color=colour, marker="o", markersize=3, label=label)
-    axis.set(xscale="log", yscale="log", xlabel="lanes", ylabel="lanes per second")
-
-
 PANELS: dict[str, Callable[[Any, list[Row]], None]] = {
-    panel.__name__: panel for panel in (throughput, width, devices, storing, start, gpu)
+    panel.__name__: panel for panel in (throughput, width, devices, storing, start)
 }

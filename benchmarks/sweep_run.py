@@ -11,7 +11,7 @@ import functools
 import gc
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -111,10 +111,10 @@ def batch_of(lanes: int) -> Batch:
     return Batch(MODEL.counts[0], H, W, b, ends[:, None] * np.linspace(0, 1, SAVES), METHOD.rtol)
 
 
-def timing_of(method: str, lanes: int, saves: int, budget_s: float) -> tuple[Timing, Row]:
-    """The results of one method, and their cost."""
+def timing_of(method: str, lanes: int, saves: int, budget_s: float, **options: Any) -> tuple[Timing, Row]:
+    """The results of one method, and their cost. `options` are those of `fc.sweep`."""
     if method == OURS:
-        grid, cost = costs(lambda: sweep(lanes, saves), budget_s)
+        grid, cost = costs(lambda: sweep(lanes, saves, **options), budget_s)
         H, W, b = (grid[name].values.reshape(lanes, *grid[name].shape[2:]) for name in ("H", "W", "b"))
         curves = np.stack([grid[name].values.reshape(lanes, -1) for name in METRICS], -1) if saves else None
         evaluations = grid["steps_evaluations"].values.ravel()
@@ -196,46 +196,12 @@ def storing(spec: Row) -> Iterator[Row]:
             yield row | speed(lanes, least) | ({"written_mb": megabytes} if kept == "into a store" else {})
 
 
-def gpu(spec: Row) -> Iterator[Row]:
-    """Lanes per second against the number of lanes, as one block, up to the limit of memory or time; also on a CPU."""
-    try:
-        accelerator = jax.devices(spec["platform"])[:1]
-    except RuntimeError:
-        yield {"skipped": f"JAX sees no device of the kind {spec['platform']}"}
-        return
-    cpus = jax.devices("cpu")
-    name = f"{spec['platform']}: {accelerator[0].device_kind}"
-    places = [("cpu", cpus, spec["cpu_lanes"]), (name, accelerator, spec["lanes"])]
-    for saves in spec["saves"]:
-        for place, chosen, counts in places:
-            yield from _against_lanes(place, chosen, counts, saves, spec)
-
-
-def _against_lanes(place: str, chosen: Sequence[jax.Device], counts: Sequence[int], saves: int, spec: Row):
-    for lanes in counts:
-        blocks = {} if place == "cpu" else {"width": lanes, "lanes_per_task": lanes}
-        row: Row = {"place": place, "devices": len(chosen), "saves": saves, "lanes": lanes}
-        try:
-            with jax.default_device(chosen[0]):
-                grid, cost = costs(
-                    lambda lanes=lanes, blocks=blocks: sweep(lanes, saves, devices=chosen, **blocks), spec["budget_s"]
-                )
-        except (MemoryError, jax.errors.JaxRuntimeError) as error:
-            lines = str(error).splitlines() or ["out of memory"]
-            yield row | {"skipped": lines[0][:200]}
-            return
-        yield row | speed(lanes, cost) | {"efficiency": grid.attrs["lane_efficiency"]}
-        if cost["wall_s"] > spec["longest_s"]:
-            return
-
-
-PARTS = {part.__name__: part for part in (throughput, width, devices, storing, gpu)}
+PARTS = {part.__name__: part for part in (throughput, width, devices, storing)}
 
 
 def main() -> None:
     spec = spec_of_this_worker()
-    if spec["part"] != "gpu":  # all other parts measure CPUs, even on a machine with an accelerator
-        jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_platforms", "cpu")  # also on a machine with an accelerator
     fc.use_cpu_cores(spec.get("devices", 1))
     fc.enable_x64()
     device = jax.devices()[0]

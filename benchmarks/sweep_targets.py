@@ -114,27 +114,3 @@ def about_storing(rows: list[Row], about: Row) -> list[Row]:
 def about_start(rows: list[Row], about: Row) -> list[Row]:
     wall = {row["what"]: row["wall_s"] for row in rows if "wall_s" in row}
     return [conclusion(f"{what}, seconds", wall[what]) for what in wall if what.startswith(("flowcollapse", "first"))]
-
-
-def about_gpu(rows: list[Row], about: Row) -> list[Row]:
-    """Where the accelerator overtakes the CPU, and the largest speedup."""
-    found = []
-    measured = [row for row in rows if "per_s" in row]
-    for saves in sorted({row["saves"] for row in measured}):
-        cpu = [row for row in measured if row["saves"] == saves and row["place"] == "cpu"]
-        other = [row for row in measured if row["saves"] == saves and row["place"] != "cpu"]
-        if not cpu or not other:
-            continue
-        best = max(other, key=lambda row: row["per_s"])
-        ahead = [row["lanes"] for row in other if row["per_s"] > _nearest(cpu, row["lanes"])["per_s"]]
-        where = f"{saves} saves, {best['place']}"
-        found += [
-            conclusion(f"{where}: most lanes per second, {best['lanes']} lanes", best["per_s"]),
-            conclusion(
-                f"{where}: over {cpu[0]['devices']} CPU cores at their best",
-                best["per_s"] / max(row["per_s"] for row in cpu),
-            ),
-        ]
-        if ahead:
-            found.append(conclusion(f"{where}: fewest lanes at which it is ahead of the CPU", min(ahead)))
-    return found

@@ -11,7 +11,7 @@ import jax.scipy.linalg as jsl
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from ..programs import called
+from ..programs import called, full_precision
 
 WRITTEN_OUT_UP_TO = 256
 """Products with up to this many multiplications are written out as sums. In blocks of lanes, sums are 1.2 to 3 times as
@@ -26,7 +26,7 @@ def square_norm(A: Float[Array, "m n"]) -> Float[Array, ""]:
 def product(A: Float[Array, "m k"], B: Float[Array, "k n"]) -> Float[Array, "m n"]:
     """`A B`, for a result that is used once: XLA would recompute a small product at each use."""
     if A.shape[0] * A.shape[1] * B.shape[1] > WRITTEN_OUT_UP_TO:
-        return A @ B
+        return jnp.matmul(A, B, precision="highest")
     return jnp.sum(A[:, :, None] * B[None], axis=1)
 
 
@@ -42,7 +42,7 @@ def times(A: Float[Array, "m k *lanes"], B: Float[Array, "k *shape"]) -> Float[A
     neighbouring lanes are adjacent in memory.
     """
     if A.ndim == 2:
-        return A @ B
+        return jnp.matmul(A, B, precision="highest")
     matrix = B.ndim == A.ndim
     return total([(A[:, j, None] if matrix else A[:, j]) * B[j] for j in range(len(B))])
 
@@ -115,6 +115,7 @@ def one_by_one(factorise: F) -> F:
     many devices as threads, all threads can end up waiting; jax 0.10.1 then deadlocks. A single matrix is computed on
     the calling thread, which takes a tenth of a microsecond more. Derivatives are those of `factorise`.
     """
+    factorise = full_precision(factorise)  # pyright: ignore[reportAssignmentType]
 
     @jax.custom_batching.custom_vmap
     def single(*args):
@@ -203,6 +204,7 @@ def pinv(A: Float[Array, "m n"]) -> Float[Array, "n m"]:
 
 
 @pinv.defjvp
+@full_precision
 def _derivative_of_pinv(primals, tangents):
     (A,), (dA,) = primals, tangents
     P = pinv(A)
@@ -212,6 +214,7 @@ def _derivative_of_pinv(primals, tangents):
 
 
 @jax.custom_batching.custom_vmap
+@full_precision
 def _pinvs(A: Float[Array, "lanes m n"]) -> Float[Array, "lanes n m"]:
     if A.shape[2] <= BY_COLUMNS_UP_TO:
         found = _by_columns(A)

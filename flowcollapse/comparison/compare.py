@@ -233,7 +233,7 @@ def _lane_width(model: UFM, methods: Sequence[Method], saves: int, devices: Sequ
     size = model.num_features * model.num_samples if whole else state_size(model)
     bytes_a_lane = 8 * size * saves * 2 * len(methods)
     factorises = any(method.factorises for method in methods)
-    return max(1, min(block_width(model, devices, lanes, factorises), BYTES_UNDER_WAY // bytes_a_lane))
+    return max(1, min(block_width(model, devices, lanes, factorises, saves), BYTES_UNDER_WAY // bytes_a_lane))
 
 
 def _outcome(

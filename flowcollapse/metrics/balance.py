@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from .._linalg.algebra import square_norm, triangle
 from ..model.problem import Point
+from ..programs import full_precision
 
 STRIPS, STRIPS_FROM = 4, 256
 """With `STRIPS_FROM` features or more, a symmetric matrix is computed in `STRIPS` strips, each up to the diagonal."""
@@ -73,6 +74,7 @@ def _thin_drift(Y, Y0, signs):
 
 
 @_thin_drift.defjvp
+@full_precision
 def _derivative_of_thin_drift(primals, tangents):
     (Y, Y0, signs), (dY, dY0, _) = primals, tangents
 

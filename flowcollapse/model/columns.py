@@ -233,7 +233,7 @@ class ClassMeanColumns(Columns):
         classes = np.repeat(np.arange(self.num_classes), self.counts)[samples]
         unit = jnp.eye(L.shape[-1], dtype=L.dtype)
         self._check_size(unit)
-        return means[..., classes] + L @ self.deviations(unit)[..., samples]
+        return means[..., classes] + jnp.matmul(L, self.deviations(unit)[..., samples], precision="highest")
 
     def deviations(self, L: Float[Array, "*batch p r"]) -> Float[Array, "*batch p samples"]:
         if L.shape[-1] == 0:  # only class means
@@ -242,7 +242,7 @@ class ClassMeanColumns(Columns):
         if Q is None:
             return from_within_basis(L, self.counts)
         Q = Q.reshape(Q.shape[:-2] + (1,) * (L.ndim - Q.ndim) + Q.shape[-2:])
-        return L @ jnp.swapaxes(Q, -1, -2)
+        return jnp.matmul(L, jnp.swapaxes(Q, -1, -2), precision="highest")
 
     def _frame(self, L: Float[Array, "*batch p r"]) -> Float[Array, "*lanes samples r"] | None:
         """Q, or None for Helmert's basis, which is applied by running sums."""
@@ -351,7 +351,7 @@ def times_within_basis(D: Float[Array, "*batch samples"], counts: tuple[int, ...
     In each class, entry k is `(d_0 + ... + d_{k-1} - k d_k) / sqrt(k (k + 1))`.
     """
     if sum(counts) <= DENSE_UP_TO:
-        return D @ within_class_basis(counts, D.dtype)
+        return jnp.matmul(D, within_class_basis(counts, D.dtype), precision="highest")
     place, inside, root = _helmert(counts, D.dtype)
     before = _running_sums(D, place == 0) - D
     return ((before - place * D) / root)[..., inside]
@@ -361,7 +361,7 @@ def times_within_basis(D: Float[Array, "*batch samples"], counts: tuple[int, ...
 def from_within_basis(L: Float[Array, "*batch r"], counts: tuple[int, ...]) -> Float[Array, "*batch samples"]:
     """`L Q^T` with Helmert's basis Q, see `times_within_basis`."""
     if sum(counts) <= DENSE_UP_TO:
-        return L @ within_class_basis(counts, L.dtype).T
+        return jnp.matmul(L, within_class_basis(counts, L.dtype).T, precision="highest")
     place, inside, root = _helmert(counts, L.dtype)
     scaled = jnp.zeros((*L.shape[:-1], sum(counts)), L.dtype).at[..., inside].set(L) / root
     last = np.append(place[1:] == 0, True)

@@ -1,11 +1,15 @@
 """How many lanes run at once, and how many lanes a task has."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
+from ..initial import REDUCED_FROM
+from ..model.columns import ClassMeanColumns
 from ..model.coordinates import state_size
 from ..model.ufm import UFM
+from ..simulation import KEPT
 from .engine import CPU_BLOCKS, Device
 from .lane import Plan
 
@@ -21,20 +25,54 @@ one, blocks take 0.7 of the time for the paper's task, about the same time for s
 the time at 5,000 numbers (`benchmarks/sweep.py --only width`)."""
 
 
-def block_width(model: UFM, devices: Sequence[Device], lanes: int, factorises: bool = False) -> int:
-    """How many lanes run in lockstep: a few on a CPU, many on an accelerator.
+def block_width(model: UFM, devices: Sequence[Device], lanes: int, factorises: bool = False, saves: int = 0) -> int:
+    """How many lanes run in lockstep: a few on a CPU, many on an accelerator, as far as its memory holds them.
 
     Small states always use full blocks, so that sweeps of any length share one program. Large states, methods that
     factorise a matrix for each lane, and accelerators use a power of two small enough that every device gets a block:
     there, a sweep of few lanes should not pay for a full block.
+
+    Args:
+        model: the model, with the sizes of these lanes.
+        devices: where they run, all of one kind.
+        lanes: how many there are.
+        factorises: whether the method factorises a matrix for each lane.
+        saves: how many points of a lane are observed.
     """
     widest = ACCELERATOR_WIDTH
     if devices[0].platform == "cpu":
         widest = next((width for numbers, width in CPU_WIDTHS if state_size(model) <= numbers), 1)
         if widest == CPU_WIDTH and not factorises:
             return widest
+    elif memory := memory_of(devices):
+        fitting = int(MEMORY_SHARE * memory) // bytes_at_work(model, saves)
+        widest = min(widest, 2 ** max(fitting.bit_length() - 1, 0))
     fair = -(-lanes // len(devices))
     return max(1, min(widest, 2 ** (fair - 1).bit_length()))
+
+
+MEMORY_SHARE = 0.5
+"""The share of an accelerator's memory that the lanes of a block may take. The rest is for results, and a margin for
+`bytes_at_work`."""
+
+
+def bytes_at_work(model: UFM, saves: int) -> int:
+    """The bytes that a lane takes while it runs, estimated from above by at most a factor of about four.
+
+    A run holds the stages of a step, and for its start and its metrics the features of all samples. If all saved points
+    are kept, they are observed together (`flowcollapse/simulation.py`). `benchmarks/gpu.py --only memory` measures it.
+    """
+    state, samples = state_size(model), model.num_features * model.num_samples
+    if samples >= REDUCED_FROM and ClassMeanColumns(model.counts).admits(model.loss):
+        samples = 0  # a start that is drawn reduced
+    kept = saves if saves * (samples + model.num_classes * model.num_features) <= KEPT else 0
+    return 8 * (32 * state + 8 * samples + kept * (5 * state + 3 * samples))
+
+
+def memory_of(devices: Sequence[Device]) -> int | None:
+    """The bytes of memory of the smallest device, or None if one of them does not tell."""
+    limits: list[Any] = [(device.memory_stats() or {}).get("bytes_limit") for device in devices]
+    return None if None in limits else min(limits)
 
 
 def blocks_a_call(bytes_a_lane: int, width: int) -> int:
@@ -68,7 +106,7 @@ def default_lanes(plan: Plan, devices: Sequence[Device], width: int | None) -> i
     """How many lanes a task has: fewer for large states, but at least a block for every device."""
     largest = max((plan.grid.model.with_numbers(shapes) for shapes in plan.grid.shapes()), key=state_size)
     most = LANES_A_TASK if devices[0].platform == "cpu" else ACCELERATOR_WIDTH
-    block = width or block_width(largest, devices, plan.grid.num_lanes, plan.grid.method.factorises)
+    block = width or block_width(largest, devices, plan.grid.num_lanes, plan.grid.method.factorises, plan.saves)
     on_one = max(min(most, NUMBERS_A_TASK // state_size(largest)), block)
     return max(1, min(on_one * len(devices), BYTES_A_TASK // bytes_kept(plan)))
 

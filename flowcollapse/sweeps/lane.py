@@ -76,6 +76,11 @@ class Plan:
     metrics: tuple[str, ...]
     keep_final: bool
 
+    @property
+    def saves(self) -> int:
+        """How many points of a lane are observed."""
+        return (self.ts if isinstance(self.ts, int) else len(self.ts)) if self.metrics else 0
+
     def lane(self, shapes: Mapping[str, Any]) -> tuple[Lane, Any]:
         """The function of a lane of given shapes, and the numbers that all lanes share."""
         dtype = jnp.result_type(float)

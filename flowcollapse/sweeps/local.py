@@ -89,8 +89,8 @@ class Local:
         name = repr(shapes)
         if name not in self._engines:
             model = self.plan.grid.model.with_numbers(shapes)
-            factorises = self.plan.grid.method.factorises
-            width = self.width or block_width(model, self.devices, self.capacity, factorises)
+            factorises, saves = self.plan.grid.method.factorises, self.plan.saves
+            width = self.width or block_width(model, self.devices, self.capacity, factorises, saves)
             lane, shared = self.plan.lane(shapes)
             blocks = blocks_a_call(bytes_kept(self.plan), width)
             self._engines[name] = Engine(lane, width=width, devices=self.devices, shared=shared, blocks=blocks)

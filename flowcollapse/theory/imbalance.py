@@ -157,7 +157,8 @@ def free_bias(model: UFM) -> FreeBias:
     kept = np.arange(len(strengths)) < model.num_features
     values = jnp.maximum(strengths - jnp.sqrt(lam_W * lam_H) / model.scale, 0.0) * kept
     n = np.array(model.counts)
-    return FreeBias(jnp.asarray(n / n.sum()), values, (jnp.asarray(U) * values) @ V.T / np.sqrt(n))
+    logits = jnp.matmul(jnp.asarray(U) * values, V.T, precision="highest")
+    return FreeBias(jnp.asarray(n / n.sum()), values, logits / np.sqrt(n))
 
 
 def learning_times(model: UFM, start: State) -> Float[Array, " C"]:

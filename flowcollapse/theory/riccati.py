@@ -16,6 +16,7 @@ from ..model.problem import problem_of
 from ..model.requirements import known_decays, require
 from ..model.state import State
 from ..model.ufm import UFM
+from ..programs import full_precision
 from ..simulation import as_arrays, checked_start
 from .bias import Times, bias, checked_times, integral, least
 from .subspace import check_rtol, default_rtol
@@ -185,6 +186,7 @@ def _triangular(Q: Float[Array, "m p"]) -> tuple[Float[Array, "p p"], Float[Arra
 
 
 @_triangular.defjvp
+@full_precision
 def _(primals, tangents):
     turn, lower = _triangular(*primals)
     change = tangents[0] @ turn
@@ -207,6 +209,7 @@ def _root_of_sum(
 
 
 @_root_of_sum.defjvp
+@full_precision
 def _(primals, tangents):
     (shrunk, weights, scaled), (of_shrunk, of_weights, of_scaled) = primals, tangents
     R = _root_of_sum(*primals)
