@@ -59,7 +59,7 @@ def escape_time(
 
 def _root(x) -> Float[Array, ""]:
     """`sqrt(x)`, and 0 without a derivative at 0."""
-    return jnp.where(x > 0, jnp.sqrt(jnp.where(x > 0, x, 1.0)), 0.0)
+    return jnp.where(x == 0, 0.0, jnp.sqrt(jnp.where(x == 0, 1.0, x)))
 
 
 def _logarithm(above, below) -> Float[Array, ""]:

@@ -21,7 +21,7 @@ def _snc2(view: View):
 def _snc3(view: View):
     square = jnp.sum((view.point.b - view.target.bias) ** 2)
     # Without a bias it is always zero, where the root has no derivative.
-    return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)
+    return jnp.where(square == 0, 0.0, jnp.sqrt(jnp.where(square == 0, 1.0, square)))
 
 
 def _relative_distance(view: View):
