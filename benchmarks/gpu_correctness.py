@@ -74,8 +74,6 @@ def items(dtype: np.dtype, quick: bool) -> Iterator[Item]:
     for name, (model, method) in methods(rtol).items():
         if quick and name != "descent: sgd":
             continue
-        if name == "flow: kencarp5" and dtype == np.float32:
-            continue  # diffrax interpolates its steps in float64 alone
         bound = DESCENT * eps if isinstance(method, fc.Descent) else FLOW * rtol
         yield Item(name, functools.partial(run, model, method), random_states(dtype, EPS, seed=2), bound)
 

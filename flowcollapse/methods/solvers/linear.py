@@ -56,13 +56,25 @@ class _DenseSolver(lx.AbstractLinearSolver):
         return True
 
 
+class _Interpolation(dfx.KenCarp5.interpolation_cls):
+    """diffrax's interpolation in the precision of the state; with float64 enabled, its coefficients would raise it."""
+
+    def evaluate(self, t0, t1=None, left=True):
+        found = super().evaluate(t0, t1, left)
+        return jax.tree.map(lambda x, y: x.astype(y.dtype), found, self.y0)
+
+
+class _KenCarp5(dfx.KenCarp5):
+    interpolation_cls = _Interpolation
+
+
 def kencarp5() -> dfx.KenCarp5:
     """Kennedy and Carpenter's 5(4) implicit-explicit pair (Applied Numerical Mathematics 44, 2003), as diffrax has it.
 
     Only the mean residual is implicit. Its equation is linear and diagonal, so one iteration solves it at any
     tolerance.
     """
-    return dfx.KenCarp5(root_finder=dfx.VeryChord(rtol=1e-3, atol=1e-12, linear_solver=_DiagonalSolver()))
+    return _KenCarp5(root_finder=dfx.VeryChord(rtol=1e-3, atol=1e-12, linear_solver=_DiagonalSolver()))
 
 
 def _for_lanes(solver: dfx.AbstractSolver) -> dfx.AbstractSolver:

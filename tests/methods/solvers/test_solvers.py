@@ -132,6 +132,17 @@ def test_every_name_solves_the_flow_to_its_tolerance(name, key):
     assert systems.relative_error(systems.arrays(path.states), exact) < 100 * rtol
 
 
+def test_kencarp5_keeps_single_precision(key):
+    """Also where float64 is enabled, as it is in these tests."""
+    model = fc.UFM(num_classes=2, samples_per_class=2, num_features=2)
+    start = jax.tree.map(lambda x: x.astype(jnp.float32), fc.initial.on_subspace(model, eps=0.3, key=key))
+    ts = np.linspace(0, 2, 4)
+    path = fc.simulate(model, start, fc.Flow("kencarp5", rtol=1e-4), ts, save_states=True, metrics=())
+    assert path.states.W.dtype == path.states.H.dtype == jnp.float32
+    exact = systems.flow_on_subspace(np.asarray(start.W, float), 0.0, 2, ts)
+    assert systems.relative_error(systems.arrays(path.states), exact) < 100 * 1e-4
+
+
 def test_a_diffrax_solver_can_be_passed_itself(key):
     """A solver without a name in this package, of third order."""
     model = fc.UFM(num_classes=3, samples_per_class=2, num_features=4)
