@@ -220,10 +220,13 @@
     getSelection().addRange(range);
     if (navigator.clipboard) navigator.clipboard.writeText(find("command").textContent).catch(() => {});
   });
-  // On paper the charts take the width of the sheet.
-  const sized = (size) => ["curves", "ends"].forEach((id) => { if (find(id)) Plotly.relayout(id, size); });
-  addEventListener("beforeprint", () => sized({ width: 680, height: 300, autosize: false }));
-  addEventListener("afterprint", () => sized({ width: null, height: null, autosize: true }));
+  // On paper the charts shrink to the width of the sheet. Drawing them anew would come too late for the printer.
+  const charts = [find("curves"), find("ends")].filter(Boolean);
+  addEventListener("beforeprint", () => charts.forEach((chart) => {
+    const width = chart.offsetWidth;
+    Object.assign(chart.style, { width: `${width}px`, zoom: Math.min(1, 680 / width) });
+  }));
+  addEventListener("afterprint", () => charts.forEach((chart) => Object.assign(chart.style, { width: "", zoom: "" })));
   drawn.forEach((draw) => draw());
   document.documentElement.dataset.ready = "yes";
 })();
