@@ -138,6 +138,7 @@ def test_kencarp5_keeps_single_precision(key):
     start = jax.tree.map(lambda x: x.astype(jnp.float32), fc.initial.on_subspace(model, eps=0.3, key=key))
     ts = np.linspace(0, 2, 4)
     path = fc.simulate(model, start, fc.Flow("kencarp5", rtol=1e-4), ts, save_states=True, metrics=())
+    assert path.states is not None
     assert path.states.W.dtype == path.states.H.dtype == jnp.float32
     exact = systems.flow_on_subspace(np.asarray(start.W, float), 0.0, 2, ts)
     assert systems.relative_error(systems.arrays(path.states), exact) < 100 * 1e-4
