@@ -56,7 +56,7 @@ class _DenseSolver(lx.AbstractLinearSolver):
         return True
 
 
-class _Interpolation(dfx.KenCarp5.interpolation_cls):
+class _Interpolation(dfx.KenCarp5.interpolation_cls):  # pyright: ignore[reportGeneralTypeIssues]
     """diffrax's interpolation in the precision of the state; with float64 enabled, its coefficients would raise it."""
 
     def evaluate(self, t0, t1=None, left=True):
