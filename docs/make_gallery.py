@@ -61,7 +61,7 @@ def parse(words: list[str]) -> object:
 
 
 def faults(page: str) -> list[str]:
-    """What is wrong with the page."""
+    """The faults of the page."""
     found = []
     for language, text in blocks(page):
         if language == "python":

@@ -23,6 +23,12 @@ def square_norm(A: Float[Array, "m n"]) -> Float[Array, ""]:
     return jnp.sum(jax.lax.optimization_barrier(jnp.sum(A**2, axis=0)))  # otherwise XLA merges the two sums
 
 
+def root(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """The square root; 0 with the derivative 0 where x is not above 0, and NaN where it is NaN."""
+    zero = x <= 0
+    return jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, 1.0, x)))
+
+
 def product(A: Float[Array, "m k"], B: Float[Array, "k n"]) -> Float[Array, "m n"]:
     """`A B`, for a result that is used once: XLA would recompute a small product at each use."""
     if A.shape[0] * A.shape[1] * B.shape[1] > WRITTEN_OUT_UP_TO:
@@ -165,6 +171,7 @@ def lower_factor(A: Float[Array, "p m"]) -> Float[Array, "p p"]:
 
 
 @lower_factor.defjvp
+@full_precision
 def _derivative_of_lower_factor(primals, tangents):
     Q, R = positive_qr(primals[0].T)
     change = tangents[0] @ Q

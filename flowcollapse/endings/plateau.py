@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from .._linalg.algebra import root
 from ..model.problem import Point, Problem
 from .base import AbstractEnding
 from .modes import Growth, Modes, fixed, growth_rate, mean_mode, pull_at_origin, target_modes
@@ -53,13 +54,8 @@ def escape_time(
     smallest = jnp.min(jnp.where(growth.values > 0, growth.values, jnp.inf))
     time = (_logarithm(math.sqrt(s[0]), smallest) + decay) / rate
     of_mean = decay if mean_decay is None else mean_decay
-    mean_time = (_logarithm(_root(mean.strength), growth.mean) + of_mean) / jnp.where(mean.grows, mean.rate, 1.0)
+    mean_time = (_logarithm(root(mean.strength), growth.mean) + of_mean) / jnp.where(mean.grows, mean.rate, 1.0)
     return jnp.where(mean.grows & (growth.mean > 0), jnp.maximum(time, mean_time), time).astype(dtype)
-
-
-def _root(x) -> Float[Array, ""]:
-    """`sqrt(x)`, and 0 without a derivative at 0."""
-    return jnp.where(x == 0, 0.0, jnp.sqrt(jnp.where(x == 0, 1.0, x)))
 
 
 def _logarithm(above, below) -> Float[Array, ""]:

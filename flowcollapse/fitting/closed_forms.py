@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from .._linalg.algebra import root
 from ..programs import Program
 
 NAMES = ("scale", "eps", "decay", "level")
@@ -111,18 +112,12 @@ def curves_of(
     risk = 0.5 * (lost + N * (1 - C * beta) ** 2)
     if setting.penalised:
         risk += lam * (jnp.sum(mu, axis=1) + (0.5 * C * beta**2 if setting.use_bias else 0.0))
-    curves = {"risk": setting.factor * level * risk, "snc1": _root(lost)}
+    curves = {"risk": setting.factor * level * risk, "snc1": root(lost)}
     if setting.use_bias:
         share = mu / jnp.linalg.norm(mu, axis=1, keepdims=True)
-        uneven = _root(jnp.sum((share - (C - 1) ** -0.5) ** 2, axis=1) + missing / (C - 1))
+        uneven = root(jnp.sum((share - (C - 1) ** -0.5) ** 2, axis=1) + missing / (C - 1))
         curves |= {"snc3": C**0.5 * jnp.abs(beta - 1 / C), "nc2_etf_h": uneven, "nc2_etf_w": uneven}
     return curves
-
-
-def _root(square: Float[Array, " time"]) -> Float[Array, " time"]:
-    """The square root, with the derivative 0 at 0."""
-    positive = square > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1.0)), 0.0)
 
 
 def rows_of(setting: Setting, names: tuple[str, ...], values: Float[Array, " q"], ts: Float[Array, " time"]):

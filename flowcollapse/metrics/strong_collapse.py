@@ -4,6 +4,7 @@ import functools
 
 import jax.numpy as jnp
 
+from .._linalg.algebra import root
 from .view import Metric, View, _or_nan
 
 
@@ -19,9 +20,7 @@ def _snc2(view: View):
 
 
 def _snc3(view: View):
-    square = jnp.sum((view.point.b - view.target.bias) ** 2)
-    # Without a bias it is always zero, where the root has no derivative.
-    return jnp.where(square == 0, 0.0, jnp.sqrt(jnp.where(square == 0, 1.0, square)))
+    return root(jnp.sum((view.point.b - view.target.bias) ** 2))  # always 0 without a bias
 
 
 def _relative_distance(view: View):

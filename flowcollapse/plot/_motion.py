@@ -1,4 +1,4 @@
-"""What moves in a film: class means, classifier and samples of a run, the directions that show them, and the pace."""
+"""The moving parts of a film: class means, classifier and samples, the directions that show them, and the pace."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence

@@ -117,10 +117,10 @@ def _over_time(dataset: xr.Dataset, metrics: list[str], axes: list[str], over: s
         notes.append(f"Curves show {len(times)} of {dataset.sizes[over]} times.")
     if bands and len(metrics) * count * len(times) * 3 > 2 * MOST_CURVES:
         bands = False
-        notes.append("Curves are medians without bands, because there are so many.")
+        notes.append("There are too many curves for bands: they are medians without bands.")
     shown = metrics[: max(1, 2 * MOST_CURVES // (count * len(times)))]
     if len(shown) < len(metrics):
-        notes.append(f"Curves of {', '.join(metrics[len(shown) :])} are left out, because there are so many.")
+        notes.append(f"Curves of {', '.join(metrics[len(shown) :])} are left out: there are too many.")
     curves = {}
     for name in shown:
         values = grouped(on_axes(dataset, name, axes), axes)[:, :, times]

@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float
 
 from .._checks import is_traced
 from .._errors import UsageError
-from .._linalg.algebra import eigh, singular_values
+from .._linalg.algebra import eigh, root, singular_values
 from ..curvature.spectrum import Spectrum
 from ..endings.modes import margin_modes, target_modes
 from ..model.columns import ClassMeanColumns, root_counts, within_class_basis
@@ -225,14 +225,9 @@ def origin_threshold(model: UFM) -> Float[Array, ""]:
     return singular_values(problem.loss.gradient(logits, targets, ones))[0]
 
 
-def _root(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """The square root, with derivative 0 at 0."""
-    return jnp.sqrt(jnp.where(x > 0, x, 1.0)) * (x > 0)
-
-
 def _nuclear_weight(model: UFM) -> Float[Array, ""]:
     lam_W, lam_H, _ = (lam.astype(jnp.result_type(float)) for lam in model.decays)
-    return _root(lam_W * lam_H)
+    return root(lam_W * lam_H)
 
 
 def _of_squared_error(model: UFM) -> Parts:
@@ -250,8 +245,8 @@ def _of_squared_error(model: UFM) -> Parts:
         b = jnp.where(decays, jnp.minimum(N / (C * N + lam_b), s * per_bias), 1 / C) * jnp.ones(C)
         mean = np.full((C, 1), C**-0.5)
         U, V, sigma = np.hstack([U, mean]), np.hstack([V, mean]), jnp.append(sigma, x)
-    root = _root(sigma)
-    return jnp.asarray(U) * root, root[:, None] * V.T, b
+    roots = root(sigma)
+    return jnp.asarray(U) * roots, roots[:, None] * V.T, b
 
 
 def _of_targets(model: UFM) -> Parts:
@@ -263,15 +258,15 @@ def _of_targets(model: UFM) -> Parts:
 def _of_frame(model: UFM) -> Parts:
     """The simplex frame, or the origin."""
     C = model.num_classes
-    half = _root(frame_logit(model) * model.counts[0] ** 0.5) * within_class_basis((C,), jnp.result_type(float))
+    half = root(frame_logit(model) * model.counts[0] ** 0.5) * within_class_basis((C,), jnp.result_type(float))
     return half, half.T, jnp.zeros(C)
 
 
 def _of_label_means(model: UFM) -> Parts:
     """Every sample at the logits of least loss, without decay."""
     U, sizes, V = margin_modes(model.counts)
-    root = _root(model.loss.collapsed_logit(jnp.zeros(()), model.num_classes) * sizes)
-    return jnp.asarray(U) * root, root[:, None] * V.T, jnp.zeros(model.num_classes)
+    roots = root(model.loss.collapsed_logit(jnp.zeros(()), model.num_classes) * sizes)
+    return jnp.asarray(U) * roots, roots[:, None] * V.T, jnp.zeros(model.num_classes)
 
 
 def _by_minimisation(model: UFM) -> Parts:

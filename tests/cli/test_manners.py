@@ -50,7 +50,7 @@ WRITTEN = {
     "verify": "laws.json",
     "init": "simulate.toml",
 }
-"""What the examples write."""
+"""The files that the examples write."""
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -76,7 +76,7 @@ def test_the_examples_of_every_help_run(name, folder, monkeypatch, capsys):
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_reads_a_configuration_file(name, tmp_path, capsys):
-    """Each flag of the file is as good as one on the command line; here a wrong value, which begins no work."""
+    """A flag in the file counts like one on the command line. A wrong value is refused before any work begins."""
     flags = cli.said_once(COMMANDS[name], name, ["--quiet"])
     assert flags == [name, "--quiet"]
     (tmp_path / "c.toml").write_bytes(b"\xef\xbb\xbfquiet = true  # \xce\xb5\n")
@@ -94,7 +94,7 @@ def test_every_command_can_be_configured_by_init(name, tmp_path):
 
 
 def on_a_terminal(*words: str, **variables: str) -> str:
-    """What a command writes to a terminal."""
+    """The output of a command on a terminal."""
     import pty
 
     environment = {key: value for key, value in os.environ.items() if key != "NO_COLOR"} | {"TERM": "xterm"} | variables
