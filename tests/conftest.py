@@ -33,6 +33,7 @@ import flowcollapse as fc  # noqa: E402
 from flowcollapse.sweeps.lane import _traced  # noqa: E402
 
 fc.enable_x64()
+fc.enable_compilation_cache()  # the folder above; an entry that the other worker is still writing costs a compilation
 fc.use_cpu_cores(2)  # sweeps are tested on one device and on two
 
 

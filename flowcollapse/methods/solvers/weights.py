@@ -26,7 +26,7 @@ from jaxtyping import Array, Float
 from ..._linalg.algebra import beside
 from ..._linalg.phi import phi
 from ...programs import called
-from .dop853 import E3, E5, NUM_STAGES, A, B, C, D
+from .dop853 import E5, NUM_STAGES, A, B, C, D
 
 Z_FADE = 3.0
 """The z at which Lawson's weights fade out: `chi(z) = exp(-(z/3)^8)`."""
@@ -54,7 +54,7 @@ STAGE_SETS = (
     (0, 5, 9, 10),
 )
 NEAR_STAGE, NEAR_SET = 5, (0, 2, 3, 4)
-END_SET, FIFTH_SET, THIRD_SET = (0, 3, 5, 9, 10, 11), (0, 3, 5, 9, 11), (0, 5, 11)
+END_SET, FIFTH_SET = (0, 3, 5, 9, 10, 11), (0, 3, 5, 9, 11)
 FURTHER_SET = (0, 5, 9, 10, 12)
 OUTPUT_SET = (0, 5, 9, 12, 14, 15)
 NUM_PHI = max(len(END_SET), len(OUTPUT_SET))
@@ -141,25 +141,24 @@ def _lawson(growth: Float[Array, "of_all *lanes"], table: np.ndarray) -> Float[A
 
 
 def _step_rows() -> Rows:
-    """The rows of a step: stages 1 to 11, the step end, and three differences.
+    """The rows of a step: stages 1 to 11, the step end, and two differences.
 
-    The differences are those of the step end to the embedded rows of orders 5 and 3, and of stage 5 for small z to
-    stage 5 for large z. They are taken between the tables, because all rows contain exp(-a h) fast0 and the same
+    The differences are those of the step end to the embedded row of order 5, and of stage 5 for small z to stage 5 for
+    large z. They are taken between the tables, because all rows contain exp(-a h) fast0 and the same
     constants, and the rounding of these would swamp the differences.
     """
     rows = [A[i, :NUM_STAGES] for i in range(1, NUM_STAGES)]
     near = rows[NEAR_STAGE - 1]
-    nodes = np.array([*C[1:NUM_STAGES], 1.0, 1.0, 1.0, C[NEAR_STAGE]])
-    tables = rows_of(nodes, [*rows, B, B - E5, B - E3, near], [*STAGE_SETS, END_SET, FIFTH_SET, THIRD_SET, NEAR_SET])
+    nodes = np.array([*C[1:NUM_STAGES], 1.0, 1.0, C[NEAR_STAGE]])
+    tables = rows_of(nodes, [*rows, B, B - E5, near], [*STAGE_SETS, END_SET, FIFTH_SET, NEAR_SET])
     for table in (tables.polynomials, tables.lawson):
-        for row in (FIFTH, THIRD):
-            table[:, row] = table[:, END] - table[:, row]
+        table[:, FIFTH] = table[:, END] - table[:, FIFTH]
         table[:, NEAR] -= table[:, NEAR_STAGE - 1]
     return tables
 
 
 END = len(STAGE_SETS)
-FIFTH, THIRD, NEAR = END + 1, END + 2, END + 3
+FIFTH, NEAR = END + 1, END + 2
 STEP = _step_rows()
 USED = STEP.used
 """Whether a row of `step_weights` uses a stage, shape (row, stage)."""
@@ -182,8 +181,8 @@ def step_weights(
 ) -> tuple[Float[Array, "row *lanes"], Float[Array, "row stage *lanes"]]:
     """`exp(-z x)` and the weights divided by the step size, for the rows of a step and the `further` output stages.
 
-    Row i - 1 is stage i, and row `END` is the step end. Rows `FIFTH` and `THIRD` are differences between the step end
-    and the embedded rows of these orders. Row `NEAR` is only used in this function. The further stages follow it.
+    Row i - 1 is stage i, and row `END` is the step end. Row `FIFTH` is the difference between the step end and the
+    embedded row of order 5. Row `NEAR` is only used in this function. The further stages follow it.
     """
     decay, weights = (STEP_AND_FURTHER if further else STEP).weights(z)
     return decay, weights.at[NEAR_STAGE - 1].add(_fading(z, Z_NEAR, 4) * weights[NEAR])

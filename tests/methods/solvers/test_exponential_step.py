@@ -12,7 +12,7 @@ from systems import compiled
 
 from flowcollapse._linalg.phi import phi
 from flowcollapse.methods.solvers import weights as weights
-from flowcollapse.methods.solvers.dop853 import E3, E5, NUM_STAGES, A, B, C
+from flowcollapse.methods.solvers.dop853 import E5, NUM_STAGES, A, B, C
 from flowcollapse.methods.solvers.exponential import ExponentialDOP853, Relaxation
 
 EPS = float(np.finfo(np.float64).eps)
@@ -172,26 +172,30 @@ def test_parts_that_drive_each_other_converge_with_order_six_and_a_half_at_least
 
 
 @pytest.mark.parametrize("rate", [1.0, 1e5])
-def test_the_estimate_of_the_error_falls_with_the_eighth_power_of_the_step(rate):
-    """For a forced linear mode, whose relaxation is slow or much faster than the step. A fast mode depends only on the
-    end of the step, where the forcing is known, and the fraction `1/(a h)^2` of the error remains."""
+def test_the_estimate_of_the_error_falls_with_the_power_of_its_part(rate):
+    """Eighth for the slow part and sixth for the fast part, at any rate. The modes are forced and linear. A fast mode
+    depends only on the end of the step, where the forcing is known, and the fraction `1/(a h)^2` of the error remains.
+    """
 
     def forcing(t, y, a):
-        return jnp.zeros_like(y[0]), jnp.cos(3 * t + jnp.arange(2.0))
+        forced = jnp.cos(3 * t + jnp.arange(2.0))
+        return forced, forced
 
     terms = dfx.MultiTerm(dfx.ODETerm(forcing), RELAXATION)
-    start, y0 = jnp.asarray(0.3), (jnp.zeros(1), jnp.ones(2))
+    start, y0 = jnp.asarray(0.3), (jnp.zeros(2), jnp.ones(2))
 
     @compiled
     @jax.vmap
-    def estimate(h):
+    def estimates(h):
         solver, a = ExponentialDOP853(), jnp.asarray(rate)
         state = solver.init(terms, start, start + h, y0, a)
         error = solver.step(terms, start, start + h, y0, a, state, made_jump=False)[1]
-        return jnp.max(jnp.abs(error[1])) * jnp.maximum(a * h, 1.0) ** 2
+        return jnp.max(jnp.abs(error[0])), jnp.max(jnp.abs(error[1])) * jnp.maximum(a * h, 1.0) ** 2
 
     steps = np.geomspace(0.1, 0.4, 7)
-    assert slope(1 / steps, np.asarray(estimate(jnp.asarray(steps)))) > 7.5
+    slow, fast = (np.asarray(x) for x in estimates(jnp.asarray(steps)))
+    assert slope(1 / steps, slow) > 7.5
+    assert 5.5 < slope(1 / steps, fast) < 6.5
 
 
 # ---- the weights
@@ -215,7 +219,6 @@ def test_without_a_rate_the_rows_are_those_of_dop853(rows):
     np.testing.assert_allclose(step[0, : weights.END], A[1:NUM_STAGES, :NUM_STAGES], atol=1e-12)
     np.testing.assert_allclose(step[0, weights.END], B, atol=1e-12)
     np.testing.assert_allclose(step[0, weights.FIFTH], E5, atol=1e-12)
-    np.testing.assert_allclose(step[0, weights.THIRD], E3, atol=1e-12)
     np.testing.assert_allclose(further[0], A[NUM_STAGES + 1 :], atol=1e-12)
 
 
@@ -238,7 +241,7 @@ def test_a_part_without_a_rate_is_stepped_like_the_slow_part():
     end, error, inside = step(zero)
     for slow, fast in (end, *inside):
         np.testing.assert_allclose(fast, slow, rtol=1e-11)
-    np.testing.assert_allclose(error[1], error[0], rtol=1e-6, atol=1e-12)
+    assert abs(error[1]) >= abs(error[0])  # the fast part keeps the difference to the embedded row of order 5
 
 
 def test_every_row_integrates_polynomials_exactly_at_any_rate(rows):
