@@ -37,7 +37,7 @@ def full_precision(function: Callable) -> Callable:
 class Program:
     """A function of pytrees as a compiled program, in full precision. Arrays are its inputs; everything else is static.
 
-    `quick=True` compiles it with little effort, if it runs on a CPU and is not part of a larger program.
+    `quick=True` compiles it with little effort, if it runs on a CPU and is not part of a larger program or of a batch.
     """
 
     def __init__(self, function: Callable):
@@ -48,8 +48,18 @@ class Program:
 
     def __call__(self, *args: Any, quick: bool = False) -> Any:
         static, arrays = _leaves_of(args)
-        quick = quick and not any(map(is_traced, arrays)) and jax.default_backend() == "cpu"
+        quick = quick and not any(map(_in_program, arrays)) and jax.default_backend() == "cpu"
         return (self._quick if quick else self._thorough)(static, arrays)
+
+
+def _in_program(x: Any) -> bool:
+    """Whether an array is part of a larger program or of a batch, not only differentiated outside of programs.
+
+    Before jax 0.12, whatever is differentiated counts as part of a program, and takes no compiler options.
+    """
+    while jax.__version_info__ >= (0, 12) and is_traced(x) and hasattr(x, "primal"):
+        x = x.primal
+    return is_traced(x)
 
 
 def called(function: Callable) -> Callable:
