@@ -91,16 +91,24 @@ def lanes_last(function: Callable, mapped: Callable | None = None) -> Callable:
     or `mapped`, which must give the same results, is mapped instead. Derivatives are those of the original function.
     """
 
+    program, mapped_program = _inlined(function), _inlined(mapped or function)
+
     def call(*args: Any) -> Any:
         static, arrays = _leaves_of(args)
-
-        def of_arrays(function: Callable) -> Callable:
-            of_leaves = _of_leaves(full_precision(function))
-            return lambda *arrays: of_leaves(static, list(arrays))
-
-        return _lanes_last(of_arrays(function), of_arrays(mapped or function))(*arrays)
+        return _lanes_last(
+            lambda *arrays: program(static, list(arrays)), lambda *arrays: mapped_program(static, list(arrays))
+        )(*arrays)
 
     return call
+
+
+@functools.lru_cache(maxsize=64)
+def _inlined(function: Callable) -> Callable:
+    """The function of `_leaves_of`, which JAX traces once for arguments of one kind.
+
+    JAX maps the body of a loop again until it knows which values differ between the lanes.
+    """
+    return jax.jit(_of_leaves(full_precision(function)), static_argnums=0, inline=True)
 
 
 def _lanes_last(function: Callable, mapped: Callable) -> Callable:

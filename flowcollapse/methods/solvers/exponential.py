@@ -137,8 +137,7 @@ class ExponentialDOP853(dfx.AbstractAdaptiveSolver):
         if reads is None:
             y1, error, dense_info, last = _step(self.output, forcing, *data, args)
         else:
-            step = lanes_last(_step, functools.partial(_step, mapped=True))
-            y1, error, dense_info, last = step(self.output, forcing, *data, reads(args))
+            y1, error, dense_info, last = lanes_last(_step, _mapped_step)(self.output, forcing, *data, reads(args))
         return y1, error, dense_info, last, dfx.RESULTS.successful
 
 
@@ -218,6 +217,9 @@ def _step(output: bool, forcing: dfx.AbstractTerm, t0, h, z, y0: PyTree, first: 
             dense_info |= {"z": z, "lawson": h * lawson, "polynomial": h * polynomial}
     last = jax.tree.map(lambda ks: ks[NUM_STAGES], (k, g))
     return whole(y1), jax.tree.map(jax.lax.stop_gradient, whole(error)), dense_info, whole(last)
+
+
+_mapped_step = functools.partial(_step, mapped=True)
 
 
 def _estimate(h, fifth: PyTree, third: PyTree) -> PyTree:
