@@ -90,6 +90,8 @@ class UFM(eqx.Module):
 
     def with_numbers(self, numbers: Mapping[str, Any]) -> "UFM":
         """The same model with some of its `numbers` or sizes replaced; the new model is checked."""
+        if not numbers:
+            return self
         of_loss = {name: value for name, value in numbers.items() if name in self.loss.numbers}
         fields = fields_of(self) | {name: value for name, value in numbers.items() if name not in of_loss}
         fields["loss"] = self.loss.with_numbers(of_loss) if of_loss else self.loss

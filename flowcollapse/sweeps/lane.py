@@ -10,7 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import jaxpr_as_fun
 
+from ..initial import Start
 from ..metrics.registry import asked_names, common_names
+from ..model.state import State
+from ..model.ufm import UFM
 from ..results.labels import STATE_VARIABLES, STATS
 from ..simulation import as_arrays, simulate
 from .grid import SHAPE_AXES, Grid, decayed, of_lane
@@ -81,8 +84,18 @@ class Plan:
         """How many points of a lane are observed."""
         return (self.ts if isinstance(self.ts, int) else len(self.ts)) if self.metrics else 0
 
+    def __reduce__(self):
+        return Plan, (self.grid, self.ts, self.metrics, self.keep_final)  # without what is cached
+
     def lane(self, shapes: Mapping[str, Any]) -> tuple[Lane, Any]:
         """The function of a lane of given shapes, and the numbers that all lanes share."""
+        return self._lanes[tuple(shapes.items())]
+
+    @functools.cached_property
+    def _lanes(self) -> dict[tuple[tuple[str, Any], ...], tuple[Lane, Any]]:
+        return {tuple(shapes.items()): self._lane(shapes) for shapes in self.grid.shapes()}
+
+    def _lane(self, shapes: Mapping[str, Any]) -> tuple[Lane, Any]:
         dtype = jnp.result_type(float)
         model, method = self.grid.model, self.grid.method
         if not {"weight_decay", "t1"} & set(self.grid.axes):  # with these axes, `prepared` would differ between lanes
@@ -117,7 +130,11 @@ def common_metrics(grid: Grid, names: Any) -> tuple[str, ...]:
     common: tuple[str, ...] | None = None
     for shapes in grid.shapes():
         model = grid.model.with_numbers(shapes)
-        state = jax.eval_shape(lambda m=model: grid.start(m, jnp.ones(()), key=jax.random.key(0)))
+        state = jax.eval_shape(_drawn, grid.start, model)
         of_model = common_names(decayed(model, grid.axes), state.columns, asked)
         common = of_model if common is None else tuple(name for name in common if name in of_model)
     return common or ()
+
+
+def _drawn(start: Start, model: UFM) -> State:
+    return start(model, jnp.ones(()), key=jax.random.key(0))
