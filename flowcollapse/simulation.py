@@ -113,30 +113,27 @@ def _simulate(model: UFM, start: State, method: Method, ts, save_states: bool, n
 @Program
 def _run(model: UFM, start: State, method: Method, ts, inside: tuple[tuple[str, ...], bool] | None):
     """The frame, the start in it, and the run with metrics and states observed `inside` it, or with its points."""
-    with jax.default_matmul_precision("highest"):
-        finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in (start.X, start.W, start.b)]))
-        # A non-finite start is replaced by the origin, which costs little, and its results become NaN afterwards.
-        start = jax.tree.map(lambda x: jnp.where(finite, x, 0.0) if eqx.is_inexact_array(x) else x, start)
-        frame, problem, point = enter(model, start, method.coordinates_for(model, start))
-        observe = None if inside is None else _observer(problem, point, *inside)
-        run = method.run(without_arrays(problem), point, ts, observe)
-        observed, end = jax.tree.map(lambda x: jnp.where(finite, x, jnp.nan), (run.observed, run.end))
+    finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in (start.X, start.W, start.b)]))
+    # A non-finite start is replaced by the origin, which costs little, and its results become NaN afterwards.
+    start = jax.tree.map(lambda x: jnp.where(finite, x, 0.0) if eqx.is_inexact_array(x) else x, start)
+    frame, problem, point = enter(model, start, method.coordinates_for(model, start))
+    observe = None if inside is None else _observer(problem, point, *inside)
+    run = method.run(without_arrays(problem), point, ts, observe)
+    observed, end = jax.tree.map(lambda x: jnp.where(finite, x, jnp.nan), (run.observed, run.end))
     return frame.without_samples(), point, run._replace(observed=observed, end=end)
 
 
 @Program
 def _observed(problem: Problem, points: Point, names: tuple[str, ...], start: Point) -> dict[str, Array]:
     """The metrics of points; NaN for points that are not finite."""
-    with jax.default_matmul_precision("highest"):
-        values = observe_many(problem, points, names, start)
-        finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x), axis=range(1, x.ndim)) for x in points]), axis=0)
+    values = observe_many(problem, points, names, start)
+    finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x), axis=range(1, x.ndim)) for x in points]), axis=0)
     return {name: jnp.where(finite, value, jnp.nan) for name, value in values.items()}
 
 
 @Program
 def _verdict(problem: Problem, start: Point, ending: Ending, limit: Verdict) -> Int[Array, ""]:
-    with jax.default_matmul_precision("highest"):
-        return verdict(problem, start, ending, limit)
+    return verdict(problem, start, ending, limit)
 
 
 def without_arrays(problem: Problem) -> Problem:

@@ -2,8 +2,8 @@
 
     python tests/torture.py [--kills 50] [--seed 0] [--tasks 400] [--grow]
 
-With `--grow` both stores start with half of the seeds at one scale, and the sweeps add the other seeds and scale. A lane's
-last bits depend on its place in a block, which growing changes, so the undisturbed run grows too.
+With `--grow` both stores start with half of the seeds at one scale, and the sweeps add the other seeds and scale. The
+last bits of a lane depend on its place in a block, which growing changes, so the undisturbed run grows too.
 
 Half of the kills (SIGKILL) come at a random moment after the sweep has begun to write. The other half come within a
 hundredth of a second after a new file appears, while the files of a task are being written.

@@ -26,8 +26,8 @@ def run() -> NoReturn:
     second one takes effect within a second. An unexpected error prints its traceback and ends with code 70, because
     code 1 means that a law fails.
     """
-    # Tracing makes hundreds of thousands of objects that stay. By default, Python searches them for garbage so often that
-    # it takes a sixth of the time of a sweep with a filled cache.
+    # Tracing makes hundreds of thousands of objects that stay. By default, Python searches them for garbage so often
+    # that it takes a sixth of the time of a sweep with a filled cache.
     gc.set_threshold(100_000, 20, 100)
     interrupts = Interrupts()
     try:

@@ -62,8 +62,7 @@ def hessian_vector_product(model: UFM, state: State, direction: State) -> State:
 @Program
 def _product(model: UFM, state: State, direction: State) -> Point:
     problem, point = problem_of(model, state)
-    with jax.default_matmul_precision("highest"):
-        return _times(problem, *_of_one_precision(point, problem_of(model, direction)[1]))
+    return _times(problem, *_of_one_precision(point, problem_of(model, direction)[1]))
 
 
 def sharpness(model: UFM, state: State, *, iterations: int = ITERATIONS) -> Float[Array, "*batch"]:

@@ -21,8 +21,7 @@ def of_states(function: Callable, model: Any, state: Any, *options: Any) -> Any:
 
 @Program
 def _of_states(function: Callable, model: Any, state: Any, options: tuple[Any, ...]) -> Any:
-    with jax.default_matmul_precision("highest"):
-        return over_batch(lambda one: function(model, one, *options), state)
+    return over_batch(lambda one: function(model, one, *options), state)
 
 
 def is_small(state: Any) -> bool:

@@ -170,30 +170,29 @@ def _way(model: UFM, decays: tuple[float, float, float] | None) -> tuple[Callabl
 @Program
 def _minimiser(model: UFM, parts: Callable[[UFM], Parts], alike: bool) -> tuple[Minimiser, Array, Array]:
     """The minimiser without its spectrum, the size of the largest mode without a feature, and the certificate."""
-    with jax.default_matmul_precision("highest"):
-        C, p = model.num_classes, model.num_features
-        W, B, b = parts(model.summed)
-        W, B, lost = _of_features(W, B, p)
-        lam_W, lam_H, _ = (lam.astype(W.dtype) for lam in model.decays)
-        decays = (lam_W > 0) & (lam_H > 0)
-        ratio = jnp.where(decays, jnp.where(decays, lam_H, 1.0) / jnp.where(decays, lam_W, 1.0), 1.0) ** 0.25
-        state = State(X=B / ratio, W=W * ratio, b=b, columns=ClassMeanColumns(model.counts))
-        logits = W @ B / root_counts(model.counts, W.dtype)
-        own = jnp.diagonal(logits)
-        rho = (C * own - jnp.sum(logits, axis=0)) / (C - 1)
-        others = jnp.max(jnp.where(jnp.eye(C, dtype=bool), -jnp.inf, logits), axis=0)
-        learned = own - others > rounding() * jnp.maximum(1.0, jnp.max(jnp.abs(logits)))
-        minimum = Minimiser(
-            state=state,
-            risk=Problem.risk(*problem_of(model, state)),
-            rho=jnp.mean(rho) if alike else rho,
-            threshold=origin_threshold(model),
-            learned=learned,
-            collapsed=jnp.all(learned),
-            spectrum=None,
-        )
-        certified = certify(model, state).is_global if parts is _by_minimisation else jnp.asarray(True)
-        return minimum, lost, certified
+    C, p = model.num_classes, model.num_features
+    W, B, b = parts(model.summed)
+    W, B, lost = _of_features(W, B, p)
+    lam_W, lam_H, _ = (lam.astype(W.dtype) for lam in model.decays)
+    decays = (lam_W > 0) & (lam_H > 0)
+    ratio = jnp.where(decays, jnp.where(decays, lam_H, 1.0) / jnp.where(decays, lam_W, 1.0), 1.0) ** 0.25
+    state = State(X=B / ratio, W=W * ratio, b=b, columns=ClassMeanColumns(model.counts))
+    logits = W @ B / root_counts(model.counts, W.dtype)
+    own = jnp.diagonal(logits)
+    rho = (C * own - jnp.sum(logits, axis=0)) / (C - 1)
+    others = jnp.max(jnp.where(jnp.eye(C, dtype=bool), -jnp.inf, logits), axis=0)
+    learned = own - others > rounding() * jnp.maximum(1.0, jnp.max(jnp.abs(logits)))
+    minimum = Minimiser(
+        state=state,
+        risk=Problem.risk(*problem_of(model, state)),
+        rho=jnp.mean(rho) if alike else rho,
+        threshold=origin_threshold(model),
+        learned=learned,
+        collapsed=jnp.all(learned),
+        spectrum=None,
+    )
+    certified = certify(model, state).is_global if parts is _by_minimisation else jnp.asarray(True)
+    return minimum, lost, certified
 
 
 def rounding() -> float:

@@ -271,21 +271,19 @@ def mean_mode_nodes(Cs: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 @Program
 def _reach(model: UFM, start: State) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]:
     """The smallness of a start (0 on S), the last time at which its drift is known, and the unevenness of its bias."""
-    with jax.default_matmul_precision("highest"):
-        escape, norm = Escape.of(model, start), jnp.linalg.norm
-        turned = [
-            norm(jnp.stack(mode), axis=1).max()
-            for mode in zip((escape.u, escape.v), escape.mean_modes(0.0), strict=True)
-        ]
-        others = norm(jnp.stack([norm(escape.Y), norm(escape.L), *turned]))
-        size = norm(jnp.stack([norm(escape.A), norm(escape.D), norm(escape.L), *turned])) / 2**0.5
-        smallest = jnp.min(jnp.where(escape.sigma > 0, escape.sigma, jnp.inf))
-        smallness = size**2 / escape.s * jnp.maximum(1.0, size / smallest / FAINT)
-        rounding = 1e3 * jnp.finfo(size.dtype).eps
-        resting = jnp.column_stack([escape.mean_modes(0.0)[0], escape.L])
-        u, L = jnp.split(resting - escape.right.T @ (escape.right @ resting), [1], axis=1)
-        rate = jnp.maximum(jnp.sum(u**2), norm(L @ (L.T @ u)) / jnp.maximum(norm(u), jnp.finfo(size.dtype).tiny))
-        latest = jnp.maximum(plateau_time(*problem_of(model, start), LATE), DRIFT / rate)
+    escape, norm = Escape.of(model, start), jnp.linalg.norm
+    turned = [
+        norm(jnp.stack(mode), axis=1).max() for mode in zip((escape.u, escape.v), escape.mean_modes(0.0), strict=True)
+    ]
+    others = norm(jnp.stack([norm(escape.Y), norm(escape.L), *turned]))
+    size = norm(jnp.stack([norm(escape.A), norm(escape.D), norm(escape.L), *turned])) / 2**0.5
+    smallest = jnp.min(jnp.where(escape.sigma > 0, escape.sigma, jnp.inf))
+    smallness = size**2 / escape.s * jnp.maximum(1.0, size / smallest / FAINT)
+    rounding = 1e3 * jnp.finfo(size.dtype).eps
+    resting = jnp.column_stack([escape.mean_modes(0.0)[0], escape.L])
+    u, L = jnp.split(resting - escape.right.T @ (escape.right @ resting), [1], axis=1)
+    rate = jnp.maximum(jnp.sum(u**2), norm(L @ (L.T @ u)) / jnp.maximum(norm(u), jnp.finfo(size.dtype).tiny))
+    latest = jnp.maximum(plateau_time(*problem_of(model, start), LATE), DRIFT / rate)
     return jnp.where(others <= rounding * size, 0.0, smallness), latest, norm(start.b - jnp.mean(start.b)) / size**2
 
 

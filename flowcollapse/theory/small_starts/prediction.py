@@ -116,22 +116,21 @@ def trajectory(model: UFM, start: State, ts: Any = None, *, metrics: Any = None)
 @Program
 def _trajectory(model: UFM, start: State, ts: Float[Array, " time"] | None, names: tuple[str, ...]):
     """The predicted run, and its frame without the arrays that lead back to the samples."""
-    with jax.default_matmul_precision("highest"):
-        escape, start = Escape.of(model, start), to_class_means(model, start)
-        problem, first = problem_of(model, start)
-        if ts is None:
-            ts = plateau_time(*fixed((problem, first))) * jnp.linspace(1, 0, NUM_SAVES, dtype=start.X.dtype)[::-1]
+    escape, start = Escape.of(model, start), to_class_means(model, start)
+    problem, first = problem_of(model, start)
+    if ts is None:
+        ts = plateau_time(*fixed((problem, first))) * jnp.linspace(1, 0, NUM_SAVES, dtype=start.X.dtype)[::-1]
 
-        ready, origin = prepared(problem, names, first, first)
+    ready, origin = prepared(problem, names, first, first)
 
-        def observed(t):
-            return observe(ready, escape.at(t).point, names, origin)
+    def observed(t):
+        return observe(ready, escape.at(t).point, names, origin)
 
-        values = in_blocks(observed, ts, observed_size(first))
-        # Balancedness is conserved; a nonzero value would only be the error of the prediction.
-        values |= {name: jnp.zeros_like(ts) for name in names if name == "balancedness"}
-        end = escape.at(ts[-1]).point
-        code = verdict(problem, first, Ending(end, ts[-1], jnp.asarray(False), jnp.asarray(False)), Verdict.time_limit)
+    values = in_blocks(observed, ts, observed_size(first))
+    # Balancedness is conserved; a nonzero value would only be the error of the prediction.
+    values |= {name: jnp.zeros_like(ts) for name in names if name == "balancedness"}
+    end = escape.at(ts[-1]).point
+    code = verdict(problem, first, Ending(end, ts[-1], jnp.asarray(False), jnp.asarray(False)), Verdict.time_limit)
     frame = Frame(start.columns).without_samples()
     path = Trajectory(
         ts=ts,
