@@ -107,7 +107,9 @@ def _lanes_last(function: Callable, mapped: Callable) -> Callable:
             outcome = jax.vmap(mapped, axes, axis_size=size)(*arrays)
         else:
             turned = (_turned(x, size, b) for x, b in zip(arrays, batched, strict=True))
-            outcome = jax.tree.map(lambda x: jnp.moveaxis(x, -1, 0), _lanes_last(function, mapped)(*turned))
+            # Called, because the code that turns the outcome would otherwise contain its last operations, entry by entry.
+            outcome = called(_lanes_last(function, mapped))(*turned)
+            outcome = jax.tree.map(lambda x: jnp.moveaxis(x, -1, 0), outcome)
         return outcome, jax.tree.map(lambda _: True, outcome)
 
     derived = jax.custom_jvp(single)
