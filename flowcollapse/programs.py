@@ -73,12 +73,13 @@ arguments. Lanes last is faster up to 900 numbers in a state (`benchmarks/sweep.
 of a step are too long."""
 
 
-def lanes_last(function: Callable, mapped: Callable | None = None) -> Callable:
+def lanes_last(function: Callable, mapped: Callable | None = None, up_to: int = LANES_LAST_UP_TO) -> Callable:
     """The same function of pytrees, but on a CPU it takes the lanes of a `jax.vmap` as the last axis of all its arrays.
 
     Equal entries of neighbouring lanes are then adjacent in memory, which suits vector instructions. The function must
-    allow such trailing axes. If its arrays are small, it is called once for all lanes. Otherwise it is mapped as usual,
-    or `mapped`, which must give the same results, is mapped instead. Derivatives are those of the original function.
+    allow such trailing axes. If its arrays have at most `up_to` numbers per lane, it is called once for all lanes.
+    Otherwise it is mapped as usual, or `mapped`, which must give the same results, is mapped instead. Derivatives are
+    those of the original function.
     """
 
     def call(*args: Any) -> Any:
@@ -88,12 +89,12 @@ def lanes_last(function: Callable, mapped: Callable | None = None) -> Callable:
             of_leaves = _of_leaves(full_precision(function))
             return lambda *arrays: of_leaves(static, list(arrays))
 
-        return _lanes_last(of_arrays(function), of_arrays(mapped or function))(*arrays)
+        return _lanes_last(of_arrays(function), of_arrays(mapped or function), up_to)(*arrays)
 
     return call
 
 
-def _lanes_last(function: Callable, mapped: Callable) -> Callable:
+def _lanes_last(function: Callable, mapped: Callable, up_to: int) -> Callable:
     """`lanes_last` for functions of arrays."""
 
     @jax.custom_batching.custom_vmap
@@ -102,13 +103,13 @@ def _lanes_last(function: Callable, mapped: Callable) -> Callable:
 
     @single.def_vmap
     def of_lanes(size, batched, *arrays):
-        if jax.default_backend() != "cpu" or sum(x.size for x in arrays) > LANES_LAST_UP_TO * size:
+        if jax.default_backend() != "cpu" or sum(x.size for x in arrays) > up_to * size:
             axes = tuple(0 if b else None for b in batched)
             outcome = jax.vmap(mapped, axes, axis_size=size)(*arrays)
         else:
             turned = (_turned(x, size, b) for x, b in zip(arrays, batched, strict=True))
-            # Called, because the code that turns the outcome would otherwise contain its last operations, entry by entry.
-            outcome = called(_lanes_last(function, mapped))(*turned)
+            # A call, because the code that turns the outcome would otherwise repeat its last operations for each entry.
+            outcome = called(_lanes_last(function, mapped, up_to))(*turned)
             outcome = jax.tree.map(lambda x: jnp.moveaxis(x, -1, 0), outcome)
         return outcome, jax.tree.map(lambda _: True, outcome)
 
