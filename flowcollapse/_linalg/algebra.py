@@ -11,7 +11,7 @@ import jax.scipy.linalg as jsl
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from ..programs import called, full_precision, lanes_last
+from ..programs import called, full_precision
 
 WRITTEN_OUT_UP_TO = 256
 """Products with up to this many multiplications are written out as sums. In blocks of lanes, sums are 1.2 to 3 times as
@@ -51,10 +51,6 @@ def times(A: Float[Array, "m k *lanes"], B: Float[Array, "k *shape"]) -> Float[A
         return jnp.matmul(A, B, precision="highest")
     matrix = B.ndim == A.ndim
     return total([(A[:, j, None] if matrix else A[:, j]) * B[j] for j in range(len(B))])
-
-
-times_of_lanes = lanes_last(times)
-"""`A B` for matrices without lanes, which under `jax.vmap` is a sum over lanes in the last axis."""
 
 
 def total(terms: Sequence[Any]) -> Any:

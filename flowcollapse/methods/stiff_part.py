@@ -6,7 +6,7 @@ import diffrax as dfx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .._linalg.algebra import beside, times, times_of_lanes
+from .._linalg.algebra import beside, times
 from ..endings.choice import ending_of
 from ..model.columns import Columns
 from ..model.problem import Point, Problem
@@ -56,7 +56,7 @@ def from_mean_residual(
 def bias_free_residual(problem: Problem, W: Float[Array, "C p"], X: Float[Array, "p n"]) -> Float[Array, " C"]:
     """`(W X u - T u) / a`, computed with vectors only."""
     counts = jnp.asarray(problem.model.counts, X.dtype)
-    return (times_of_lanes(W, problem.columns.times_ones(X)) - counts) / problem.model.num_samples
+    return (W @ problem.columns.times_ones(X) - counts) / problem.model.num_samples
 
 
 def mean_residual_field(

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .._linalg.algebra import in_blocks, square_norm, times_of_lanes
+from .._linalg.algebra import in_blocks, square_norm
 from ..model.columns import root_counts
 from ..model.problem import Point, Problem
 from .balance import Reference
@@ -33,7 +33,7 @@ class Products(NamedTuple):
     @classmethod
     def of(cls, rows: Float[Array, "C p"]) -> "Products":
         squares = jnp.sum(rows**2, axis=1)
-        return cls(times_of_lanes(rows, rows.T), squares, jnp.sum(squares))
+        return cls(rows @ rows.T, squares, jnp.sum(squares))
 
 
 class Defects(NamedTuple):
@@ -168,7 +168,7 @@ class View(Measured):
 
     @functools.cached_property
     def logits(self) -> Float[Array, "C n"]:
-        return self.problem.logits(self.point, times_of_lanes)
+        return self.problem.logits(self.point)
 
     @functools.cached_property
     def L_square(self) -> Float[Array, ""]:
