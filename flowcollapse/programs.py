@@ -109,7 +109,7 @@ def _lanes_last(function: Callable, mapped: Callable, up_to: int) -> Callable:
         else:
             turned = (_turned(x, size, b) for x, b in zip(arrays, batched, strict=True))
             # A call, because the code that turns the outcome would otherwise repeat its last operations for each entry.
-            outcome = called(_lanes_last(function, mapped, up_to))(*turned)
+            outcome = _lanes_last(called(function), mapped, up_to)(*turned)
             outcome = jax.tree.map(lambda x: jnp.moveaxis(x, -1, 0), outcome)
         return outcome, jax.tree.map(lambda _: True, outcome)
 
