@@ -89,13 +89,15 @@ def lanes_last(function: Callable, mapped: Callable | None = None, up_to: int = 
             of_leaves = _of_leaves(full_precision(function))
             return lambda *arrays: of_leaves(static, list(arrays))
 
-        return _lanes_last(of_arrays(function), of_arrays(mapped or function), up_to)(*arrays)
+        alone = of_arrays(function)
+        return _lanes_last(alone, called(alone), of_arrays(mapped or function), up_to)(*arrays)
 
     return call
 
 
-def _lanes_last(function: Callable, mapped: Callable, up_to: int) -> Callable:
-    """`lanes_last` for functions of arrays."""
+def _lanes_last(function: Callable, in_lanes: Callable, mapped: Callable, up_to: int) -> Callable:
+    """`lanes_last` for functions of arrays. With lanes, the function is the call `in_lanes`: otherwise the code that
+    turns the outcome would repeat the last operations for each entry."""
 
     @jax.custom_batching.custom_vmap
     def single(*arrays):
@@ -108,8 +110,7 @@ def _lanes_last(function: Callable, mapped: Callable, up_to: int) -> Callable:
             outcome = jax.vmap(mapped, axes, axis_size=size)(*arrays)
         else:
             turned = (_turned(x, size, b) for x, b in zip(arrays, batched, strict=True))
-            # A call, because the code that turns the outcome would otherwise repeat its last operations for each entry.
-            outcome = _lanes_last(called(function), mapped, up_to)(*turned)
+            outcome = _lanes_last(in_lanes, in_lanes, mapped, up_to)(*turned)
             outcome = jax.tree.map(lambda x: jnp.moveaxis(x, -1, 0), outcome)
         return outcome, jax.tree.map(lambda _: True, outcome)
 
