@@ -53,14 +53,15 @@ def _output_weights(x: Float[Array, "*lanes"]) -> Float[Array, "stage *lanes"]:
 def _inside(x, h, z, y0: PyTree, k: PyTree, g: Any) -> PyTree:
     """The state at the fraction x of a step of size h."""
     weights = h * _output_weights(x)
-    slow0, fast0 = (y0, None) if z is None else y0
 
     def at(y, ks):
         # Without lanes, one product is a shorter program than a sum.
         return y + (total([weights[j] * ks[j] for j in USED]) if x.ndim else jnp.tensordot(weights, ks, 1))
 
-    slow = jax.tree.map(at, slow0, k)
-    return slow if z is None else (slow, _fast_inside(x, h, z, fast0, g))
+    if z is None:
+        return jax.tree.map(at, y0, k)
+    slow0, fast0 = y0
+    return jax.tree.map(at, slow0, k), _fast_inside(x, h, z, fast0, g)
 
 
 def _fast_inside(x, h, z, fast0: Array, g: Array) -> Array:
