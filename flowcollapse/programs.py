@@ -68,13 +68,22 @@ def called(function: Callable) -> Callable:
     It is compiled once, however often it is used, and its operands are computed once. A fusion would recompute them for
     each entry that reads them.
     """
-    program = jax.jit(_of_leaves(full_precision(function)), static_argnums=0)
+    program = _program(function, inline=False)
+    return lambda *args: _call(program, *_leaves_of(args))
 
-    def call(*args: Any) -> Any:
-        with set_xla_metadata(inlineable="false"):
-            return program(*_leaves_of(args))
 
-    return call
+def _program(function: Callable, inline: bool) -> Callable:
+    """The function of `_leaves_of`, which JAX traces once for arguments of one kind, `inline` or as a call."""
+    return jax.jit(_of_leaves(full_precision(function)), static_argnums=0, inline=inline)
+
+
+def _call(program: Callable, static: Any, arrays: list[Any]) -> Any:
+    with set_xla_metadata(inlineable="false"):
+        return program(static, arrays)
+
+
+_kept_program = functools.lru_cache(maxsize=64)(_program)
+"""A program that is traced once for all loops that hold it. JAX maps the body of a loop several times."""
 
 
 LANES_LAST_UP_TO = 2048
@@ -83,36 +92,35 @@ arguments. Lanes last is faster up to 900 numbers in a state (`benchmarks/sweep.
 of a step are too long."""
 
 
-def lanes_last(function: Callable, mapped: Callable | None = None) -> Callable:
+def lanes_last(function: Callable, mapped: Callable | None = None, up_to: int = LANES_LAST_UP_TO) -> Callable:
     """The same function of pytrees, but on a CPU it takes the lanes of a `jax.vmap` as the last axis of all its arrays.
 
     Equal entries of neighbouring lanes are then adjacent in memory, which suits vector instructions. The function must
-    allow such trailing axes. If its arrays are small, it is called once for all lanes. Otherwise it is mapped as usual,
-    or `mapped`, which must give the same results, is mapped instead. Derivatives are those of the original function.
+    allow such trailing axes. If its arrays have at most `up_to` numbers per lane, it is called once for all lanes.
+    Otherwise it is mapped as usual, or `mapped`, which must give the same results, is mapped instead. Derivatives are
+    those of the original function.
     """
-
-    program, mapped_program = _inlined(function), _inlined(mapped or function)
 
     def call(*args: Any) -> Any:
         static, arrays = _leaves_of(args)
-        return _lanes_last(
-            lambda *arrays: program(static, list(arrays)), lambda *arrays: mapped_program(static, list(arrays))
-        )(*arrays)
+
+        def alone(*arrays: Any) -> Any:
+            return _kept_program(function, inline=True)(static, list(arrays))
+
+        def in_lanes(*arrays: Any) -> Any:
+            return _call(_kept_program(function, inline=False), static, list(arrays))
+
+        def in_turn(*arrays: Any) -> Any:
+            return _kept_program(mapped or function, inline=True)(static, list(arrays))
+
+        return _lanes_last(alone, in_lanes, in_turn, up_to)(*arrays)
 
     return call
 
 
-@functools.lru_cache(maxsize=64)
-def _inlined(function: Callable) -> Callable:
-    """The function of `_leaves_of`, which JAX traces once for arguments of one kind.
-
-    JAX maps the body of a loop again until it knows which values differ between the lanes.
-    """
-    return jax.jit(_of_leaves(full_precision(function)), static_argnums=0, inline=True)
-
-
-def _lanes_last(function: Callable, mapped: Callable) -> Callable:
-    """`lanes_last` for functions of arrays."""
+def _lanes_last(function: Callable, in_lanes: Callable, mapped: Callable, up_to: int) -> Callable:
+    """`lanes_last` for functions of arrays. With lanes, the function is the call `in_lanes`: otherwise the code that
+    turns the outcome would repeat the last operations for each entry."""
 
     @jax.custom_batching.custom_vmap
     def single(*arrays):
@@ -120,12 +128,13 @@ def _lanes_last(function: Callable, mapped: Callable) -> Callable:
 
     @single.def_vmap
     def of_lanes(size, batched, *arrays):
-        if jax.default_backend() != "cpu" or sum(x.size for x in arrays) > LANES_LAST_UP_TO * size:
+        if jax.default_backend() != "cpu" or sum(x.size for x in arrays) > up_to * size:
             axes = tuple(0 if b else None for b in batched)
             outcome = jax.vmap(mapped, axes, axis_size=size)(*arrays)
         else:
             turned = (_turned(x, size, b) for x, b in zip(arrays, batched, strict=True))
-            outcome = jax.tree.map(lambda x: jnp.moveaxis(x, -1, 0), _lanes_last(function, mapped)(*turned))
+            outcome = _lanes_last(in_lanes, in_lanes, mapped, up_to)(*turned)
+            outcome = jax.tree.map(lambda x: jnp.moveaxis(x, -1, 0), outcome)
         return outcome, jax.tree.map(lambda _: True, outcome)
 
     derived = jax.custom_jvp(single)

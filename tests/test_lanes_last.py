@@ -1,6 +1,7 @@
 """Lanes in lockstep as the last axis give the same numbers as a single lane, whatever the other lanes are."""
 
 import functools
+import re
 from typing import Any
 
 import jax
@@ -68,6 +69,15 @@ def test_large_arrays_are_mapped_as_usual():
     x = jnp.ones((3, LANES_LAST_UP_TO + 1))
     assert jax.vmap(function)(x).tolist() == (2 * x).tolist()
     assert set(seen) == {1}
+
+
+def test_lanes_of_lanes_share_one_call(numbers):
+    """XLA does not inline it, so it computes each operation once for all lanes, whatever turns the outcome back."""
+    function = jax.vmap(lanes_last(affine))
+    for deeper in (function, jax.vmap(function)):
+        arrays = numbers if deeper is function else tuple(x[None] for x in numbers)
+        text = jax.jit(deeper).lower(*arrays).as_text()
+        assert len(re.findall(r"call @.*inlineable", text)) == 1
 
 
 def test_derivatives_are_those_of_the_function(numbers):
@@ -147,6 +157,24 @@ def test_width_and_order_change_nothing():
     wanted, order = run(seeds, eps), jnp.array([2, 0, 1])
     same(run(seeds[order], eps[order]), jax.tree.map(lambda x: x[order], wanted), 1e6 * EPS)
     same(run(seeds[:2], eps[:2]), jax.tree.map(lambda x: x[:2], wanted), 1e6 * EPS)
+
+
+@pytest.mark.parametrize("solver", ["exponential", "tsit5"])
+def test_a_save_depends_on_no_other_save(solver):
+    """With 41 times, several fall into one step of one lane and none into that of another."""
+
+    def run(seed, ts):
+        start = fc.initial.sphere(MODELS["paper"], 0.3, key=jax.random.key(seed))
+        flow = fc.Flow(solver, rtol=1e-7, approach="explicit")
+        return fc.simulate(MODELS["paper"], start, flow, ts, metrics=("risk", "snc3"), save_states=True)
+
+    ends = jnp.array([0.7, 4.0, 9.0])
+    lanes = compiled(jax.vmap(run))
+    many = lanes(jnp.arange(3), ends[:, None] * jnp.linspace(0, 1, 41))
+    few = lanes(jnp.arange(3), ends[:, None] * jnp.linspace(0, 1, 6))
+    for found, wanted in zip(*(jax.tree.leaves((path.metrics, path.points)) for path in (many, few)), strict=True):
+        scale = np.abs(wanted).max()
+        np.testing.assert_allclose(found[:, ::8], wanted, rtol=0, atol=1e6 * EPS * scale)
 
 
 def test_a_lane_of_nan_disturbs_none():

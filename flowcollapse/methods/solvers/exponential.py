@@ -25,16 +25,13 @@ from jaxtyping import Array, Float, PyTree
 from ..._linalg.algebra import sum_of_squares, total
 from ...programs import SMALL, called, lanes_last
 from .dop853 import E3, E5, NUM_STAGES, A, C
+from .output import DenseOutput
 from .weights import (
     END,
     FIFTH,
     FURTHER,
     NEAR,
-    OUTPUT_ROWS,
     USED,
-    decay_and_moments,
-    nested,
-    output_coefficients,
     step_weights,
 )
 
@@ -208,13 +205,7 @@ def _step(output: bool, forcing: dfx.AbstractTerm, t0, h, z, y0: PyTree, first: 
     # The fast part keeps the full difference to order 5. Its errors at the stages enter the slow part with an order
     # near 6, and an estimate of order 8 would let them pass at tight tolerances.
     error = _estimate(h, fifth, third), of_fast
-    dense_info = {"y0": y0, "y1": whole(y1)}
-    if output:
-        slow = jax.tree.map(lambda ks: h * jnp.tensordot(jnp.asarray(OUTPUT_ROWS, ks.dtype), ks, 1), k)
-        dense_info |= {"slow": slow}
-        if relaxes:
-            lawson, polynomial = output_coefficients(z, g)
-            dense_info |= {"z": z, "lawson": h * lawson, "polynomial": h * polynomial}
+    dense_info = {"y0": y0, "k": k, "g": g, "z": z} if output else {"y0": y0, "y1": whole(y1)}
     last = jax.tree.map(lambda ks: ks[NUM_STAGES], (k, g))
     return whole(y1), jax.tree.map(jax.lax.stop_gradient, whole(error)), dense_info, whole(last)
 
@@ -228,36 +219,3 @@ def _estimate(h, fifth: PyTree, third: PyTree) -> PyTree:
     denominator = squares[0] + 0.01 * squares[1]
     ratio = jnp.sqrt(squares[0] / jnp.where(denominator > 0, denominator, 1.0))
     return jax.tree.map(lambda leaf: ratio * leaf, fifth)
-
-
-class DenseOutput(dfx.AbstractLocalInterpolation):
-    """Output inside a step. The slow part uses DOP853's polynomial of order 7. The fast part uses the exact integral of
-    a polynomial of degree 5 through the forcing, and Lawson's integral of the rest of the forcing. Without a fast part,
-    z is None."""
-
-    t0: Array
-    t1: Array
-    y0: PyTree
-    y1: PyTree
-    slow: PyTree
-    lawson: Array | None = None
-    polynomial: Array | None = None
-    z: Array | None = None
-
-    def evaluate(self, t0, t1=None, left=True):
-        if t1 is not None:
-            return jax.tree.map(lambda end, start: end - start, self.evaluate(t1), self.evaluate(t0))
-        h = self.t1 - self.t0
-        x = jnp.asarray((t0 - self.t0) / jnp.where(h > 0, h, 1.0))
-        return lanes_last(_inside)(x, self.z, self.y0, self.slow, self.lawson, self.polynomial)
-
-
-def _inside(x, z, y0: PyTree, slow: PyTree, lawson: Any, polynomial: Any) -> PyTree:
-    """The state at the fraction x of a step."""
-    if z is None:
-        return jax.tree.map(lambda y, coefficients: y + nested(x, coefficients), y0, slow)
-    slow0, fast0 = y0
-    decay, moments = decay_and_moments(z, x)
-    driven = total([moment * coefficient for moment, coefficient in zip(moments, polynomial, strict=True)])
-    state = jax.tree.map(lambda y, coefficients: y + nested(x, coefficients), slow0, slow)
-    return state, decay * (fast0 + nested(x, lawson)) + driven

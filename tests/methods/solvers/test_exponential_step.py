@@ -222,6 +222,30 @@ def test_without_a_rate_the_rows_are_those_of_dop853(rows):
     np.testing.assert_allclose(further[0], A[NUM_STAGES + 1 :], atol=1e-12)
 
 
+@pytest.mark.parametrize("in_lanes", [False, True])
+def test_the_output_meets_both_ends_of_its_step(in_lanes):
+    """It does so exactly, except that at the end the fast part has an error, below h^6."""
+
+    def forcing(t, y, rate):
+        return jnp.cos(3 * y[1]) + t, jnp.cos(3 * y[0]) + t
+
+    terms = dfx.MultiTerm(dfx.ODETerm(forcing), RELAXATION)
+    solver, zero, h = ExponentialDOP853(), jnp.zeros(()), jnp.asarray(0.1)
+
+    def step(start, rate):
+        y0 = (start, 2 * start)
+        state = solver.init(terms, zero, h, y0, rate)
+        y1, _, dense, _, _ = solver.step(terms, zero, h, y0, rate, state, made_jump=False)
+        output = solver.interpolation_cls(t0=zero, t1=h, **dense)
+        return (y0, output.evaluate(zero)), (y1, output.evaluate(h))
+
+    start, rates = jnp.asarray([0.4, -0.3]), jnp.asarray([0.0, 1.0, 2.0])
+    first, last = compiled(jax.vmap(step, (None, 0)) if in_lanes else step)(start, rates if in_lanes else rates[1])
+    np.testing.assert_allclose(first[1], first[0], rtol=1e3 * EPS)
+    np.testing.assert_allclose(last[1][0], last[0][0], rtol=1e3 * EPS)
+    np.testing.assert_allclose(last[1][1], last[0][1], rtol=0, atol=1e-6)
+
+
 def test_a_part_without_a_rate_is_stepped_like_the_slow_part():
     """Two equal unknowns drive each other; one of them is the fast part with a rate of zero."""
 
