@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import equinox as eqx
 import jax
@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from jax.experimental.xla_metadata import set_xla_metadata
 
 from ._checks import is_traced
+
+F = TypeVar("F", bound=Callable)
 
 QUICK = {"xla_backend_optimization_level": 0}
 """Compiler options for programs that run for milliseconds. Compiling takes 0.6 of the time, running up to twice as long
@@ -50,6 +52,11 @@ class Program:
         static, arrays = _leaves_of(args)
         quick = quick and not any(map(is_traced, arrays)) and jax.default_backend() == "cpu"
         return (self._quick if quick else self._thorough)(static, arrays)
+
+
+def inlined(function: F) -> F:
+    """The same function of arrays. Called outside a program it is one, in place of one for each of its operations."""
+    return jax.jit(function, inline=True)  # pyright: ignore[reportReturnType]
 
 
 def called(function: Callable) -> Callable:

@@ -11,7 +11,7 @@ import jax.scipy.linalg as jsl
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from ..programs import called, full_precision
+from ..programs import called, full_precision, inlined
 
 WRITTEN_OUT_UP_TO = 256
 """Products with up to this many multiplications are written out as sums. In blocks of lanes, sums are 1.2 to 3 times as
@@ -199,6 +199,7 @@ BY_COLUMNS_UP_TO = 4
 to LAPACK."""
 
 
+@inlined
 @jax.custom_jvp
 def pinv(A: Float[Array, "m n"]) -> Float[Array, "n m"]:
     """The pseudo-inverse, equal to `jnp.linalg.pinv`, by a QR factorisation if the rank is certainly full.
@@ -210,7 +211,7 @@ def pinv(A: Float[Array, "m n"]) -> Float[Array, "n m"]:
     return pinv(A.T).T if A.shape[0] < A.shape[1] else _pinvs(A[None])[0]
 
 
-@pinv.defjvp
+@pinv.__wrapped__.defjvp  # pyright: ignore[reportFunctionMemberAccess]
 @full_precision
 def _derivative_of_pinv(primals, tangents):
     (A,), (dA,) = primals, tangents
