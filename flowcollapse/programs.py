@@ -1,6 +1,7 @@
 """Programs: functions that XLA compiles once per kind of arguments, with an effort that suits the length of the run."""
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -55,8 +56,12 @@ class Program:
 
 
 def inlined(function: F) -> F:
-    """The same function of arrays. Called outside a program it is one, in place of one for each of its operations."""
-    return jax.jit(function, inline=True)  # pyright: ignore[reportReturnType]
+    """The same function of arrays. Called outside a program it is one, in place of one for each of its operations.
+
+    An argument with the name `counts` is static.
+    """
+    static = "counts" if "counts" in inspect.signature(function).parameters else None
+    return jax.jit(function, inline=True, static_argnames=static)  # pyright: ignore[reportReturnType]
 
 
 def called(function: Callable) -> Callable:
@@ -91,13 +96,19 @@ def lanes_last(function: Callable, mapped: Callable | None = None) -> Callable:
     def call(*args: Any) -> Any:
         static, arrays = _leaves_of(args)
 
-        def of_arrays(function: Callable) -> Callable:
-            of_leaves = _of_leaves(full_precision(function))
+        def of_arrays(of_leaves: Callable) -> Callable:
             return lambda *arrays: of_leaves(static, list(arrays))
 
-        return _lanes_last(of_arrays(function), of_arrays(mapped or function))(*arrays)
+        other = mapped and _of_leaves(full_precision(mapped))
+        return _lanes_last(of_arrays(_traced_once(function)), of_arrays(other or _traced_once(function)))(*arrays)
 
     return call
+
+
+@functools.lru_cache(maxsize=64)
+def _traced_once(function: Callable) -> Callable:
+    """The function of leaves as an inlined program: JAX traces it once, and not for every loop that holds it."""
+    return jax.jit(_of_leaves(full_precision(function)), static_argnums=0, inline=True)
 
 
 def _lanes_last(function: Callable, mapped: Callable) -> Callable:

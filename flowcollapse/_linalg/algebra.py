@@ -153,6 +153,7 @@ _inverse = one_by_one(lambda R: jsl.solve_triangular(R, jnp.eye(len(R), dtype=R.
 _pinv_by_svd = one_by_one(jnp.linalg.pinv)
 
 
+@inlined
 def positive_qr(A: Float[Array, "m r"]) -> tuple[Float[Array, "m r"], Float[Array, "r r"]]:
     """`A = Q R` with no negative diagonal entry in R, so every computation gives the same factors."""
     Q, R = qr(A)
