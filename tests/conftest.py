@@ -90,6 +90,12 @@ def programs_apart():
 
 
 @pytest.fixture
+def room():
+    """For tests that take more than half a gigabyte: the worker's programs are freed before."""
+    forget_programs()
+
+
+@pytest.fixture
 def thirty_two_bits():
     """JAX without float64, for one test."""
     fc.enable_x64(False)

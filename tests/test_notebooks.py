@@ -3,6 +3,7 @@
 import runpy
 from pathlib import Path
 
+import jax
 import jupytext
 import matplotlib.pyplot as plt
 import nbformat
@@ -12,10 +13,11 @@ NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.py"))
 
 
 @pytest.mark.filterwarnings("default", "ignore:FigureCanvasAgg is non-interactive")
-@pytest.mark.usefixtures("thirty_two_bits")
+@pytest.mark.usefixtures("room", "thirty_two_bits")
 @pytest.mark.parametrize("script", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_holds_what_it_asserts(script: Path):
-    """Notebooks begin in float32, as in a new process. They run in this one, because they share programs."""
+    """Notebooks begin in float32, as in a new process. They run in this one, which has imported everything."""
+    jax.devices()  # settles their number, before a notebook asks for every core
     runpy.run_path(str(script), run_name="__main__")
     assert "\nassert " in script.read_text(), "a notebook ends in an assertion on a law"
     plt.close("all")
