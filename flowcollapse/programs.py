@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import equinox as eqx
 import jax
@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from jax.experimental.xla_metadata import set_xla_metadata
 
 from ._checks import is_traced
+
+F = TypeVar("F", bound=Callable)
 
 QUICK = {"xla_backend_optimization_level": 0}
 """Compiler options for programs that run for milliseconds. Compiling takes 0.6 of the time, running up to twice as long
@@ -60,6 +62,16 @@ def _in_program(x: Any) -> bool:
     while jax.__version_info__ >= (0, 12) and is_traced(x) and hasattr(x, "primal"):
         x = x.primal
     return is_traced(x)
+
+
+def inlined(function: F, static: str | None = None) -> F:
+    """The same function of arrays, as one program if it is called outside of programs, not one for each operation.
+
+    Args:
+        function: takes arrays.
+        static: the name of an argument that is not an array.
+    """
+    return jax.jit(function, inline=True, static_argnames=static)  # pyright: ignore[reportReturnType]
 
 
 def called(function: Callable) -> Callable:

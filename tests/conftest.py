@@ -18,6 +18,9 @@ os.environ["XLA_FLAGS"] = " ".join(
 )
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "programs"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+# Programs say nothing of the lines of Python that they came from: that is a tenth of the time of tracing and compiling.
+os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # its other threads wait busily, for matrices of a few rows
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # XLA logs the processor's features whenever it loads a program
 
 import jax
@@ -37,10 +40,11 @@ fc.enable_compilation_cache()  # the folder above; an entry that the other worke
 fc.use_cpu_cores(2)  # sweeps are tested on one device and on two
 
 
-# Tracing makes many objects that live long, and Python would search them for garbage again and again.
+# Tracing makes many objects that live long, and Python would search them for garbage again and again. `forget_programs`
+# collects it instead.
 gc.collect()
 gc.freeze()
-gc.set_threshold(100_000, 20, 100)
+gc.disable()
 
 LARGEST = 1400 * 2**20
 """The resident memory in bytes at which a worker drops its programs; all of the suite together take several times
@@ -62,26 +66,33 @@ def forget_programs() -> None:
         getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)(0)
 
 
-@pytest.fixture(autouse=True)
-def bounded_memory():
-    """Free programs when memory grows. Until then, files share them: tracing takes a third of the suite's time."""
-    yield
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item, nextitem):
+    """Free programs when memory grows, and figures after each file.
+
+    Until then, files share programs: tracing takes a third of the suite's time. A fixture of this folder would not
+    reach the doctests of the package.
+    """
+    done = yield
     if resident() > LARGEST:
         forget_programs()
-
-
-@pytest.fixture(autouse=True, scope="module")
-def clean_slate(request):
-    """Test files share no figures, and programs only if they change nothing in the package."""
-    tests = (item for item in request.session.items if item.path == request.path)
-    changes = any("monkeypatch" in getattr(item, "fixturenames", ()) for item in tests)
-    if changes:
-        forget_programs()
-    yield
-    if changes:
-        forget_programs()
-    if "matplotlib.pyplot" in sys.modules:
+    if (nextitem is None or nextitem.path != item.path) and "matplotlib.pyplot" in sys.modules:
         sys.modules["matplotlib.pyplot"].close("all")
+    return done
+
+
+@pytest.fixture(scope="module")
+def programs_apart():
+    """For files whose tests change the package where it is traced: they neither find programs nor leave any."""
+    forget_programs()
+    yield
+    forget_programs()
+
+
+@pytest.fixture
+def room():
+    """For tests that take more than half a gigabyte: the worker's programs are freed before."""
+    forget_programs()
 
 
 @pytest.fixture

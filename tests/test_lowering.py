@@ -36,7 +36,10 @@ ON_HOST = r"callback|lapack|xla_ffi_python"
 
 PLATFORMS = ("cuda", "tpu")
 
-pytestmark = pytest.mark.filterwarnings("ignore::flowcollapse.PrecisionWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::flowcollapse.PrecisionWarning"),
+    pytest.mark.usefixtures("programs_apart"),
+]
 
 
 @pytest.fixture(autouse=True)

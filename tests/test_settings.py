@@ -191,6 +191,7 @@ import flowcollapse as fc
 import flowcollapse.settings
 flowcollapse.settings.cpu_cores = lambda: 2  # whatever machine this is
 fc.enable_x64()
+jax.config.update("jax_disable_most_optimizations", True)  # compiles faster; a flag would be inherited
 model = fc.UFM(num_classes=3, samples_per_class=(3, 4, 5), num_features=3, weight_decay=(0.1, 0.2, 0.3))
 descent = fc.Descent("sgd", 3, learning_rate=0.05)
 kept = dict(eps=[0.1], ts=2, metrics=["risk"], progress=False)
@@ -245,7 +246,7 @@ def test_cores_that_stay_idle_are_told_once():
     runs = "jax.random.key(0)\nfc.sweep(model, descent, seeds=40, devices=1, **kept)\n" + 2 * f"{SWEEP}\n"
     told = python(LANES + runs)
     assert sum("Warning" in line for line in told) == 1
-    assert told[0].startswith("error: <string>:12: DevicesWarning: JAX was in use before this call, with 1 CPU device")
+    assert told[0].startswith("error: <string>:13: DevicesWarning: JAX was in use before this call, with 1 CPU device")
     assert told[0].endswith("lanes run on 1 of 2 cores: call fc.use_cpu_cores() at the top of the program.")
 
 

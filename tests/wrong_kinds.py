@@ -9,6 +9,7 @@ docstring.
 
 import contextlib
 import functools
+import gc
 import importlib
 import io
 import json
@@ -387,5 +388,8 @@ def main(file: str, *names: str, examples: int = 6) -> None:
 if PROGRAM:
     import matplotlib as mpl
 
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 100)  # traced programs are many objects that live long
     mpl.use("agg")
     main(*sys.argv[1:])

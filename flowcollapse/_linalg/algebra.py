@@ -11,7 +11,7 @@ import jax.scipy.linalg as jsl
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from ..programs import called, full_precision
+from ..programs import called, full_precision, inlined
 
 WRITTEN_OUT_UP_TO = 256
 """Products with up to this many multiplications are written out as sums. In blocks of lanes, sums are 1.2 to 3 times as
@@ -153,6 +153,7 @@ _inverse = one_by_one(lambda R: jsl.solve_triangular(R, jnp.eye(len(R), dtype=R.
 _pinv_by_svd = one_by_one(jnp.linalg.pinv)
 
 
+@inlined
 def positive_qr(A: Float[Array, "m r"]) -> tuple[Float[Array, "m r"], Float[Array, "r r"]]:
     """`A = Q R` with no negative diagonal entry in R, so every computation gives the same factors."""
     Q, R = qr(A)
@@ -199,7 +200,7 @@ BY_COLUMNS_UP_TO = 4
 to LAPACK."""
 
 
-@jax.custom_jvp
+@inlined
 def pinv(A: Float[Array, "m n"]) -> Float[Array, "n m"]:
     """The pseudo-inverse, equal to `jnp.linalg.pinv`, by a QR factorisation if the rank is certainly full.
 
@@ -207,14 +208,20 @@ def pinv(A: Float[Array, "m n"]) -> Float[Array, "n m"]:
     values, in a seventh of their time. If `||A|| ||A^+||` is so large that a singular value may be rounding, the
     singular values are used.
     """
-    return pinv(A.T).T if A.shape[0] < A.shape[1] else _pinvs(A[None])[0]
+    return _pinv(A.T).T if A.shape[0] < A.shape[1] else _pinv(A)
 
 
-@pinv.defjvp
+@jax.custom_jvp
+def _pinv(A: Float[Array, "m n"]) -> Float[Array, "n m"]:
+    """The pseudo-inverse of a matrix with `m >= n`."""
+    return _pinvs(A[None])[0]
+
+
+@_pinv.defjvp
 @full_precision
 def _derivative_of_pinv(primals, tangents):
     (A,), (dA,) = primals, tangents
-    P = pinv(A)
+    P = _pinv(A)
     # Golub and Pereyra 1973, for constant rank, arranged so that no square matrix of the longer side is formed.
     inside, out, within = P @ dA @ P, dA.T - (dA.T @ A) @ P, dA.T @ P.T @ P
     return P, P @ (P.T @ out) + within - P @ (A @ within) - inside

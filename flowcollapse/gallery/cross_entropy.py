@@ -20,6 +20,9 @@ SHARES = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0
 
 SEEDS = 8
 
+FINE = 120
+"""The number of decays on the curves of theory."""
+
 
 def model(decay: Any) -> UFM:
     return UFM(num_classes=C, samples_per_class=N, num_features=P, weight_decay=decay, loss="cross-entropy")
@@ -33,7 +36,7 @@ def run(progress: bool) -> "xr.Dataset":
         eps=0, time=-1, drop=True
     )
     minima = [minimiser(model(decay)) for decay in decays]
-    fine = np.linspace(0.01, 1.2, 120)
+    fine = np.linspace(0.01, 1.2, FINE)
     curves = [minimiser(model(s * share)) for share in fine]
     about = {"units": "1"}
     found = {

@@ -8,11 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from ..programs import inlined
 from .labelled import LabelledFeatures
 from .neural_collapse import square_distances
 from .view import Measured, Metric, _or_nan, frame_defect
 
 
+@inlined
 def _frame_defect(gram: Float[Array, "C C"]) -> Float[Array, ""]:
     """The defect of a matrix whose trace is no measure of its size."""
     return frame_defect(gram, jnp.max(jnp.abs(gram)))
@@ -23,7 +25,11 @@ def _nc3_etf(view: Measured):
 
 
 def _unc3(view: Measured):
-    products = jnp.sum(view.paired.T * view.M, axis=0)
+    return _variation(jnp.sum(view.paired.T * view.M, axis=0))
+
+
+@inlined
+def _variation(products: Float[Array, " C"]) -> Float[Array, ""]:
     return jnp.std(products) / _or_nan(jnp.abs(jnp.mean(products)))
 
 
@@ -36,18 +42,28 @@ def _mean_and_variation(pairs: Float[Array, "C C"]) -> tuple[Float[Array, ""], F
     return mean, jnp.sqrt(variance) / _or_nan(jnp.abs(mean))
 
 
-def _square_chords(view: Measured) -> Float[Array, "C C"]:
+def _square_chords(M: Float[Array, "p C"], squares: Float[Array, " C"]) -> Float[Array, "C C"]:
     """Squared distances between the directions of the class means, and 1 on the diagonal."""
-    directions = view.M / _or_nan(jnp.sqrt(view.class_means.squares))
+    directions = M / _or_nan(jnp.sqrt(squares))
     return square_distances(directions) + jnp.eye(directions.shape[1], dtype=directions.dtype)
 
 
+@inlined
+def _log_energy_of(M: Float[Array, "p C"], squares: Float[Array, " C"]):
+    return _mean_and_variation(-0.5 * jnp.log(_square_chords(M, squares)))
+
+
+@inlined
+def _riesz_energy_of(M: Float[Array, "p C"], squares: Float[Array, " C"]):
+    return _mean_and_variation(1 / jnp.sqrt(_square_chords(M, squares)))
+
+
 def _log_energy(view: Measured):
-    return _mean_and_variation(-0.5 * jnp.log(_square_chords(view)))
+    return _log_energy_of(view.M, view.class_means.squares)
 
 
 def _riesz_energy(view: Measured):
-    return _mean_and_variation(1 / jnp.sqrt(_square_chords(view)))
+    return _riesz_energy_of(view.M, view.class_means.squares)
 
 
 def _nc1_class(view: Measured):

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .._linalg.algebra import pinv
+from ..programs import inlined
 from .view import Measured, Metric, _or_nan, _square
 
 
@@ -15,9 +16,13 @@ def _nc1(view: Measured):
     features contribute nothing. M has C columns that sum to zero; the reflection of (1, ..., 1) onto the first axis
     leaves C - 1 columns.
     """
-    M = view.M
-    reflected = M[:, 1:] - M[:, :1] / (1 + M.shape[1] ** 0.5)
-    return view.within_square(pinv(reflected)) / view.num_samples + 0.0 * view.M_square
+    return view.within_square(_inverse(view.M)) / view.num_samples + 0.0 * view.M_square
+
+
+@inlined
+def _inverse(M: Float[Array, "p C"]) -> Float[Array, "m p"]:
+    """The pseudo-inverse of the reflected M."""
+    return pinv(M[:, 1:] - M[:, :1] / (1 + M.shape[1] ** 0.5))
 
 
 def _nc1_trace(view: Measured):
@@ -25,8 +30,12 @@ def _nc1_trace(view: Measured):
 
 
 def _nc3(view: Measured):
-    W, M = view.paired.T, view.M
-    return jnp.sqrt(_square(W / jnp.sqrt(_or_nan(view.paired_square)) - M / jnp.sqrt(view.M_square)))
+    return _nc3_of(view.paired.T, view.M, view.paired_square, view.M_square)
+
+
+@inlined
+def _nc3_of(W: Float[Array, "p C"], M: Float[Array, "p C"], W_square: Float[Array, ""], M_square: Float[Array, ""]):
+    return jnp.sqrt(_square(W / jnp.sqrt(_or_nan(W_square)) - M / jnp.sqrt(M_square)))
 
 
 def _nc4(view: Measured):
@@ -38,13 +47,18 @@ COMPARED_AT_ONCE = 2**14
 
 
 def _cdnv(view: Measured):
-    M, variances = view.M, view.variances()
+    return _cdnv_of(view.M, view.variances())
+
+
+@inlined
+def _cdnv_of(M: Float[Array, "p C"], variances: Float[Array, " C"]) -> Float[Array, ""]:
     C = len(variances)
     same = jnp.eye(C, dtype=M.dtype)
     ratios = (variances[:, None] + variances) / _or_nan(square_distances(M) + same) * (1 - same)
     return jnp.sum(ratios) / (2 * C * (C - 1))
 
 
+@inlined
 def square_distances(M: Float[Array, "p C"]) -> Float[Array, "C C"]:
     """`||m_i - m_j||^2` for all pairs of columns.
 

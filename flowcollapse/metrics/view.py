@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 from .._linalg.algebra import in_blocks, square_norm
 from ..model.columns import root_counts
 from ..model.problem import Point, Problem
+from ..programs import inlined
 from .balance import Reference
 from .target import Target
 
@@ -30,10 +31,11 @@ class Products(NamedTuple):
         inverse = 1 / _or_nan(jnp.sqrt(self.squares))
         return self.gram * inverse[:, None] * inverse
 
-    @classmethod
-    def of(cls, rows: Float[Array, "C p"]) -> "Products":
+    @staticmethod
+    @inlined
+    def of(rows: Float[Array, "C p"]) -> "Products":
         squares = jnp.sum(rows**2, axis=1)
-        return cls(rows @ rows.T, squares, jnp.sum(squares))
+        return Products(rows @ rows.T, squares, jnp.sum(squares))
 
 
 class Defects(NamedTuple):
@@ -43,15 +45,16 @@ class Defects(NamedTuple):
     angles: Float[Array, ""]
     gram: Float[Array, ""]
 
-    @classmethod
-    def of(cls, vectors: Products) -> "Defects":
+    @staticmethod
+    @inlined
+    def of(vectors: Products) -> "Defects":
         gram, squares, total = vectors
         C, lengths = len(squares), jnp.sqrt(squares)
         mean = jnp.sum(lengths) / C
         spread = jnp.sqrt(jnp.sum((lengths - mean) ** 2) / C) / _or_nan(mean)
         same = jnp.eye(C, dtype=gram.dtype)
         angles = jnp.sum(jnp.abs(vectors.cosines + 1 / (C - 1)) * (1 - same)) / (C * (C - 1))
-        return cls(spread, angles, frame_defect(gram, total))
+        return Defects(spread, angles, frame_defect(gram, total))
 
 
 def frame_defect(gram: Float[Array, "C C"], scale: Float[Array, ""]) -> Float[Array, ""]:
@@ -271,6 +274,7 @@ class Metric(NamedTuple):
         return self.of_model and not (self.costly or self.on_request)
 
 
+@inlined
 def _or_nan(denominator):
     """The denominator, or NaN if it is so small that dividing by it is meaningless."""
     return jax.lax.select(
@@ -282,6 +286,7 @@ SUMMED_AT_ONCE = 2**12
 """The most squares that are summed in one loop; in a longer loop, each addition would wait for the one before."""
 
 
+@inlined
 def _square(A: Float[Array, "m n"]) -> Float[Array, ""]:
     """`||A||_F^2`."""
     return jnp.sum(A**2) if A.size <= SUMMED_AT_ONCE else square_norm(A)

@@ -23,6 +23,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from .._errors import UsageError
 from .._linalg.algebra import beside, lower_factor, positive_qr, times
 from ..losses.base import AbstractLoss
+from ..programs import inlined
 
 MAX_LIFT_BYTES = 2 * 2**30
 
@@ -311,6 +312,7 @@ def root_counts(counts: tuple[int, ...], dtype) -> Float[Array, " C"]:
     return jnp.asarray(np.sqrt(np.array(counts, dtype=np.float64)), dtype)
 
 
+@functools.partial(inlined, static="counts")
 def class_means(H: Float[Array, "*batch p samples"], counts: tuple[int, ...]) -> Float[Array, "*batch p C"]:
     """`Hbar`: the mean column of each class."""
     if len(set(counts)) == 1:
@@ -319,6 +321,7 @@ def class_means(H: Float[Array, "*batch p samples"], counts: tuple[int, ...]) ->
     return jnp.add.reduceat(H, starts, axis=-1) / jnp.asarray(counts, H.dtype)
 
 
+@functools.partial(inlined, static="counts")
 def repeat_columns(M: Float[Array, "*batch p C"], counts: tuple[int, ...]) -> Float[Array, "*batch p samples"]:
     """`M (x) 1^T`: the column of each class, repeated once per sample."""
     if len(set(counts)) == 1:

@@ -27,10 +27,11 @@ DESCENT = "--method descent --num-steps 20 --metrics risk --num-saves 2 --num-fe
 
 
 def begin(words: str, before: str = "", **more) -> subprocess.Popen:
-    """Start the command in a separate process, without compiled programs of earlier processes."""
-    environment = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
-    environment["JAX_ENABLE_COMPILATION_CACHE"] = "false"
-    environment |= {"JAX_LOG_COMPILES": "1"} if "stderr" not in more else {}
+    """Start the command in a separate process. Where JAX says what it compiles, nothing is known from earlier."""
+    environment = dict(os.environ)
+    if "stderr" not in more:
+        del environment["JAX_COMPILATION_CACHE_DIR"]
+        environment |= {"JAX_LOG_COMPILES": "1", "JAX_ENABLE_COMPILATION_CACHE": "false"}
     streams: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | more
     program = PROGRAM.format(words=words.split(), before=before)
     return subprocess.Popen([sys.executable, "-c", program], text=True, env=environment, **streams)

@@ -25,7 +25,9 @@ EPS = float(np.finfo(np.float64).eps)
 
 
 def ufm(loss: Any = "cross-entropy", decay: Any = 0.0, counts=(N,) * C, p=P, **options) -> fc.UFM:
-    return systems.model_of(counts, p, loss=loss, weight_decay=decay, **options)
+    """The model, always with three decays, so that programs do not differ in their number."""
+    decays = decay if isinstance(decay, tuple) else (decay, decay, decay)
+    return systems.model_of(counts, p, loss=loss, weight_decay=decays, **options)
 
 
 def start_of(model: fc.UFM, eps=0.1) -> fc.State:

@@ -13,7 +13,7 @@ from flowcollapse import cli, gallery
 from flowcollapse.gallery import cross_entropy, imbalance, losses, margin, minority_collapse
 
 SMALLER = {
-    "cross-entropy": (cross_entropy, {"SHARES": (0.01, 0.1, 0.5, 0.98, 1.02), "SEEDS": 2}),
+    "cross-entropy": (cross_entropy, {"SHARES": (0.01, 0.1, 0.5, 0.98, 1.02), "SEEDS": 2, "FINE": 12}),
     "margin": (margin, {"SEEDS": 2}),
     "minority-collapse": (minority_collapse, {"SMALL": (3,)}),
     "losses": (losses, {"LOSSES": ("squared", "focal:2")}),
