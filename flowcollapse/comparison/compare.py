@@ -66,7 +66,7 @@ def compare(
     devices: int | Sequence[Device] | None = None,
     width: int | None = None,
     progress: bool = False,
-    **axes: Sequence[Any] | np.ndarray,
+    **axes: Any,
 ) -> "xr.Dataset":
     """Run a flow and optimizers from the same starts, and measure how far apart they are at the same times.
 
