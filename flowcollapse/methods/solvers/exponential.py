@@ -26,14 +26,7 @@ from ..._linalg.algebra import sum_of_squares, total
 from ...programs import SMALL, called, lanes_last
 from .dop853 import E3, E5, NUM_STAGES, A, C
 from .output import DenseOutput
-from .weights import (
-    END,
-    FIFTH,
-    FURTHER,
-    NEAR,
-    USED,
-    step_weights,
-)
+from .weights import END, FIFTH, FURTHER, NEAR, USED, step_weights
 
 
 def combined(coefficients: Sequence[float] | np.ndarray, arrays: Array) -> Array:
