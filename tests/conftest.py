@@ -40,11 +40,10 @@ fc.enable_compilation_cache()  # the folder above; an entry that the other worke
 fc.use_cpu_cores(2)  # sweeps are tested on one device and on two
 
 
-# Tracing makes many objects that live long, and Python would search them for garbage again and again. `forget_programs`
-# collects it instead.
+# Tracing makes many objects that live long, and Python would search them for garbage again and again.
 gc.collect()
 gc.freeze()
-gc.disable()
+gc.set_threshold(100_000, 20, 100)
 
 LARGEST = 1400 * 2**20
 """The resident memory in bytes at which a worker drops its programs; all of the suite together take several times
