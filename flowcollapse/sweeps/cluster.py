@@ -41,7 +41,6 @@ def connect(
         UsageError: if the extra `cluster` is not installed, a file is missing, or no scheduler answers.
     """
     try:
-        import dask.config
         from distributed import Client, Security
     except ImportError:
         raise UsageError('scheduler needs Dask distributed: pip install "flowcollapse[cluster]".') from None
@@ -53,11 +52,10 @@ def connect(
     if address.startswith("tls://") and len(given) < 3:
         raise UsageError(f"{address} needs certificates: give the authority's, this client's, and its key.")
     security = Security(require_encryption=True, **given) if given else None
-    before = dask.config.get("scheduler", None)
     try:
-        return Client(address, security=security, timeout=PATIENCE)
+        # Not Dask's default: it would read every file through this client, even if no scheduler has answered.
+        return Client(address, security=security, timeout=PATIENCE, set_as_default=False)
     except (OSError, ValueError, TypeError) as error:
-        dask.config.set(scheduler=before)  # otherwise Dask would read every file through the failed client
         raise UsageError(f"scheduler {address} does not answer: {error}; start it, or give its address.") from None
 
 
@@ -102,7 +100,8 @@ def on_cluster(
     try:
         everywhere = client.scatter(plan, broadcast=True)
         workers = max(1, len(client.scheduler_info(n_workers=-1)["workers"]))
-        finished = distributed.as_completed([submit(batch) for batch in itertools.islice(todo, AHEAD * workers)])
+        first = [submit(batch) for batch in itertools.islice(todo, AHEAD * workers)]
+        finished = distributed.as_completed(first, loop=client.loop)  # the client need not be Dask's default
         for future in finished:
             running.discard(future)
             yield future.result()
