@@ -1,4 +1,4 @@
-"""Steps and errors of the default solver against the tolerance, and the cost of compiling and of a step.
+"""Steps and errors of the default solver against the tolerance, also over many geometries, and the cost of a step.
 
     python benchmarks/solver_steps.py
     python benchmarks/solver_steps.py --quick
@@ -36,12 +36,14 @@ class Case(NamedTuple):
 
 PAPER = {"num_classes": 3, "samples_per_class": 3, "num_features": 15}
 SMALL = {"num_classes": 3, "samples_per_class": 4, "num_features": 6}
+LONE = {"num_classes": 2, "samples_per_class": 1, "num_features": 7, "weight_decay": 0.01}
 UNEQUAL = {"num_classes": 3, "samples_per_class": (5, 1, 3), "num_features": 5}
 CASES = (
     Case("the paper's task", PAPER, (1.0, 0.1, 0.01, 0.001)),
     Case("decay (0.2, 0.3, 0.1)", SMALL | {"weight_decay": (0.2, 0.3, 0.1)}, (0.3, 1.0)),
     Case("counts (5, 1, 3), decay (0.05, 0.02, 0.1)", UNEQUAL | {"weight_decay": (0.05, 0.02, 0.1)}, (0.5,)),
     Case("C = 3, N = 4, p = 6", SMALL, (2.0,)),
+    Case("C = 2, N = 1, p = 7, decay 0.01", LONE, (3.0,)),
 )
 
 
@@ -95,6 +97,45 @@ def rows_of(case: Case, rtols) -> None:
         print(f"| {case.name}, eps = {size:g} | {' | '.join(cells)} |", flush=True)
 
 
+GEOMETRIES = ((2, 1, 7), (3, 3, 15), (3, 4, 2), (5, 2, 3), (2, 3, 4), (4, 1, 3))
+"""Classes, samples per class and features."""
+
+DECAYS = ((0.0, 0.0, 0.0), (0.01, 0.01, 0.01), (0.2, 0.3, 0.1))
+
+
+def geometries() -> None:
+    """Print all steps and the largest errors of W and b over 18 runs of each geometry, at 31 times up to 10."""
+    ts = np.linspace(0.0, 10.0, 31)
+    print("| C, N, p |" + "".join(f" steps, errors at {rtol:g} |" for rtol in RTOLS[:2]) + "\n|---|---|---|")
+    for sizes in GEOMETRIES:
+        names = dict(zip(("num_classes", "samples_per_class", "num_features"), sizes, strict=True))
+
+        @jax.jit
+        @jax.vmap
+        def run(decay, start, rtol, names=names):
+            method = fc.Flow(rtol=rtol, approach="explicit")
+            path = fc.simulate(fc.UFM(**names, weight_decay=decay), start, method, ts, metrics=(), save_states=True)
+            return path.stats["accepted"] + path.stats["rejected"], path.states.W, path.states.b
+
+        cases = [(decay, eps, seed) for decay in DECAYS for eps in (0.1, 1.0, 3.0) for seed in (0, 1)]
+        starts = [fc.initial.sphere(fc.UFM(**names), eps, key=jax.random.key(seed)) for _, eps, seed in cases]
+        decays = tuple(jnp.asarray(column) for column in zip(*(decay for decay, *_ in cases), strict=True))
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts)
+        exact = [
+            reference(fc.UFM(**names, weight_decay=decay), start, ts)
+            for (decay, *_), start in zip(cases, starts, strict=True)
+        ]
+        cells = []
+        for rtol in RTOLS[:2]:
+            steps, W, b = (np.asarray(x) for x in run(decays, stacked, jnp.full(len(cases), rtol)))
+            worst = [
+                max(error(x, parts[part]) for x, parts in zip(found, exact, strict=True)) / rtol
+                for found, part in ((W, 0), (b, 2))
+            ]
+            cells.append(f"{steps.sum()}: {worst[0]:.2g}, {worst[1]:.2g}")
+        print(f"| {', '.join(map(str, sizes))} | {' | '.join(cells)} |", flush=True)
+
+
 def costs() -> None:
     """Print lines of StableHLO, compile time and CPU time of a step on the paper's task, in a block of lanes."""
     model = fc.UFM(**PAPER)
@@ -130,16 +171,18 @@ def costs() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one case at two tolerances")
-    parser.add_argument("--only", choices=("steps", "costs"), help="one of the two tables")
+    parser.add_argument("--only", choices=("steps", "geometries", "costs"), help="one of the tables")
     options = parser.parse_args()
     fc.enable_x64()
     rtols = RTOLS[:2] if options.quick else RTOLS
-    if options.only != "costs":
+    if options.only in (None, "steps"):
         heads = [f"steps at {rtol:g}" for rtol in rtols] + [f"errors at {rtol:g}" for rtol in rtols]
         print(f"| | {' | '.join(heads)} |\n|{'---|' * (len(heads) + 1)}")
         for case in CASES[:1] if options.quick else CASES:
             rows_of(case._replace(sizes=case.sizes[:1]) if options.quick else case, rtols)
-    if options.only != "steps" and not options.quick:
+    if options.only in (None, "geometries") and not options.quick:
+        geometries()
+    if options.only in (None, "costs") and not options.quick:
         costs()
 
 

@@ -24,7 +24,7 @@ from jaxtyping import Array, Float, PyTree
 
 from ..._linalg.algebra import sum_of_squares, total
 from ...programs import SMALL, called, lanes_last
-from .dop853 import E3, E5, NUM_STAGES, A, C
+from .dop853 import E3, E5, NUM_STAGES, A, C, D
 from .output import DenseOutput
 from .weights import END, FIFTH, FURTHER, NEAR, USED, step_weights
 
@@ -187,6 +187,13 @@ def _step(output: bool, forcing: dfx.AbstractTerm, t0, h, z, y0: PyTree, first: 
     k, g = in_a_loop(stage, count, parts(first))
 
     @called
+    def highest(h, z, k: PyTree, g: Any) -> tuple[PyTree, Any]:
+        """The largest value, inside the step, of the term of highest degree in the polynomial of the output."""
+        slow = jax.tree.map(lambda ks: h * combined(HIGHEST * D[3], ks), k)
+        # The fast part remembers its forcing for 1/a, and the term of a constant forcing is zero up to its rounding.
+        return slow, h / (1 + z) * combined(HIGHEST * D[3], g - g[0]) if relaxes else ()
+
+    @called
     def embedded(h, weights, k: PyTree, g: Any) -> tuple[PyTree, PyTree, Any]:
         """The differences between the end of the step and the ends of the embedded rows: slow (two) and fast."""
         fifth, third = (jax.tree.map(lambda ks, row=row: h * combined(row, ks), k) for row in (E5, E3))
@@ -198,10 +205,19 @@ def _step(output: bool, forcing: dfx.AbstractTerm, t0, h, z, y0: PyTree, first: 
     # The fast part keeps the full difference to order 5. Its errors at the stages enter the slow part with an order
     # near 6, and an estimate of order 8 would let them pass at tight tolerances.
     error = _estimate(h, fifth, third), of_fast
+    if output:
+        # In long steps the output errs more than the end does, in proportion to its last term.
+        error = _larger(h, error, highest(h / TRUSTED, z, k, g))
     dense_info = {"y0": y0, "k": k, "g": g, "z": z} if output else {"y0": y0, "y1": whole(y1)}
     last = jax.tree.map(lambda ks: ks[NUM_STAGES], (k, g))
     return whole(y1), jax.tree.map(jax.lax.stop_gradient, whole(error)), dense_info, whole(last)
 
+
+HIGHEST = 3**3 * 4**4 / 7**7
+"""The maximum of `x^4 (1 - x)^3`, the polynomial of the last row of `D`, for x between 0 and 1."""
+
+TRUSTED = 25.0
+"""The largest last term of the output, in units of the tolerance. The output errs by a tenth to a half of this term."""
 
 _mapped_step = functools.partial(_step, mapped=True)
 
@@ -212,3 +228,13 @@ def _estimate(h, fifth: PyTree, third: PyTree) -> PyTree:
     denominator = squares[0] + 0.01 * squares[1]
     ratio = jnp.sqrt(squares[0] / jnp.where(denominator > 0, denominator, 1.0))
     return jax.tree.map(lambda leaf: ratio * leaf, fifth)
+
+
+def _larger(h, some: PyTree, others: PyTree) -> PyTree:
+    """For each leaf the one with the larger norm. Lanes, if h has any, come last."""
+
+    def one_of(a, b):
+        a_squared, b_squared = (sum_of_squares([x], h.ndim) for x in (a, b))
+        return jnp.where(a_squared >= b_squared, a, b)
+
+    return jax.tree.map(one_of, some, others)

@@ -13,7 +13,7 @@ from systems import compiled
 from flowcollapse._linalg.phi import phi
 from flowcollapse.methods.solvers import weights as weights
 from flowcollapse.methods.solvers.dop853 import E5, NUM_STAGES, A, B, C
-from flowcollapse.methods.solvers.exponential import ExponentialDOP853, Relaxation
+from flowcollapse.methods.solvers.exponential import TRUSTED, ExponentialDOP853, Relaxation
 
 EPS = float(np.finfo(np.float64).eps)
 
@@ -175,6 +175,7 @@ def test_parts_that_drive_each_other_converge_with_order_six_and_a_half_at_least
 def test_the_estimate_of_the_error_falls_with_the_power_of_its_part(rate):
     """Eighth for the slow part and sixth for the fast part, at any rate. The modes are forced and linear. A fast mode
     depends only on the end of the step, where the forcing is known, and the fraction `1/(a h)^2` of the error remains.
+    Steps with output also bound the last term of the output, which falls with the seventh power.
     """
 
     def forcing(t, y, a):
@@ -187,15 +188,44 @@ def test_the_estimate_of_the_error_falls_with_the_power_of_its_part(rate):
     @compiled
     @jax.vmap
     def estimates(h):
-        solver, a = ExponentialDOP853(), jnp.asarray(rate)
+        return estimate(h, output=False), estimate(h, output=True)
+
+    def estimate(h, output):
+        solver, a = ExponentialDOP853(output), jnp.asarray(rate)
         state = solver.init(terms, start, start + h, y0, a)
         error = solver.step(terms, start, start + h, y0, a, state, made_jump=False)[1]
         return jnp.max(jnp.abs(error[0])), jnp.max(jnp.abs(error[1])) * jnp.maximum(a * h, 1.0) ** 2
 
     steps = np.geomspace(0.1, 0.4, 7)
-    slow, fast = (np.asarray(x) for x in estimates(jnp.asarray(steps)))
+    of_end, with_output = estimates(jnp.asarray(steps))
+    slow, fast = (np.asarray(x) for x in of_end)
     assert slope(1 / steps, slow) > 7.5
     assert 5.5 < slope(1 / steps, fast) < 6.5
+    assert np.all(with_output[0] >= slow)
+    assert slope(1 / steps, with_output[0]) > 6.9
+
+
+def test_the_estimate_of_a_long_step_bounds_the_error_of_its_output():
+    """The true error inside of the first step of the rotation, in units of the tolerance that the estimate allows."""
+    terms, slow, fast = driven_rotation(1.0)
+    solver, rate, zero = ExponentialDOP853(), jnp.ones(()), jnp.zeros(())
+    y0, xs = (slow(zero), fast(zero)), jnp.linspace(0.1, 0.9, 9)
+
+    @compiled
+    @jax.vmap
+    def step(h):
+        state = solver.init(terms, zero, h, y0, rate)
+        _, error, dense, _, _ = solver.step(terms, zero, h, y0, rate, state, made_jump=False)
+        output = solver.interpolation_cls(t0=zero, t1=h, **dense)
+        inside = jax.vmap(lambda x: output.evaluate(x * h))(xs)
+        exact = slow(xs * h).T, fast(xs * h).T
+        return [jnp.linalg.norm(x) for x in error], [
+            jnp.max(jnp.linalg.norm(found - x, axis=1)) for found, x in zip(inside, exact, strict=True)
+        ]
+
+    for estimate, inside in zip(*step(jnp.asarray([0.3, 0.5, 0.8, 1.2])), strict=True):
+        assert np.all(np.asarray(inside) < TRUSTED * np.asarray(estimate))
+        assert np.all(np.asarray(inside) > 0.01 * np.asarray(estimate))
 
 
 # ---- the weights
