@@ -199,6 +199,9 @@ kept = dict(eps=[0.1], ts=2, metrics=["risk"], progress=False)
 
 SPLIT = """
 import flowcollapse.simulation, flowcollapse.comparison.compare, flowcollapse.reproduce, flowcollapse.sweeps.sweep
+import warnings
+# Python 3.12 warns that a thread of NumPy's library does not go on in the child. No program here needs it.
+warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
 def begin(*_, **__): raise StopIteration
 flowcollapse.simulation._simulate = flowcollapse.comparison.compare._grid = begin
 flowcollapse.reproduce.plateau_times = flowcollapse.sweeps.sweep.default_lanes = begin
