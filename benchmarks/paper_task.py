@@ -27,6 +27,7 @@ from peer_batch import METRICS, Batch, PeerUnavailable, Timing, fastest
 from peers import PEERS
 
 import flowcollapse as fc
+from flowcollapse.programs import thorough
 from flowcollapse.results.provenance import versions
 from flowcollapse.sweeps.capacity import CPU_WIDTH as BLOCK
 
@@ -67,7 +68,8 @@ def ours(batch: Batch, solver: str, *, save: bool = True) -> Timing:
         return path.final.H, path.final.W, path.final.b, curves, path.stats["evaluations"]
 
     lanes = tuple(jnp.asarray(x) for x in (batch.H0, batch.W0, batch.b0, batch.ts))
-    run = jax.jit(lambda all_lanes: jax.lax.map(one, all_lanes, batch_size=BLOCK))
+    # Blocks and compiler options are those of `fc.sweep`.
+    run = jax.jit(lambda all_lanes: jax.lax.map(one, all_lanes, batch_size=BLOCK), compiler_options=thorough())
     begin = time.perf_counter()
     compiled = run.lower(lanes).compile()
     compile_s = time.perf_counter() - begin

@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Int, PyTree
 
 from .._checks import check_integer, shown
 from .._errors import UsageError
+from ..programs import thorough
 
 CPU_BLOCKS = 8
 """Blocks that a CPU device takes in one call. The number is fixed so that sweeps of equal shapes share a program."""
@@ -68,7 +69,8 @@ class Engine:
         dealt = np.arange(blocks).reshape(self.blocks, devices).T.ravel()
         index = members[dealt]
         mesh = Mesh(np.array(self.devices), ("lanes",))
-        outcome = _run(self.function, mesh, self.shared, dealt < used, jax.tree.map(lambda x: x[index], lanes))
+        run = _program(self.devices[0].platform)
+        outcome = run(self.function, mesh, self.shared, dealt < used, jax.tree.map(lambda x: x[index], lanes))
         place = np.argsort(dealt)[:used, None] * self.width + np.arange(self.width)
         return outcome, place.ravel()[:count]
 
@@ -94,7 +96,12 @@ class Submitted(NamedTuple):
         return int(steps.sum()), paid
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.cache
+def _program(platform: str) -> Any:
+    """The program of all engines on devices of a platform."""
+    return jax.jit(_run, static_argnums=(0, 1), compiler_options=thorough() if platform == "cpu" else None)
+
+
 def _run(function, mesh: Mesh, shared: PyTree, used: Bool[Array, " blocks"], blocks: PyTree) -> PyTree:
     """Apply the function to every lane of every used block, on all devices at once; no device waits for another."""
 

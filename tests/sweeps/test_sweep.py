@@ -34,7 +34,7 @@ def grid(paper_model):
 
 def compiled() -> int:
     """The number of programs that the engine has compiled."""
-    return cast(Any, engine._run)._cache_size()
+    return engine._program("cpu")._cache_size()
 
 
 def alone(model, method, eps, seed, ts: Any = 5):
@@ -63,10 +63,8 @@ def test_each_lane_is_its_run_alone(grid, paper_model):
 def test_same_lane_same_numbers_in_any_company(method, paper_model, monkeypatch):
     some = {"eps": [0.1, 0.3, 1.0], "seeds": [4, 7, 1]}
     narrow = fc.sweep(paper_model, method, **some, width=1, lanes_per_task=2, **OPTIONS)
-    run: Any = jax.jit(
-        cast(Any, engine._run).__wrapped__, static_argnums=(0, 1), compiler_options=systems.USUAL_FUSIONS
-    )
-    monkeypatch.setattr(engine, "_run", run)
+    run = jax.jit(engine._run, static_argnums=(0, 1), compiler_options=systems.USUAL_FUSIONS)
+    monkeypatch.setattr(engine, "_program", lambda platform: run)
     whole = fc.sweep(paper_model, method, eps=[1.0, 0.1], seeds=5, width=4, **OPTIONS)
     same_width = fc.sweep(paper_model, method, **some, width=4, lanes_per_task=8, devices=1, **OPTIONS)
     common = {"eps": [1.0, 0.1], "seed": [1, 4]}
@@ -184,7 +182,7 @@ def test_no_program_hands_lapack_a_batch(start, sizes, method):
     lane, shared = Plan(grid, 3, common_metrics(grid, None), True).lane({})
     numbers = {"eps": np.full((2, 4), 0.1), "seed": np.zeros((2, 4), int)}
     mesh = Mesh(np.array(jax.local_devices()), ("lanes",))
-    program = cast(Any, engine._run).lower(lane, mesh, shared, np.full(2, True), numbers).as_text()
+    program = engine._program("cpu").lower(lane, mesh, shared, np.full(2, True), numbers).as_text()
     operands = OPERANDS_OF_LAPACK.findall(program)
     assert operands
     assert all(shape.count("x") <= 2 for of_call in operands for shape in of_call.split(", "))
