@@ -12,7 +12,7 @@ from systems import random_state
 import flowcollapse as fc
 from flowcollapse.curvature.hessian import hessian_vector_product
 from flowcollapse.methods.solvers.lean import lean_diffrax
-from flowcollapse.programs import Program, called
+from flowcollapse.programs import THOROUGH, Program, called, thorough
 
 MODEL = fc.UFM(num_classes=3, samples_per_class=4, num_features=6)
 
@@ -159,3 +159,13 @@ def test_a_program_takes_arrays_as_its_input_and_the_rest_as_what_it_is(compilat
     assert jax.jit(lambda x: scaled(x, 2, "a", quick=True)["a"])(jnp.ones(2)).tolist() == [2.0, 2.0]
     gradient = jax.grad(lambda x: scaled(x, 2.0, "a", quick=True)["a"].sum())(jnp.ones(2))
     assert gradient.tolist() == [2.0, 2.0]
+
+
+def test_long_programs_use_wide_vectors_but_flags_of_the_user_count_first(monkeypatch):
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    assert thorough() == THOROUGH
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_prefer_vector_width=128")
+    assert thorough() == {"xla_backend_optimization_level": 2}
+    x = jnp.linspace(0.0, 1.0, 1000)
+    wide, usual = (jax.jit(lambda x: jnp.sum(jnp.sin(x) * x), compiler_options=given)(x) for given in (THOROUGH, None))
+    np.testing.assert_allclose(wide, usual, rtol=1e-13)
