@@ -136,6 +136,12 @@ PLACES = (0, *range(END + 1), *range(NEAR + 1, NEAR + len(C) - NUM_STAGES))
 
 STAGE_USES = [np.zeros(0, bool), *USED[: END + 1], *FURTHER.used]
 
+HIGHEST = 3**3 * 4**4 / 7**7
+"""The maximum of `x^4 (1 - x)^3`, the polynomial of the last row of `D`, for x between 0 and 1."""
+
+TRUSTED = 25.0
+"""The largest last term of the output, in units of the tolerance. The output errs by a tenth to a half of this term."""
+
 
 def _step(output: bool, forcing: dfx.AbstractTerm, t0, h, z, y0: PyTree, first: PyTree, args: PyTree, mapped=False):
     """The end of a step, its error, the data for its output, and the forcing at its end.
@@ -212,12 +218,6 @@ def _step(output: bool, forcing: dfx.AbstractTerm, t0, h, z, y0: PyTree, first: 
     last = jax.tree.map(lambda ks: ks[NUM_STAGES], (k, g))
     return whole(y1), jax.tree.map(jax.lax.stop_gradient, whole(error)), dense_info, whole(last)
 
-
-HIGHEST = 3**3 * 4**4 / 7**7
-"""The maximum of `x^4 (1 - x)^3`, the polynomial of the last row of `D`, for x between 0 and 1."""
-
-TRUSTED = 25.0
-"""The largest last term of the output, in units of the tolerance. The output errs by a tenth to a half of this term."""
 
 _mapped_step = functools.partial(_step, mapped=True)
 
