@@ -29,6 +29,7 @@ from peers import PEERS
 import flowcollapse as fc
 from flowcollapse.programs import thorough
 from flowcollapse.results.provenance import versions
+from flowcollapse.simulation import simulate_lane
 from flowcollapse.sweeps.capacity import CPU_WIDTH as BLOCK
 
 EPS = (1.0, 1e-1, 1e-2, 1e-3)
@@ -58,12 +59,12 @@ def batch_of(start: fc.State, rtol: float) -> Batch:
 
 
 def ours(batch: Batch, solver: str, *, save: bool = True) -> Timing:
-    """`fc.simulate` in blocks of lanes in lockstep, one block after another."""
+    """The lanes of `fc.sweep`, with these starts and times: blocks in lockstep, one after another."""
 
     def one(lane):
         H, W, b, ts = lane
         method = fc.Flow(solver, rtol=batch.rtol, t1=ts[-1], approach="explicit")
-        path = fc.simulate(MODEL, fc.State(H=H, W=W, b=b), method, ts, metrics=METRICS if save else ())
+        path = simulate_lane(MODEL, fc.State(H=H, W=W, b=b), method, ts, METRICS if save else ())
         curves = jnp.stack([path.metrics[name] for name in METRICS], axis=-1) if save else jnp.nan
         return path.final.H, path.final.W, path.final.b, curves, path.stats["evaluations"]
 

@@ -78,25 +78,43 @@ def simulate(
         >>> path.result.name, path.final.H.shape
         ('plateau', (15, 9))
     """
+    save_states = check_flag("save_states", save_states)
+    model, start, method, times, names = _checked(model, start, method, ts, metrics)
+    # If the points at all save times fit into memory, a program that all methods share observes them after the run.
+    num_saves = times if isinstance(times, int) else len(times)
+    afterwards = (bool(names) or save_states) and num_saves * (start.X.size + start.W.size) <= KEPT
+    return _simulate(model, start, method, times, save_states, names, afterwards)
+
+
+def simulate_lane(model: UFM, start: State, method: Method, ts: Any, metrics: Any) -> Trajectory:
+    """`simulate` for one of many lanes in a program: each point is observed during the run.
+
+    The points of all lanes at all save times would not fit into a processor's cache.
+    """
+    model, start, method, times, names = _checked(model, start, method, ts, metrics)
+    return _simulate(model, start, method, times, False, names, afterwards=False)
+
+
+def _checked(
+    model: UFM, start: State, method: Method, ts: Any, metrics: Any
+) -> tuple[UFM, State, Method, Array | int, tuple[str, ...]]:
+    """Everything that a run needs, checked and in one precision, and the names of its metrics."""
     start = checked_start(model, start)
     check_method(method)
     start = reducible(model, start, method.coordinates)
     names = checked_names(model, start.columns, metrics)
     dtype = start.X.dtype
-    save_states = check_flag("save_states", save_states)
     times = check_integer("ts", ts) if isinstance(ts, int | np.integer) else checked_times(ts, method, dtype)
     method = method.prepared(model, times)
     model, method = as_arrays((model, method), dtype)
     times = method.saves(times if isinstance(times, int) or is_traced(ts) else np.asarray(ts, dtype), dtype)
-    times = times if isinstance(times, int) else jnp.asarray(times)
-    return _simulate(model, start, method, times, save_states, names)
+    return model, start, method, times if isinstance(times, int) else jnp.asarray(times), names
 
 
-def _simulate(model: UFM, start: State, method: Method, ts, save_states: bool, names: tuple[str, ...]) -> Trajectory:
+def _simulate(
+    model: UFM, start: State, method: Method, ts, save_states: bool, names: tuple[str, ...], afterwards: bool
+) -> Trajectory:
     quick = sum(x.size for x in (start.X, start.W, start.b)) <= SMALL
-    keep = bool(names) or save_states
-    # If the points at all save times fit into memory, a program that all methods share observes them after the run.
-    afterwards = keep and (ts if isinstance(ts, int) else len(ts)) * (start.X.size + start.W.size) <= KEPT
     inside = None if afterwards else (names, save_states)
     frame, point, run = _run(model, start, method, ts, inside, quick=quick)
     frame = frame.of(start)

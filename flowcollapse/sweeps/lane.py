@@ -15,7 +15,7 @@ from ..metrics.registry import asked_names, common_names
 from ..model.state import State
 from ..model.ufm import UFM
 from ..results.labels import STATE_VARIABLES, STATS
-from ..simulation import as_arrays, simulate
+from ..simulation import as_arrays, simulate_lane
 from .grid import SHAPE_AXES, Grid, decayed, of_lane
 
 
@@ -59,7 +59,7 @@ class Lane:
         parts = jax.tree.unflatten(self.structure, of_all)
         model, start, method = of_lane(parts, {**dict(self.shapes), **numbers})
         drawn = start(model, numbers["eps"], key=jax.random.key(numbers["seed"]))
-        path = simulate(model, drawn, method, self.num_saves or ts, metrics=self.metrics)
+        path = simulate_lane(model, drawn, method, self.num_saves or ts, self.metrics)
         kept = dict(path.metrics) | ({"t": path.ts} if self.num_saves else {})
         kept |= {f"steps_{name}": path.stats[name] for name in STATS if name in path.stats}
         if self.keep_final:
