@@ -9,7 +9,6 @@ from ..initial import REDUCED_FROM
 from ..model.columns import ClassMeanColumns
 from ..model.coordinates import state_size
 from ..model.ufm import UFM
-from ..simulation import KEPT
 from .engine import CPU_BLOCKS, Device
 from .lane import Plan
 
@@ -56,17 +55,20 @@ MEMORY_SHARE = 0.5
 `bytes_at_work`."""
 
 
+OBSERVED = 64
+"""The most numbers that a lane keeps of a saved point: the values of its metrics."""
+
+
 def bytes_at_work(model: UFM, saves: int) -> int:
     """The bytes that a lane takes while it runs, estimated from above by at most a factor of about four.
 
-    A run holds the stages of a step, and for its start and its metrics the features of all samples. If all saved points
-    are kept, they are observed together (`flowcollapse/simulation.py`). `benchmarks/gpu.py --only memory` measures it.
+    A run holds the stages of a step, for its start and its metrics the features of all samples, and `OBSERVED` numbers
+    for each saved point. `benchmarks/gpu.py --only memory` measures it.
     """
     state, samples = state_size(model), model.num_features * model.num_samples
     if samples >= REDUCED_FROM and ClassMeanColumns(model.counts).admits(model.loss):
         samples = 0  # a start that is drawn reduced
-    kept = saves if saves * (samples + model.num_classes * model.num_features) <= KEPT else 0
-    return 8 * (32 * state + 8 * samples + kept * (5 * state + 3 * samples))
+    return 8 * (32 * state + 8 * samples + OBSERVED * saves)
 
 
 def memory_of(devices: Sequence[Device]) -> int | None:

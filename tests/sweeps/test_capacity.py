@@ -59,14 +59,14 @@ def test_few_lanes_take_no_full_block():
 
 
 def test_many_save_times_narrow_a_block():
-    assert width(MEDIUM, Card(16 * GIB), saves=0) > width(SMALL, Card(16 * GIB), saves=6000)
+    assert width(SMALL, Card(16 * GIB), saves=0) > width(SMALL, Card(16 * GIB), saves=60_000)
 
 
 PLANS: dict[str, tuple[Any, ...]] = {
     "end states": ((3, 3, 15), 1, ()),
-    "saved points": ((3, 3, 15), 101, ("snc1", "nc4")),
+    "many times": ((3, 3, 15), 101, ("snc1", "nc4")),
     "many samples": ((2, 50, 3), 101, ("snc1", "nc4")),
-    "points observed in the run": ((10, 100, 64), 101, ("snc1", "nc4")),
+    "large states": ((10, 100, 64), 101, ("snc1", "nc4")),
 }
 
 
