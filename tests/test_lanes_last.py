@@ -151,6 +151,30 @@ def test_a_lane_is_its_run_alone(name):
         same(jax.tree.map(lambda x, i=i: x[i], together), alone(seeds[i], eps[i]), 1e6 * EPS)
 
 
+EXPLICIT = {
+    "tsit5": lambda rate: fc.Flow("tsit5", rtol=1e-5),
+    "dopri8": lambda rate: fc.Flow("dopri8", rtol=1e-5),
+    "modified": lambda rate: fc.ModifiedFlow(rate, solver="dopri5", rtol=1e-5),
+    "heavy ball": lambda rate: fc.HeavyBallFlow(rate, 0.3, rtol=1e-5),
+}
+
+
+@pytest.mark.parametrize(("name", "loss"), [*((name, "squared") for name in EXPLICIT), ("modified", "cross-entropy")])
+def test_a_lane_of_an_explicit_solver_is_its_run_alone(name, loss):
+    """Each lane has its own decay, and its own step size of the descent that its flow follows."""
+
+    def run(seed, rate):
+        model = fc.UFM(num_classes=3, samples_per_class=2, num_features=4, weight_decay=rate, loss=loss)
+        start = fc.initial.sphere(model, 0.3, key=jax.random.key(seed))
+        path = fc.simulate(model, start, EXPLICIT[name](rate), [1.0, 2.5, 4.0], metrics=("risk",), save_states=True)
+        states: Any = path.states
+        return path.stats, {"risk": path.metrics["risk"], "W": states.W, "H": states.H, "b": states.b}
+
+    seeds, rates = jnp.arange(3), jnp.array([0.02, 0.05, 0.1])
+    together = compiled(jax.vmap(run))(seeds, rates)
+    same(jax.tree.map(lambda x: x[2], together), compiled(run)(seeds[2], rates[2]), 1e6 * EPS)
+
+
 def test_width_and_order_change_nothing():
     _, run = programs_of("paper")
     seeds, eps = jnp.arange(3), jnp.array([0.3, 0.1, 1.0])

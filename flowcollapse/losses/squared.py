@@ -5,7 +5,7 @@ from typing import ClassVar
 from jaxtyping import Array, Float
 
 from .._linalg.algebra import square_norm
-from .base import AbstractLoss, Logits, Ones, Targets
+from .base import AbstractLoss, Logits, Ones, Targets, beside
 
 
 class Squared(AbstractLoss):
@@ -23,12 +23,13 @@ class Squared(AbstractLoss):
     quadratic: ClassVar[bool] = True
     squared_error: ClassVar[bool] = True
     convex: ClassVar[bool] = True
+    lanes_last: ClassVar[bool] = True
 
     def value(self, logits: Logits, targets: Targets, ones: Ones) -> Float[Array, ""]:
         return 0.5 * square_norm(logits - targets)
 
     def gradient(self, logits: Logits, targets: Targets, ones: Ones) -> Logits:
-        return logits - targets
+        return logits - beside(targets, logits)
 
     def curvature(self, logits: Logits, targets: Targets, ones: Ones, direction: Logits) -> Logits:
         return direction

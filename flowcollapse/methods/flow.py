@@ -60,6 +60,9 @@ class AbstractFlow(Method):
     rescales: ClassVar[bool] = False
     """Whether another clock only rescales the field, as in a gradient flow."""
 
+    lanes_last: ClassVar[bool] = False
+    """Whether `velocity` also takes points with lanes as the last axis, and one number of the flow for each lane."""
+
     def __init__(
         self,
         solver: str | dfx.AbstractSolver = "exponential",
@@ -138,11 +141,11 @@ class AbstractFlow(Method):
 
     def layout(self, problem: Problem) -> Layout | SecondOrder:
         """The layout of the state of the flow in the solver."""
-        return layout_of(problem, solver_of(self.solver), is_logarithmic(self.clock))
+        return layout_of(problem, solver_of(self.solver), self.lanes_last, is_logarithmic(self.clock))
 
     def initial(self, problem: Problem, start: Point) -> PyTree:
         """The initial state of the flow, in its layout."""
-        return layout_of(problem, solver_of(self.solver)).state(problem, start)
+        return layout_of(problem, solver_of(self.solver), self.lanes_last).state(problem, start)
 
     def check_fits(self, model: UFM) -> None:
         clock_for(self.clock, model)
@@ -295,6 +298,7 @@ class Flow(AbstractFlow):
 
     name = "flow"
     rescales = True
+    lanes_last = True
     __init__ = AbstractFlow.__init__  # type checkers do not see the inherited one
 
     def velocity(self, problem: Problem, point: Point) -> Point:

@@ -27,17 +27,32 @@ class Arguments(NamedTuple):
     flow: Any
 
 
-class LanesLastTerm(dfx.ODETerm):
-    """A term whose field allows lanes as the last axis of the state, and uses the problem without its samples."""
+@dataclasses.dataclass(frozen=True)
+class _Field:
+    """A field in a layout. Equal layouts give equal fields, so JAX traces a step of them once for all programs."""
 
-    def reads(self, args: Arguments) -> Problem:
+    layout: "Layout | SecondOrder"
+    function: Callable
+
+    def __call__(self, t, y: PyTree, args: Arguments) -> PyTree:
+        return self.function(self.layout, t, y, args)
+
+
+class LanesLastTerm(dfx.ODETerm):
+    """A term whose field allows lanes as the last axis of the state. It uses the problem without its samples, and the
+    flow if `uses_flow`."""
+
+    uses_flow: bool = eqx.field(static=True, default=False)
+
+    def reads(self, args: Arguments) -> Arguments:
         """The part of the arguments that the field reads."""
         model, columns = args.problem
         # Always three decays, because a single decay with three lanes would look like three decays.
-        return Problem(eqx.tree_at(lambda m: m.weight_decay, model, model.decays), columns.without_arrays())
+        problem = Problem(eqx.tree_at(lambda m: m.weight_decay, model, model.decays), columns.without_arrays())
+        return Arguments(problem, None, args.flow if self.uses_flow else None)
 
     def vf(self, t, y, args):
-        return super().vf(t, y, args if isinstance(args, Problem) else self.reads(args))
+        return super().vf(t, y, self.reads(args))
 
 
 def _squares(blocks: tuple[Array, ...]) -> Float[Array, "blocks *lanes"]:
@@ -51,7 +66,7 @@ class Layout:
     """The layout of a point in the solver: `((W, X), e)` with the mean residual, or `((W, X), b)`.
 
     `splits` says whether the solver takes two terms. With `log_clock` the time of the solver is `l = ln(1 + t)`.
-    `lanes_last` says whether the loss allows lanes as the last axis.
+    `lanes_last` says whether the loss and the flow allow lanes as the last axis.
     """
 
     mean_residual: bool
@@ -72,30 +87,16 @@ class Layout:
 
         Such solvers, and the log clock, are for the gradient flow. Otherwise the field is the flow's `velocity`.
         """
-
-        def forcing(t, y, problem):
-            (W, X), e = y
-            W_velocity, X_velocity, g = mean_residual_field(problem, W, X, e)
-            return (W_velocity, X_velocity), g
-
-        def rate(args: Arguments, dtype) -> Float[Array, ""]:
-            return stiff_rate(args.problem, dtype)
-
-        def gradient(t, y, problem):
-            point = self.point(problem, y)
-            # t = e^l - 1, so dt/dl = e^l
-            return self.state(problem, problem.scaled_field(point, t) if self.log_clock else problem.field(point))
-
-        def whole(t, y, args):
-            return self.state(args.problem, args.flow.velocity(args.problem, self.point(args.problem, y)))
-
         if self.mean_residual:
-            return dfx.MultiTerm(LanesLastTerm(forcing), Relaxation(rate))
+            return dfx.MultiTerm(LanesLastTerm(_Field(self, _forcing)), Relaxation(_rate))
         if not (self.splits or self.log_clock):
-            return dfx.ODETerm(whole)
-        one_by_one = dfx.ODETerm(lambda t, y, args: gradient(t, y, args.problem))
-        term = LanesLastTerm(gradient) if self.lanes_last else one_by_one
+            return self.term(_Field(self, _whole), uses_flow=True)
+        term = self.term(_Field(self, _gradient))
         return dfx.MultiTerm(term, Relaxation(None)) if self.splits else term
+
+    def term(self, field: Callable, uses_flow: bool = False) -> dfx.ODETerm:
+        """The term of a field."""
+        return LanesLastTerm(field, uses_flow) if self.lanes_last else dfx.ODETerm(field)
 
     def block_norms(self, problem: Problem, y: PyTree) -> Float[Array, "4"]:
         """The norms of W, B, L and of the mean residual or bias."""
@@ -129,13 +130,7 @@ class SecondOrder:
 
     def terms(self) -> dfx.AbstractTerm:
         """The field of both parts, for a flow that also has a `mass`."""
-
-        def field(t, y, args):
-            problem, flow = args.problem, args.flow
-            velocity = jax.tree.map(lambda z, u: (u - z) / flow.mass, *y)
-            return velocity, self.of_point.state(problem, flow.velocity(problem, self.point(problem, y)))
-
-        return dfx.ODETerm(field)
+        return self.of_point.term(_Field(self, _drifting), uses_flow=True)
 
     def block_norms(self, problem: Problem, y: PyTree) -> Float[Array, "8"]:
         """The norms of W, B, L and the bias, first of the point and then of the place it would drift to."""
@@ -148,11 +143,40 @@ class SecondOrder:
         return np.tile(self.of_point.rounding(dtype), 2)
 
 
-def layout_of(problem: Problem, solver: dfx.AbstractSolver, log_clock: bool = False) -> Layout:
-    """The layout of a point that a solver works on.
+def _forcing(layout: Layout, t, y, args: Arguments) -> PyTree:
+    """The field of `((W, X), e)` without the relaxation of e."""
+    (W, X), e = y
+    W_velocity, X_velocity, g = mean_residual_field(args.problem, W, X, e)
+    return (W_velocity, X_velocity), g
+
+
+def _rate(args: Arguments, dtype) -> Float[Array, ""]:
+    return stiff_rate(args.problem, dtype)
+
+
+def _gradient(layout: Layout, t, y, args: Arguments) -> PyTree:
+    """The gradient flow, in the time of the solver."""
+    problem, point = args.problem, layout.point(args.problem, y)
+    # t = e^l - 1, so dt/dl = e^l
+    return layout.state(problem, problem.scaled_field(point, t) if layout.log_clock else problem.field(point))
+
+
+def _whole(layout: Layout, t, y, args: Arguments) -> PyTree:
+    """The velocity of the flow."""
+    return layout.state(args.problem, args.flow.velocity(args.problem, layout.point(args.problem, y)))
+
+
+def _drifting(layout: SecondOrder, t, y, args: Arguments) -> PyTree:
+    """The field of a point and the place it would drift to."""
+    velocity = jax.tree.map(lambda z, u: (u - z) / args.flow.mass, *y)
+    return velocity, _whole(layout.of_point, t, y[0], args)
+
+
+def layout_of(problem: Problem, solver: dfx.AbstractSolver, lanes_last: bool, log_clock: bool = False) -> Layout:
+    """The layout of a point that a solver works on. `lanes_last` says whether the flow allows lanes as the last axis.
 
     A solver that treats the stiff part separately gets the mean residual of the squared error. Other losses have no
     stiff linear part.
     """
     loss, splits = problem.model.loss, splits_stiff_part(solver)
-    return Layout(splits and loss.squared_error and not log_clock, splits, log_clock, loss.lanes_last)
+    return Layout(splits and loss.squared_error and not log_clock, splits, log_clock, lanes_last and loss.lanes_last)

@@ -62,7 +62,7 @@ class _Lagging(AbstractFlow):
         self.learning_rate, self.momentum, self.nesterov = learning_rate, momentum, nesterov
 
     @property
-    def mass(self) -> Float[Array, ""]:
+    def mass(self) -> Float[Array, "*lanes"]:
         """The mass m of this module's docstring; `eta (1 - beta + 2 beta^2) / (2 (1 - beta)^2)` for Nesterov's form."""
         eta, beta = jnp.asarray(self.learning_rate), jnp.asarray(self.momentum)
         return eta * (1 - beta + 2 * beta**2 if self.nesterov else 1 + beta) / (2 * (1 - beta) ** 2)
@@ -112,6 +112,7 @@ class ModifiedFlow(_Lagging):
     nesterov: bool = eqx.field(static=True, default=False)
 
     name = "modified-flow"
+    lanes_last = True
     __init__ = _Lagging.__init__  # type checkers do not see the inherited one
 
     def velocity(self, problem: Problem, point: Point) -> Point:
@@ -159,6 +160,7 @@ class HeavyBallFlow(_Lagging):
     nesterov: bool = eqx.field(static=True, default=False)
 
     name = "heavy-ball-flow"
+    lanes_last = True
     symmetric = False  # the Jacobian of the first-order system is not
     __init__ = _Lagging.__init__
 
@@ -168,7 +170,7 @@ class HeavyBallFlow(_Lagging):
 
     def layout(self, problem: Problem) -> SecondOrder:
         """The point and the place it would drift to."""
-        return SecondOrder(layout_of(problem, solver_of(self.solver)))
+        return SecondOrder(layout_of(problem, solver_of(self.solver), self.lanes_last))
 
     def initial(self, problem: Problem, start: Point) -> PyTree:
         """The start, drifting as the gradient flow would."""

@@ -74,7 +74,7 @@ class Relaxation(dfx.ODETerm):
         super().__init__(relaxed)
 
 
-def _inner(term: dfx.AbstractTerm) -> dfx.AbstractTerm:
+def inner(term: dfx.AbstractTerm) -> dfx.AbstractTerm:
     """The term that diffrax has wrapped, or the term itself."""
     return getattr(term, "term", term)
 
@@ -118,12 +118,12 @@ class ExponentialDOP853(dfx.AbstractAdaptiveSolver):
 
     def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
         forcing, relaxation = terms.terms
-        h, rate = t1 - t0, cast(Relaxation, _inner(relaxation)).rate
+        h, rate = t1 - t0, cast(Relaxation, inner(relaxation)).rate
         z = None if rate is None else h * rate(args, y0[1].dtype)
         first = solver_state if made_jump is False else forcing.vf(t0, y0, args)
 
         data = (t0, h, z, y0, first)
-        reads = getattr(_inner(forcing), "reads", None)
+        reads = getattr(inner(forcing), "reads", None)
         if reads is None:
             y1, error, dense_info, last = _step(self.output, forcing, *data, args)
         else:

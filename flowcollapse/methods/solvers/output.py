@@ -1,5 +1,7 @@
 """Output of the exponential DOP853 inside a step, from the stages of the step."""
 
+import abc
+from collections.abc import Iterable
 from typing import Any
 
 import diffrax as dfx
@@ -16,7 +18,21 @@ USED = tuple(int(j) for j in np.flatnonzero(OUTPUT_ROWS.any(axis=0)))
 """The stages that the output uses."""
 
 
-class DenseOutput(dfx.AbstractLocalInterpolation):
+class StepOutput(dfx.AbstractLocalInterpolation):
+    """Output inside a step as a function of the fraction of the step that has passed."""
+
+    @abc.abstractmethod
+    def inside(self, x: Array, h: Array) -> PyTree:
+        """The state at the fraction x of a step of size h."""
+
+    def evaluate(self, t0, t1=None, left=True):
+        if t1 is not None:
+            return jax.tree.map(lambda end, start: end - start, self.evaluate(t1), self.evaluate(t0))
+        h = jnp.asarray(self.t1 - self.t0)
+        return self.inside(jnp.asarray((t0 - self.t0) / jnp.where(h > 0, h, 1.0)), h)
+
+
+class DenseOutput(StepOutput):
     """Output inside a step. The slow part uses DOP853's polynomial of order 7. The fast part uses the exact integral of
     a polynomial of degree 5 through the forcing, and Lawson's integral of the rest of the forcing. Without a fast part,
     z is None.
@@ -31,11 +47,7 @@ class DenseOutput(dfx.AbstractLocalInterpolation):
     g: Any = ()
     z: Array | None = None
 
-    def evaluate(self, t0, t1=None, left=True):
-        if t1 is not None:
-            return jax.tree.map(lambda end, start: end - start, self.evaluate(t1), self.evaluate(t0))
-        h = self.t1 - self.t0
-        x = jnp.asarray((t0 - self.t0) / jnp.where(h > 0, h, 1.0))
+    def inside(self, x, h):
         return lanes_last(_inside, up_to=STAGES_UP_TO)(x, h, self.z, self.y0, self.k, self.g)
 
 
@@ -50,18 +62,23 @@ def _output_weights(x: Float[Array, "*lanes"]) -> Float[Array, "stage *lanes"]:
     return nested(x, beside(OUTPUT_ROWS, x))
 
 
-def _inside(x, h, z, y0: PyTree, k: PyTree, g: Any) -> PyTree:
-    """The state at the fraction x of a step of size h."""
-    weights = h * _output_weights(x)
+def moved(h, weights: Float[Array, "stage *lanes"], used: Iterable[int], y0: PyTree, k: PyTree) -> PyTree:
+    """The state `y0 + h sum_j w_j k_j`, over the stages that are used."""
 
-    def at(y, ks):
+    def of_leaf(y, ks):
         # Without lanes, one product is a shorter program than a sum.
-        return y + (total([weights[j] * ks[j] for j in USED]) if x.ndim else jnp.tensordot(weights, ks, 1))
+        lanes = weights.ndim > 1
+        return y + (total([h * weights[j] * ks[j] for j in used]) if lanes else jnp.tensordot(h * weights, ks, 1))
 
+    return jax.tree.map(of_leaf, y0, k)
+
+
+def _inside(x, h, z, y0: PyTree, k: PyTree, g: Any) -> PyTree:
+    weights = _output_weights(x)
     if z is None:
-        return jax.tree.map(at, y0, k)
+        return moved(h, weights, USED, y0, k)
     slow0, fast0 = y0
-    return jax.tree.map(at, slow0, k), _fast_inside(x, h, z, fast0, g)
+    return moved(h, weights, USED, slow0, k), _fast_inside(x, h, z, fast0, g)
 
 
 def _fast_inside(x, h, z, fast0: Array, g: Array) -> Array:
