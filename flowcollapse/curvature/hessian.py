@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
@@ -94,10 +93,10 @@ def sharpness(model: UFM, state: State, *, iterations: int = ITERATIONS) -> Floa
     iterations = check_integer("iterations", iterations)
     check_state(model, state)
     model, state = floating(model, state)
-    return _sharpness(model, state, iterations)
+    return _sharpness(model, state, iterations, quick=is_small(state))
 
 
-@eqx.filter_jit
+@Program
 def _sharpness(model: UFM, state: State, iterations: int) -> Float[Array, "*batch"]:
     def of_one(one: State) -> Float[Array, ""]:
         frame, problem, point = enter(*jax.lax.stop_gradient((model, one)), "auto")
@@ -105,8 +104,7 @@ def _sharpness(model: UFM, state: State, iterations: int) -> Float[Array, "*batc
         X = away.X if one.columns.reduced else away.H
         return _quotient(*problem_of(model, one), Point(away.W, X, away.b))
 
-    with jax.default_matmul_precision("highest"):
-        return over_batch(of_one, state)
+    return over_batch(of_one, state)
 
 
 def largest_eigenvalue(problem: Problem, point: Point, iterations: int = ITERATIONS) -> Float[Array, ""]:

@@ -24,12 +24,13 @@ from .._checks import check_choice, check_integer, check_key, is_traced
 from .._errors import UsageError
 from .._linalg.algebra import eigh, eigvalsh, singular_values
 from .._linalg.lanczos import krylov
-from ..model.batch import floating, over_batch
+from ..model.batch import floating, is_small, over_batch
 from ..model.coordinates import enter
 from ..model.problem import Point, Problem
 from ..model.requirements import check_one, check_state
 from ..model.state import State
 from ..model.ufm import UFM
+from ..programs import Program
 from .hessian import ITERATIONS, operator
 
 MAX_DENSE = 2**13
@@ -139,10 +140,10 @@ def hessian_spectrum(
         num = check_integer("num", num)
         if num > num_parameters(model):
             raise UsageError(f"num is {num} but the Hessian has {num_parameters(model)} eigenvalues: ask for fewer.")
-    return _hessian_spectrum(model, state, num, which, iterations)
+    return _hessian_spectrum(model, state, num, which, iterations, quick=is_small(state))
 
 
-@eqx.filter_jit
+@Program
 def _hessian_spectrum(model: UFM, state: State, num: int | None, which: str, iterations: int) -> Spectrum:
     def of_one(one: State) -> Spectrum:
         _, problem, point = enter(model, one, "auto")
@@ -154,8 +155,7 @@ def _hessian_spectrum(model: UFM, state: State, num: int | None, which: str, ite
         candidates += [jnp.repeat(values, min(times, num)) for values, times in hidden]
         return Spectrum.of((sign * jnp.sort(sign * jnp.concatenate(candidates))[-num:], 1))
 
-    with jax.default_matmul_precision("highest"):
-        return over_batch(of_one, state)
+    return over_batch(of_one, state)
 
 
 def spectral_density(
@@ -192,11 +192,10 @@ def spectral_density(
     check_state(model, state)
     model, state = floating(model, state)
     check_one(state, "state")
-    with jax.default_matmul_precision("highest"):
-        return _spectral_density(model, state, key, probes, iterations)
+    return _spectral_density(model, state, key, probes, iterations, quick=is_small(state))
 
 
-@eqx.filter_jit
+@Program
 def _spectral_density(model: UFM, state: State, key: PRNGKeyArray, probes: int, iterations: int) -> SpectralDensity:
     _, problem, point = enter(model, state, "auto")
     apply, _, size = operator(problem, point)

@@ -18,7 +18,6 @@ several starts. All functions can be differentiated in the decays and in times a
 
 from collections.abc import Sequence
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,10 +26,12 @@ from jaxtyping import Array, Float, Int
 from .._checks import Number, check_integer, check_number, is_traced, real_numbers, shown
 from .._errors import UsageError
 from ..endings.modes import Growth, growing_part, target_modes
+from ..model.batch import is_small
 from ..model.problem import problem_of
 from ..model.requirements import require
 from ..model.state import State
 from ..model.ufm import UFM
+from ..programs import Program
 from ..simulation import as_arrays, checked_start
 from .bias import Times, bias, bias_rate, checked_times, integral, least
 from .riccati import balanced_flow as balanced_flow, second_phase as second_phase
@@ -70,10 +71,10 @@ def subspace_flow(model: UFM, start: State, ts: Times, *, rtol: Number | None = 
     start = checked_start(model, start)
     ts = checked_times(ts, start.W.dtype)
     _check_start(model, start, rtol)
-    return _subspace_flow(as_arrays(model, ts.dtype), start, ts)
+    return _subspace_flow(as_arrays(model, ts.dtype), start, ts, quick=is_small(start))
 
 
-@eqx.filter_jit
+@Program
 def _subspace_flow(model: UFM, start: State, ts: Float[Array, " time"]) -> State:
     left, sigma, right, r = _subspace_modes(model, start)
     slow = jnp.where(r < 0, -r, r)  # |r|, but with the derivative of the branch that is used at r = 0
@@ -126,10 +127,11 @@ def subspace_descent(
         raise UsageError(f"steps must be a list of numbers of steps, got {shown(steps)}: give one, such as [0, 100].")
     steps = [check_integer("steps", k, least=0) for k in given]
     model, eta = as_arrays((model, learning_rate), start.W.dtype)
-    return _subspace_descent(model, start, eta, jnp.asarray(steps, int), int(max(steps, default=0)))
+    kept, last = jnp.asarray(steps, int), int(max(steps, default=0))
+    return _subspace_descent(model, start, eta, kept, last, quick=is_small(start))
 
 
-@eqx.filter_jit
+@Program
 def _subspace_descent(model: UFM, start: State, eta, steps: Int[Array, " kept"], num_steps: int) -> State:
     left, sigma, right, r = _subspace_modes(model, start)
     rate = bias_rate(model, sigma.dtype)
@@ -194,19 +196,17 @@ def _subspace_modes(model: UFM, start: State):
     """
     problem, point = problem_of(model, start)
     r = _subspace_rate(model, point.W.dtype)
-    with jax.default_matmul_precision("highest"):
-        frame = jnp.asarray(target_modes(model)[0], point.W.dtype)
-        left, sigma, right = jnp.linalg.svd(growing_part(problem, point).T, full_matrices=False)
-        sigma = jnp.where(Growth.of(problem, point).values > 0, sigma, 0.0)
-        return frame @ left, sigma, right, r
+    frame = jnp.asarray(target_modes(model)[0], point.W.dtype)
+    left, sigma, right = jnp.linalg.svd(growing_part(problem, point).T, full_matrices=False)
+    sigma = jnp.where(Growth.of(problem, point).values > 0, sigma, 0.0)
+    return frame @ left, sigma, right, r
 
 
 def _on_subspace(model: UFM, start: State, left, sigmas, right, b: Float[Array, "time C"]) -> State:
     """The states of S with the given singular values."""
     problem, _ = problem_of(model, start)
-    with jax.default_matmul_precision("highest"):
-        W = (left * sigmas[:, None, :]) @ right
-        W, X, b = jax.vmap(lambda W, b: point_with(problem, W, b, start.X.shape[-1]))(W, b)
+    W = (left * sigmas[:, None, :]) @ right
+    W, X, b = jax.vmap(lambda W, b: point_with(problem, W, b, start.X.shape[-1]))(W, b)
     return State(X=X, W=W, b=b, columns=start.columns)
 
 

@@ -1,6 +1,5 @@
 """Flows that solve a matrix Riccati equation: from balanced starts, and in the slow phase after the means fit."""
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,12 +10,13 @@ from .._checks import Number, is_traced
 from .._errors import UsageError
 from .._linalg.algebra import triangular_turn
 from ..endings.modes import target_modes
+from ..model.batch import is_small
 from ..model.coordinates import to_class_means
 from ..model.problem import problem_of
 from ..model.requirements import known_decays, require
 from ..model.state import State
 from ..model.ufm import UFM
-from ..programs import full_precision
+from ..programs import Program, full_precision
 from ..simulation import as_arrays, checked_start
 from .bias import Times, bias, checked_times, integral, least
 from .subspace import check_rtol, default_rtol
@@ -60,30 +60,29 @@ def balanced_flow(model: UFM, start: State, ts: Times, *, rtol: Number | None = 
     ts = checked_times(ts, start.W.dtype)
     check_rtol(rtol)
     _check_balanced_start(model, start, rtol)
-    return _balanced_flow(as_arrays(model, ts.dtype), start, ts)
+    return _balanced_flow(as_arrays(model, ts.dtype), start, ts, quick=is_small(start))
 
 
-@eqx.filter_jit
+@Program
 def _balanced_flow(model: UFM, start: State, ts: Float[Array, " time"]) -> State:
-    with jax.default_matmul_precision("highest"):
-        means = to_class_means(model, start)
-        problem, (W, X, b) = problem_of(model, means)
-        lam = _imbalance(W, X)
-        U, s, V = (jnp.asarray(x, W.dtype) for x in target_modes(model))
-        C, k = U.shape
-        # F in its eigenvectors: each mode of the target has a growing and a decaying one; the rest has no target.
-        U = jnp.concatenate([U, jnp.full((C, C - k), C**-0.5, s.dtype)], axis=1)
-        V = jnp.concatenate([V, jnp.zeros((C, C - k), s.dtype)], axis=1)
-        omega = jnp.concatenate([jnp.hypot(s, lam / 2), jnp.full(C - k, lam / 2)])
-        angle = jnp.concatenate([jnp.arctan2(s, lam / 2) / 2, jnp.zeros(C - k, s.dtype)])[:, None]
-        a, c = U.T @ W, V.T @ X[:, :C].T
-        grow, fall = jnp.cos(angle) * a + jnp.sin(angle) * c, jnp.cos(angle) * c - jnp.sin(angle) * a
-        rest = X.T.at[:C].add(-V @ c)
-        rates = jnp.concatenate([omega, -omega, jnp.full(len(rest), -lam / 2)]) - problem.decays(W.dtype)[0]
-        Q = _riccati(jnp.concatenate([grow, fall, rest]), rates, ts)
-        grow, fall, rest = Q[:, :C], Q[:, C : 2 * C], Q[:, 2 * C :]
-        W = U @ (jnp.cos(angle) * grow - jnp.sin(angle) * fall)
-        X = rest.at[:, :C].add(V @ (jnp.sin(angle) * grow + jnp.cos(angle) * fall))
+    means = to_class_means(model, start)
+    problem, (W, X, b) = problem_of(model, means)
+    lam = _imbalance(W, X)
+    U, s, V = (jnp.asarray(x, W.dtype) for x in target_modes(model))
+    C, k = U.shape
+    # F in its eigenvectors: each mode of the target has a growing and a decaying one; the rest has no target.
+    U = jnp.concatenate([U, jnp.full((C, C - k), C**-0.5, s.dtype)], axis=1)
+    V = jnp.concatenate([V, jnp.zeros((C, C - k), s.dtype)], axis=1)
+    omega = jnp.concatenate([jnp.hypot(s, lam / 2), jnp.full(C - k, lam / 2)])
+    angle = jnp.concatenate([jnp.arctan2(s, lam / 2) / 2, jnp.zeros(C - k, s.dtype)])[:, None]
+    a, c = U.T @ W, V.T @ X[:, :C].T
+    grow, fall = jnp.cos(angle) * a + jnp.sin(angle) * c, jnp.cos(angle) * c - jnp.sin(angle) * a
+    rest = X.T.at[:C].add(-V @ c)
+    rates = jnp.concatenate([omega, -omega, jnp.full(len(rest), -lam / 2)]) - problem.decays(W.dtype)[0]
+    Q = _riccati(jnp.concatenate([grow, fall, rest]), rates, ts)
+    grow, fall, rest = Q[:, :C], Q[:, C : 2 * C], Q[:, 2 * C :]
+    W = U @ (jnp.cos(angle) * grow - jnp.sin(angle) * fall)
+    X = rest.at[:, :C].add(V @ (jnp.sin(angle) * grow + jnp.cos(angle) * fall))
     return _in_columns_of(start, means, W, jnp.swapaxes(X, 1, 2), bias(model, b, ts))
 
 
@@ -126,25 +125,24 @@ def second_phase(model: UFM, start: State, ts: Times, *, rtol: Number | None = N
     ts = checked_times(ts, start.W.dtype)
     check_rtol(rtol)
     _check_second_phase(model, start, rtol)
-    return _second_phase(as_arrays(model, ts.dtype), start, ts)
+    return _second_phase(as_arrays(model, ts.dtype), start, ts, quick=is_small(start))
 
 
-@eqx.filter_jit
+@Program
 def _second_phase(model: UFM, start: State, ts: Float[Array, " time"]) -> State:
-    with jax.default_matmul_precision("highest"):
-        means = to_class_means(model, start)
-        C, B, L = model.num_classes, means.B, means.L
-        u = jnp.sum(start.W, axis=0) / C**0.5
-        rates, V = jnp.linalg.eigh(jnp.outer(u, u) - L @ L.T)
-        # 2 u u^T solves the Riccati equation of D, and 2 L L^T solves that of -D.
-        root = 2**0.5
-        u = _riccati(root * (V.T @ u)[:, None], rates, ts)[..., 0] @ V.T / root
-        turned = V @ _riccati(root * V.T @ L, -rates, ts) / root
-        # Of the possible rotations of the samples, take the one that brings L closest to the start's L (Procrustes).
-        left, _, right = jnp.linalg.svd(jnp.swapaxes(turned, -1, -2) @ L)
-        L = turned @ left @ right
-        W = start.W - jnp.mean(start.W, axis=0) + u[:, None, :] / C**0.5
-        X = jnp.concatenate([jnp.broadcast_to(B, (len(ts), *B.shape)), L], axis=2)
+    means = to_class_means(model, start)
+    C, B, L = model.num_classes, means.B, means.L
+    u = jnp.sum(start.W, axis=0) / C**0.5
+    rates, V = jnp.linalg.eigh(jnp.outer(u, u) - L @ L.T)
+    # 2 u u^T solves the Riccati equation of D, and 2 L L^T solves that of -D.
+    root = 2**0.5
+    u = _riccati(root * (V.T @ u)[:, None], rates, ts)[..., 0] @ V.T / root
+    turned = V @ _riccati(root * V.T @ L, -rates, ts) / root
+    # Of the possible rotations of the samples, take the one that brings L closest to the start's L (Procrustes).
+    left, _, right = jnp.linalg.svd(jnp.swapaxes(turned, -1, -2) @ L)
+    L = turned @ left @ right
+    W = start.W - jnp.mean(start.W, axis=0) + u[:, None, :] / C**0.5
+    X = jnp.concatenate([jnp.broadcast_to(B, (len(ts), *B.shape)), L], axis=2)
     return _in_columns_of(start, means, W, X, jnp.broadcast_to(start.b, (len(ts), C)))
 
 
@@ -231,14 +229,13 @@ def _imbalance(W: Float[Array, "C p"], X: Float[Array, "p n"]) -> Float[Array, "
     return (jnp.sum(W**2) - jnp.sum(X**2)) / W.shape[1]
 
 
-@eqx.filter_jit
+@Program
 def _balance_defects(model: UFM, start: State) -> dict[str, Float[Array, ""]]:
     """The quantities that `balanced_flow` needs to vanish, each divided by its reference size, and `lam` itself."""
     problem, (W, X, b) = problem_of(model, start)
     lam, offset = _imbalance(W, X), b - jnp.asarray(model.counts, b.dtype) / model.num_samples
     size = jnp.sqrt(jnp.sum(W**2) + jnp.sum(X**2))
-    with jax.default_matmul_precision("highest"):
-        off = W.T @ W - X @ X.T - lam * jnp.eye(model.num_features, dtype=W.dtype)
+    off = W.T @ W - X @ X.T - lam * jnp.eye(model.num_features, dtype=W.dtype)
     defects = {
         "off": jnp.linalg.norm(off) / size**2,
         "lam": jnp.abs(lam) * model.num_features / size**2,
@@ -256,7 +253,7 @@ def _balance_defects(model: UFM, start: State) -> dict[str, Float[Array, ""]]:
 def _check_balanced_start(model: UFM, start: State, rtol: Number | None) -> None:
     """Raise `UsageError` if `balanced_flow` does not apply."""
     require(model, equal_decay="W^T W - H H^T = lam I needs equal decay: make them equal")
-    defects = _balance_defects(as_arrays(model, start.W.dtype), start)
+    defects = _balance_defects(as_arrays(model, start.W.dtype), start, quick=is_small(start))
     decays = known_decays(model)
     if decays is None or any(is_traced(x) for x in jax.tree.leaves((defects, rtol))):
         return
@@ -289,20 +286,19 @@ def _check_balanced_start(model: UFM, start: State, rtol: Number | None) -> None
         )
 
 
-@eqx.filter_jit
+@Program
 def _second_phase_defects(model: UFM, start: State) -> dict[str, Float[Array, ""]]:
     """The quantities that `second_phase` needs to vanish, divided by the size of the start."""
-    with jax.default_matmul_precision("highest"):
-        means = to_class_means(model, start)
-        problem, point = problem_of(model, means)
-        C, G = model.num_classes, problem.residual(point)
-        defects = {
-            "class means that miss their targets": G[:, :C],
-            "B^T L": means.B.T @ means.L,
-            "P W L": G[:, C:] - jnp.mean(G[:, C:], axis=0),
-            "1^T b - 1": jnp.sum(point.b) - 1,
-        }
-        size = jnp.sqrt(jnp.sum(point.W**2) + jnp.sum(point.X**2) + model.num_samples)
+    means = to_class_means(model, start)
+    problem, point = problem_of(model, means)
+    C, G = model.num_classes, problem.residual(point)
+    defects = {
+        "class means that miss their targets": G[:, :C],
+        "B^T L": means.B.T @ means.L,
+        "P W L": G[:, C:] - jnp.mean(G[:, C:], axis=0),
+        "1^T b - 1": jnp.sum(point.b) - 1,
+    }
+    size = jnp.sqrt(jnp.sum(point.W**2) + jnp.sum(point.X**2) + model.num_samples)
     return {name: jnp.linalg.norm(defect) / size for name, defect in defects.items()}
 
 
@@ -313,7 +309,7 @@ def _check_second_phase(model: UFM, start: State, rtol: Number | None) -> None:
         bias="without a bias there is no second phase: use a model with a bias",
         no_decay="the second phase has none: set it to 0",
     )
-    defects = _second_phase_defects(as_arrays(model, start.W.dtype), start)
+    defects = _second_phase_defects(as_arrays(model, start.W.dtype), start, quick=is_small(start))
     if any(is_traced(x) for x in jax.tree.leaves((defects, rtol))):
         return
     for name, defect in defects.items():

@@ -2,14 +2,15 @@
 
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ..._checks import Number, check_flag, check_integer, check_number
+from ...model.batch import is_small
 from ...model.state import State
 from ...model.ufm import UFM
+from ...programs import Program
 from ..bias import checked_times
 from .escape import Escape, check_small_start
 
@@ -66,15 +67,14 @@ def learning_curve(model: UFM, start: State, ts: Any, *, corrected: bool = True)
     """
     check_flag("corrected", corrected)
     check_small_start(model, start)
-    return _learning_curve(model, start, checked_times(ts, start.X.dtype), bool(corrected))
+    return _learning_curve(model, start, checked_times(ts, start.X.dtype), bool(corrected), quick=is_small(start))
 
 
-@eqx.filter_jit
+@Program
 def _learning_curve(model: UFM, start: State, ts: Float[Array, " time"], corrected: bool) -> LearningCurve:
-    with jax.default_matmul_precision("highest"):
-        escape = Escape.of(model, start)
-        mu = escape.s * jax.vmap(lambda t: escape.modes(t, corrected).x)(ts)
-        return _curve(escape, ts, mu, jnp.exp(-model.num_samples * ts))
+    escape = Escape.of(model, start)
+    mu = escape.s * jax.vmap(lambda t: escape.modes(t, corrected).x)(ts)
+    return _curve(escape, ts, mu, jnp.exp(-model.num_samples * ts))
 
 
 def descent_curve(model: UFM, start: State, learning_rate: Number, num_steps: int) -> LearningCurve:
@@ -106,13 +106,12 @@ def descent_curve(model: UFM, start: State, learning_rate: Number, num_steps: in
     check_number("learning_rate", learning_rate)
     num_steps = check_integer("num_steps", num_steps)
     check_small_start(model, start)
-    return _descent_curve(model, start, jnp.asarray(learning_rate, start.X.dtype), num_steps)
+    return _descent_curve(model, start, jnp.asarray(learning_rate, start.X.dtype), num_steps, quick=is_small(start))
 
 
-@eqx.filter_jit
+@Program
 def _descent_curve(model: UFM, start: State, eta: Float[Array, ""], num_steps: int) -> LearningCurve:
-    with jax.default_matmul_precision("highest"):
-        escape = Escape.of(model, start)
+    escape = Escape.of(model, start)
 
     def advance(now, _):
         mu, fast = now
@@ -152,13 +151,13 @@ def mean_modes(model: UFM, start: State, ts: Any) -> tuple[Float[Array, "time p"
         >>> bool(jnp.linalg.norm(u[1]) < 1e-9), round(float(jnp.linalg.norm(v[1]) / jnp.linalg.norm(v[0])), 3)
         (True, 0.909)
     """
-    return _mean_modes(model, start, check_small_start(model, start, checked_times(ts, jnp.result_type(float))))
+    ts = check_small_start(model, start, checked_times(ts, jnp.result_type(float)))
+    return _mean_modes(model, start, ts, quick=is_small(start))
 
 
-@eqx.filter_jit
+@Program
 def _mean_modes(model: UFM, start: State, ts: Float[Array, " time"]):
-    with jax.default_matmul_precision("highest"):
-        parts = jax.vmap(Escape.of(model, start).at)(ts)
+    parts = jax.vmap(Escape.of(model, start).at)(ts)
     return parts.u, parts.v
 
 

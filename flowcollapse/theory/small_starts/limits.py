@@ -8,7 +8,6 @@ motion of u and L (which exists if p > C - 1 and N > 1). The notation is that of
 import math
 from typing import NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -131,16 +130,15 @@ def plateau(model: UFM, start: State) -> Plateau:
         True
     """
     check_small_start(model, start)
-    return _plateau(model, start)
+    return _plateau(model, start, quick=is_small(start))
 
 
-@eqx.filter_jit
+@Program
 def _plateau(model: UFM, start: State) -> Plateau:
-    with jax.default_matmul_precision("highest"):
-        escape = Escape.of(model, start)
-        # So late that everything that decays has vanished, even in double precision.
-        parts = escape.at(jnp.asarray(400 / escape.s, escape.sigma.dtype), drift=False)
-        return Plateau(escape.state(parts.point), parts.u, parts.v, _leading_metrics(escape, parts))
+    escape = Escape.of(model, start)
+    # So late that everything that decays has vanished, even in double precision.
+    parts = escape.at(jnp.asarray(400 / escape.s, escape.sigma.dtype), drift=False)
+    return Plateau(escape.state(parts.point), parts.u, parts.v, _leading_metrics(escape, parts))
 
 
 def _leading_metrics(escape: Escape, parts: Parts) -> dict[str, Float[Array, ""]]:

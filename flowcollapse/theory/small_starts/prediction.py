@@ -174,11 +174,10 @@ def states(model: UFM, start: State, ts: Any) -> State:
     if ts is None:
         raise UsageError("ts is missing: give a list of times, such as [0.0, 5.0].")
     times = check_small_start(model, start, ts)
-    return _states(model, start, times)
+    return _states(model, start, times, quick=is_small(start))
 
 
-@eqx.filter_jit
+@Program
 def _states(model: UFM, start: State, ts: Float[Array, " time"]) -> State:
-    with jax.default_matmul_precision("highest"):
-        escape = Escape.of(model, start)
-        return escape.state(jax.vmap(lambda t: escape.at(t).point)(ts))
+    escape = Escape.of(model, start)
+    return escape.state(jax.vmap(lambda t: escape.at(t).point)(ts))
