@@ -44,7 +44,7 @@ from sweep_targets import (
     about_width,
 )
 
-SIZES = ((3, 3, 15), (4, 4, 18), (5, 6, 20), (6, 8, 24), (8, 10, 32), (10, 100, 64))
+SIZES = ((3, 3, 15), (3, 4, 15), (4, 3, 16), (4, 4, 18), (5, 6, 20), (6, 8, 24), (8, 10, 32), (10, 100, 64))
 ONE_BATCH = ("vmap_diffeqsolve", "torchode_tsit5")
 METHODS = (OURS, *ONE_BATCH, "scipy_dop853", "scipy_lsoda", "c_tsit5")
 LONGEST_S = 30.0

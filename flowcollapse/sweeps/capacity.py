@@ -18,18 +18,22 @@ ACCELERATOR_WIDTH = 4096
 BYTES_A_CALL = 2**26
 """Bytes that the results of one call may take on a device. A call always has at least one block."""
 
-CPU_WIDTHS = ((512, CPU_WIDTH), (2**16, 8))
-"""`(largest state, lanes per block)` on a CPU; larger states run one lane at a time. Compared with running lanes one by
-one, blocks take 0.7 of the time for the paper's task, about the same time for states of 400 to 1,500 numbers, and half
-the time at 5,000 numbers (`benchmarks/sweep.py --only width`)."""
+CPU_WIDTHS = ((192, CPU_WIDTH), (320, 16), (2048, 8))
+"""`(largest state, lanes per block)` on a CPU; larger states run one lane at a time. The stages of a block should fit into
+a core's second cache. Compared with running lanes one by one, blocks take half of the time for the paper's task, two
+thirds for states of 300 to 1,000 numbers, nine tenths at 1,500, and more time at 5,000 (`benchmarks/sweep.py --only
+width`)."""
+
+FULL_FROM = 16
+"""Blocks that may be as wide as this are always full, so that sweeps of any length share one program."""
 
 
 def block_width(model: UFM, devices: Sequence[Device], lanes: int, factorises: bool = False, saves: int = 0) -> int:
     """How many lanes run in lockstep: a few on a CPU, many on an accelerator, as far as its memory holds them.
 
-    Small states always use full blocks, so that sweeps of any length share one program. Large states, methods that
-    factorise a matrix for each lane, and accelerators use a power of two small enough that every device gets a block:
-    there, a sweep of few lanes should not pay for a full block.
+    Small states always use full blocks. Large states, methods that factorise a matrix for each lane, and accelerators use
+    a power of two small enough that every device gets a block: there, a sweep of few lanes should not pay for a full
+    block.
 
     Args:
         model: the model, with the sizes of these lanes.
@@ -41,7 +45,7 @@ def block_width(model: UFM, devices: Sequence[Device], lanes: int, factorises: b
     widest = ACCELERATOR_WIDTH
     if devices[0].platform == "cpu":
         widest = next((width for numbers, width in CPU_WIDTHS if state_size(model) <= numbers), 1)
-        if widest == CPU_WIDTH and not factorises:
+        if widest >= FULL_FROM and not factorises:
             return widest
     elif memory := memory_of(devices):
         fitting = int(MEMORY_SHARE * memory) // bytes_at_work(model, saves)
@@ -82,8 +86,8 @@ def blocks_a_call(bytes_a_lane: int, width: int) -> int:
     return max(1, min(CPU_BLOCKS, BYTES_A_CALL // (width * bytes_a_lane)))
 
 
-LANES_A_TASK = 1024
-NUMBERS_A_TASK = 2**18
+LANES_A_TASK = 4096
+NUMBERS_A_TASK = 2**20
 """The most lanes a task has on each CPU device, and the most numbers in their states. A lost task costs at most a few
 minutes, and writing a task takes a few percent of its time."""
 

@@ -55,7 +55,7 @@ def test_lockstep_pays_for_the_slowest_of_each_block():
 
 
 def test_blocks_are_narrow_where_states_are_large():
-    sizes = ((3, 3, 15), (10, 100, 64), (100, 500, 512))
+    sizes = ((3, 3, 15), (6, 8, 24), (100, 500, 512))
     small, medium, large = (UFM(num_classes=c, samples_per_class=n, num_features=p) for c, n, p in sizes)
     devices = jax.local_devices()
     assert capacity.block_width(small, devices, lanes=1000) == capacity.CPU_WIDTH
@@ -65,7 +65,7 @@ def test_blocks_are_narrow_where_states_are_large():
     assert 1 < capacity.block_width(medium, devices, lanes=1000) < capacity.CPU_WIDTH
     assert capacity.block_width(large, devices, lanes=1000) == 1
     assert state_size(medium) == state_size(
-        UFM(num_classes=10, samples_per_class=10**6, num_features=64)
+        UFM(num_classes=6, samples_per_class=10**6, num_features=24)
     )  # in class-mean columns
 
 
