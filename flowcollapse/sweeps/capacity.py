@@ -19,9 +19,9 @@ BYTES_A_CALL = 2**26
 """Bytes that the results of one call may take on a device. A call always has at least one block."""
 
 CPU_WIDTHS = ((192, CPU_WIDTH), (320, 16), (2048, 8))
-"""`(largest state, lanes per block)` on a CPU; larger states run one lane at a time. The stages of a block should fit into
-a core's second cache. Compared with running lanes one by one, blocks take half of the time for the paper's task, two
-thirds for states of 300 to 1,000 numbers, nine tenths at 1,500, and more time at 5,000 (`benchmarks/sweep.py --only
+"""`(largest state, lanes per block)` on a CPU; larger states run one lane at a time. The stages of a block should fit
+into a core's second cache. Compared with running lanes one by one, blocks take half of the time for the paper's task,
+two thirds for states of 300 to 1,000 numbers, nine tenths at 1,500, and more time at 5,000 (`benchmarks/sweep.py --only
 width`)."""
 
 FULL_FROM = 16
@@ -31,9 +31,9 @@ FULL_FROM = 16
 def block_width(model: UFM, devices: Sequence[Device], lanes: int, factorises: bool = False, saves: int = 0) -> int:
     """How many lanes run in lockstep: a few on a CPU, many on an accelerator, as far as its memory holds them.
 
-    Small states always use full blocks. Large states, methods that factorise a matrix for each lane, and accelerators use
-    a power of two small enough that every device gets a block: there, a sweep of few lanes should not pay for a full
-    block.
+    Small states always use full blocks. Large states, methods that factorise a matrix for each lane, and accelerators
+    use a power of two small enough that every device gets a block: there, a sweep of few lanes should not pay for a
+    full block.
 
     Args:
         model: the model, with the sizes of these lanes.
