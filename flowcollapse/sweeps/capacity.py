@@ -21,8 +21,8 @@ BYTES_A_CALL = 2**26
 CPU_WIDTHS = ((192, CPU_WIDTH), (320, 16), (2048, 8))
 """`(largest state, lanes per block)` on a CPU; larger states run one lane at a time. The stages of a block should fit
 into a core's second cache. Compared with running lanes one by one, blocks take half of the time for the paper's task,
-two thirds for states of 300 to 1,000 numbers, nine tenths at 1,500, and more time at 5,000 (`benchmarks/sweep.py --only
-width`)."""
+two thirds for states of 300 to 1,000 numbers, about the same time at 1,500, and more time at 5,000
+(`benchmarks/sweep.py --only width`)."""
 
 FULL_FROM = 16
 """Blocks that may be as wide as this are always full, so that sweeps of any length share one program."""
