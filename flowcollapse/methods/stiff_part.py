@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 from .._linalg.algebra import beside, times
 from ..endings.choice import ending_of
 from ..model.columns import Columns
-from ..model.problem import Point, Problem
+from ..model.problem import Point, Problem, products
 from ..programs import called
 
 FIRST_STEP = 3.0
@@ -95,7 +95,7 @@ def _residual(columns: Columns, W, X, mean):
 @called
 def _velocities(decays, W, X, G):
     lam_W, lam_H, _ = decays
-    of_W, of_X = times(G, jnp.swapaxes(X, 0, 1)), times(jnp.swapaxes(W, 0, 1), G)
+    of_W, of_X = products(W, X, G)
     return -of_W - lam_W * W, -of_X - lam_H * X
 
 

@@ -122,9 +122,9 @@ class Problem(NamedTuple):
 
     def _velocity(self, point: Point, G: Float[Array, "C n *lanes"], decays: Sequence[Any]) -> Point:
         """`-(G X^T + lam_W W)`, `-(W^T G + lam_H X)` and `-(G u + lam_b b)`."""
-        (lam_W, lam_H, lam_b), products = decays, _products if point.b.ndim == 1 else _products_of_lanes
+        (lam_W, lam_H, lam_b), of_residual = decays, products if point.b.ndim == 1 else _products_of_lanes
         b_velocity = -(self.columns.times_ones(G) + lam_b * point.b) if self.model.use_bias else jnp.zeros_like(point.b)
-        of_W, of_X = products(point.W, point.X, G)
+        of_W, of_X = of_residual(point.W, point.X, G)
         # One minus sign outside, because it cancels the one of descent: its steps take a tenth less time this way.
         return Point(-(of_W + lam_W * point.W), -(of_X + lam_H * point.X), b_velocity)
 
@@ -137,14 +137,14 @@ class Problem(NamedTuple):
         return self.columns.split(X)
 
 
-def _products(W, X, G):
-    """`G X^T` and `W^T G`."""
+def products(W, X, G):
+    """`G X^T` and `W^T G`. Lanes, if any, come last."""
     return times(G, jnp.swapaxes(X, 0, 1)), times(jnp.swapaxes(W, 0, 1), G)
 
 
 # With lanes, products are sums, which a fusion would compute anew for each entry that reads them.
 _residual_of_lanes, _scaled_residual_of_lanes = called(Problem.residual), called(Problem.scaled_residual)
-_products_of_lanes = called(_products)
+_products_of_lanes = called(products)
 
 
 def problem_of(model: UFM, state: State) -> tuple[Problem, Point]:

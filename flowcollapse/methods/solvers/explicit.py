@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from ...programs import called, lanes_last
-from .exponential import combined, in_a_loop, inner
+from .exponential import combined, for_lanes, in_a_loop
 from .output import STAGES_UP_TO, StepOutput, moved
 
 
@@ -35,8 +35,7 @@ class _Explicit(dfx.AbstractERK):
 
     def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
         first = solver_state if made_jump is False else terms.vf(t0, y0, args)
-        reads = getattr(inner(terms), "reads", None)
-        step, read = (_step, args) if reads is None else (lanes_last(_step), reads(args))
+        step, read = for_lanes(_step, terms, args)
         y1, error, k = step(type(self), terms, t0, t1 - t0, y0, first, read)
         last = jax.tree.map(lambda ks: ks[-1], k)
         return y1, error, {"y0": y0, "y1": y1, "k": k}, last, dfx.RESULTS.successful
@@ -75,7 +74,7 @@ class StagesOutput(StepOutput):
 
 
 def _inside(solver: type[_Explicit], x, h, y0: PyTree, k: PyTree) -> PyTree:
-    return moved(h, called(_output_weights)(solver, x), range(solver.tableau.num_stages), y0, k)
+    return moved(h * called(_output_weights)(solver, x), range(solver.tableau.num_stages), y0, k)
 
 
 def _output_weights(solver: type[_Explicit], x: Float[Array, "*lanes"]) -> Float[Array, "stage *lanes"]:

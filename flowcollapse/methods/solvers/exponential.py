@@ -74,9 +74,20 @@ class Relaxation(dfx.ODETerm):
         super().__init__(relaxed)
 
 
-def inner(term: dfx.AbstractTerm) -> dfx.AbstractTerm:
+def _inner(term: dfx.AbstractTerm) -> dfx.AbstractTerm:
     """The term that diffrax has wrapped, or the term itself."""
     return getattr(term, "term", term)
+
+
+def for_lanes(
+    step: Callable, term: dfx.AbstractTerm, args: Any, mapped: Callable | None = None
+) -> tuple[Callable, Any]:
+    """The step of a term, with the lanes last if the field of the term allows it, and what the field reads of `args`.
+
+    `mapped` is as for `lanes_last`.
+    """
+    reads = getattr(_inner(term), "reads", None)
+    return (step, args) if reads is None else (lanes_last(step, mapped), reads(args))
 
 
 class ExponentialDOP853(dfx.AbstractAdaptiveSolver):
@@ -118,16 +129,12 @@ class ExponentialDOP853(dfx.AbstractAdaptiveSolver):
 
     def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
         forcing, relaxation = terms.terms
-        h, rate = t1 - t0, cast(Relaxation, inner(relaxation)).rate
+        h, rate = t1 - t0, cast(Relaxation, _inner(relaxation)).rate
         z = None if rate is None else h * rate(args, y0[1].dtype)
         first = solver_state if made_jump is False else forcing.vf(t0, y0, args)
 
-        data = (t0, h, z, y0, first)
-        reads = getattr(inner(forcing), "reads", None)
-        if reads is None:
-            y1, error, dense_info, last = _step(self.output, forcing, *data, args)
-        else:
-            y1, error, dense_info, last = lanes_last(_step, _mapped_step)(self.output, forcing, *data, reads(args))
+        step, read = for_lanes(_step, forcing, args, _mapped_step)
+        y1, error, dense_info, last = step(self.output, forcing, t0, h, z, y0, first, read)
         return y1, error, dense_info, last, dfx.RESULTS.successful
 
 

@@ -1,4 +1,4 @@
-"""Output of the exponential DOP853 inside a step, from the stages of the step."""
+"""Output inside a step, from the stages of the step; and that of the exponential DOP853."""
 
 import abc
 from collections.abc import Iterable
@@ -62,23 +62,22 @@ def _output_weights(x: Float[Array, "*lanes"]) -> Float[Array, "stage *lanes"]:
     return nested(x, beside(OUTPUT_ROWS, x))
 
 
-def moved(h, weights: Float[Array, "stage *lanes"], used: Iterable[int], y0: PyTree, k: PyTree) -> PyTree:
-    """The state `y0 + h sum_j w_j k_j`, over the stages that are used."""
+def moved(weights: Float[Array, "stage *lanes"], used: Iterable[int], y0: PyTree, k: PyTree) -> PyTree:
+    """The state `y0 + sum_j w_j k_j`, over the stages that are used."""
 
     def of_leaf(y, ks):
         # Without lanes, one product is a shorter program than a sum.
-        lanes = weights.ndim > 1
-        return y + (total([h * weights[j] * ks[j] for j in used]) if lanes else jnp.tensordot(h * weights, ks, 1))
+        return y + (total([weights[j] * ks[j] for j in used]) if weights.ndim > 1 else jnp.tensordot(weights, ks, 1))
 
     return jax.tree.map(of_leaf, y0, k)
 
 
 def _inside(x, h, z, y0: PyTree, k: PyTree, g: Any) -> PyTree:
-    weights = _output_weights(x)
+    weights = h * _output_weights(x)
     if z is None:
-        return moved(h, weights, USED, y0, k)
+        return moved(weights, USED, y0, k)
     slow0, fast0 = y0
-    return moved(h, weights, USED, slow0, k), _fast_inside(x, h, z, fast0, g)
+    return moved(weights, USED, slow0, k), _fast_inside(x, h, z, fast0, g)
 
 
 def _fast_inside(x, h, z, fast0: Array, g: Array) -> Array:
